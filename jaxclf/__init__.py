@@ -1,0 +1,23 @@
+"""Image classification without a learned classifier layer, in JAX."""
+
+__version__ = "0.1.0"
+
+from jaxclf.backbones import list_models
+from jaxclf.classifier import create_model
+from jaxclf.config import Config, RunError, UsageError
+from jaxclf.heads import head_matrix, list_heads
+from jaxclf.loop import evaluate, train
+from jaxclf.torch_weights import load_torch
+
+__all__ = [
+    "Config",
+    "RunError",
+    "UsageError",
+    "create_model",
+    "evaluate",
+    "head_matrix",
+    "list_heads",
+    "list_models",
+    "load_torch",
+    "train",
+]

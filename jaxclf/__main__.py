@@ -1,0 +1,211 @@
+"""The command line: python -m jaxclf train | eval | table | data."""
+
+import dataclasses
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+
+from jaxclf import loop, tables
+from jaxclf.config import Config, RunError, UsageError, unknown
+from jaxclf.data import datasets
+from jaxclf.experiment import Table
+from jaxclf.results import Result
+
+USAGE = """usage: jaxclf COMMAND ...
+
+  train CONFIG.py --workdir DIR [--model.head identity --optim.lr 0.05 ...]   train, or go on with, one run
+  eval --workdir DIR [--checkpoint best]                                      evaluate a run's checkpoint
+  table EXPERIMENT.py --workdir DIR [--jobs 2 --run.epochs 1 ...]             run what a table lacks and render it
+  data list | info NAME | prepare NAME                                        the data sets
+
+jaxclf COMMAND --help shows every field with type, default and meaning."""
+
+Recipe = Annotated[Path, tyro.conf.Positional]
+Fields = Annotated[Config, tyro.conf.OmitArgPrefixes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train one config, or go on where a run of the same config stopped in the same directory."""
+
+    recipe: Recipe
+    """A file with get_config() -> Config, as in configs/."""
+    workdir: Path
+    """The run directory."""
+    config: Fields = Config()
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluate a run on its test images."""
+
+    workdir: Path
+    """The run directory."""
+    checkpoint: Literal["last", "best"] = "last"
+    """best: the checkpoint with the highest test accuracy, a diagnosis rather than a result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunTable:
+    """Run what a table lacks, then write table.md, index.html and results.jsonl into the directory.
+
+    Fields of the config (--run.epochs 1 ...) override those of every run.
+    """
+
+    experiment: Recipe
+    """A file with get_table() -> Table, as in experiments/."""
+    workdir: Path
+    """Directory of the runs and the rendered table."""
+    jobs: int = 1
+    """Processes that train at the same time, each on its share of the cores."""
+    rows: tuple[str, ...] = ()
+    """Labels of the rows to run; empty runs all."""
+    render: bool = True
+    """Write the rendered files at the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Show or prepare data sets."""
+
+    action: Annotated[Literal["list", "info", "prepare"], tyro.conf.Positional]
+    """list: all names; info: one set's facts; prepare: make one readable, once."""
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Name of the data set."""
+    data_dir: Path | None = None
+    """TFDS directory; None is TFDS's own default."""
+    downloads: Path | None = None
+    """Directory with the original files already downloaded, for machines without a network."""
+
+
+def train(args: Sequence[str]) -> None:
+    """Run `jaxclf train`."""
+    recipe = next((Path(arg) for arg in args if arg.endswith(".py")), None)
+    config = _load(recipe, "get_config")() if recipe else Config()
+    default = Train(tyro.MISSING, tyro.MISSING, config)
+    chosen = tyro.cli(Train, prog="jaxclf train", args=args, default=default)
+    _print_result(loop.train(chosen.config, chosen.workdir))
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Run `jaxclf eval`."""
+    chosen = tyro.cli(Eval, prog="jaxclf eval", args=args)
+    file = chosen.workdir / "config.json"
+    if not file.exists():
+        raise UsageError(f"{chosen.workdir} is not a run directory: it has no config.json")
+    config = Config.from_json(file.read_text())
+    _print_result(loop.evaluate(config, chosen.workdir, checkpoint=chosen.checkpoint))
+
+
+def table(args: Sequence[str]) -> None:
+    """Run `jaxclf table`."""
+    chosen, overrides = tyro.cli(RunTable, prog="jaxclf table", args=args, return_unknown_args=True)
+    if chosen.jobs < 1:
+        raise UsageError(f"--jobs is {chosen.jobs} but must be at least 1")
+    whole: Table = _load(chosen.experiment, "get_table")()
+    everything = tables.jobs(whole, chosen.workdir, _override(overrides))
+    wanted = {row.label for row in tables.select(whole, chosen.rows).rows}
+    pending = [job for job in everything if job.row.label in wanted and not job.done]
+    for job in pending[:1]:
+        loop.prepare(job.config)  # a fault that all runs share is said once, before any process starts
+    if chosen.jobs > 1 and len({job.row.label for job in pending}) > 1:
+        command = [sys.executable, "-m", "jaxclf", "table", str(chosen.experiment), "--workdir", str(chosen.workdir)]
+        tables.run_missing_in_parallel(
+            pending, chosen.jobs, lambda label: [*command, "--no-render", "--rows", label, *overrides]
+        )
+    else:
+        tables.run_missing(pending, lambda text: print(text, flush=True))
+    if chosen.render:
+        for path in tables.render(whole, everything, chosen.workdir):
+            print(path)
+        print((chosen.workdir / "table.md").read_text())
+
+
+def data(args: Sequence[str]) -> None:
+    """Run `jaxclf data`."""
+    chosen = tyro.cli(Data, prog="jaxclf data", args=args)
+    if chosen.action == "list":
+        for info in datasets.DATASETS.values():
+            shape = "x".join(map(str, info.image_shape))
+            size = f"{info.train_examples:,} + {info.test_examples:,}"
+            print(f"{info.name:15} {info.num_classes:4} classes  {shape:8}  {size:16}  {info.source}")
+        return
+    if chosen.name is None:
+        raise UsageError(f"jaxclf data {chosen.action} needs the name of a data set; `jaxclf data list` shows them")
+    if chosen.action == "info":
+        for field, value in dataclasses.asdict(datasets.info(chosen.name)).items():
+            print(f"{field}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
+    else:
+        print(datasets.prepare(chosen.name, data_dir=chosen.data_dir, downloads=chosen.downloads))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "eval": evaluate, "table": table, "data": data}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, or 2 after one line on stderr that says what was wrong."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if args else 2
+    warnings.showwarning = lambda message, *_, **__: print(f"jaxclf: warning: {message}", file=sys.stderr)
+    _cache_compilations()
+    try:
+        if args[0] not in COMMANDS:
+            raise unknown("command", args[0], COMMANDS)
+        COMMANDS[args[0]](args[1:])
+    except (UsageError, RunError, OSError) as error:
+        print(f"jaxclf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxclf: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _cache_compilations() -> None:
+    """Keep compiled programs in ~/.cache/jaxclf, unless JAX_COMPILATION_CACHE_DIR names another place."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "jaxclf" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _load(file: Path, function: str) -> Callable[..., Any]:
+    """Return a function of a recipe or experiment file; what such a file imports is found beside its directory."""
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}")
+    sys.path.insert(0, str(file.resolve().parent.parent))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise UsageError(f"{file} defines no {function}()")
+    return getattr(module, function)
+
+
+def _override(args: Sequence[str]) -> Callable[[Config], Config]:
+    return lambda config: tyro.cli(Config, prog="jaxclf table", args=args, default=config)
+
+
+def _print_result(result: Result) -> None:
+    per_class = f"{min(result.per_class):.2f} to {max(result.per_class):.2f} %"
+    print(f"test top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  per class {per_class}")
+    counts = "  ".join(f"{name} {count:,}" for name, count in result.parameters.items())
+    speed = f"  {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
+    print(f"step {result.step:,}  {counts}{speed}")
+    print(f"sha256 {result.sha256}  {result.workdir}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

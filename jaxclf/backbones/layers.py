@@ -1,0 +1,139 @@
+"""The layers that every backbone is made of, with PyTorch's meaning and PyTorch's parameter names.
+
+Convolution kernels are Flax's HWIO under the name `kernel`; everything else is named as PyTorch names it, so that a
+joined path is a PyTorch key (torch_weights.py).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxclf.config import UsageError
+from jaxclf.matrices import matrix
+
+Initializer = Callable[..., Any]
+
+he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+"""U(+-sqrt(6 / fan_in)), torch's kaiming_uniform_(nonlinearity="relu"): the thesis's default."""
+torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""U(+-1 / sqrt(fan_in)): what torch's Conv2d and Linear start from."""
+
+
+def uniform(bound: float) -> Initializer:
+    """Return the initialiser U(-bound, bound)."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    features: int,
+    kernel: int,
+    *,
+    fan_in: int = 0,
+    stride: int = 1,
+    padding: int = 0,
+    bias: bool = False,
+    init: Initializer = he_uniform,
+    name: str,
+) -> nn.Conv:
+    """Return torch's Conv2d(features, kernel, stride, padding, bias); `fan_in` = in * k * k is needed with a bias."""
+    if bias and not fan_in:
+        raise ValueError(f"conv {name}: a bias is drawn from fan_in, which was not given")
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=[(padding, padding)] * 2,
+        use_bias=bias,
+        kernel_init=init,
+        bias_init=uniform(fan_in**-0.5) if bias else nn.initializers.zeros,
+        name=name,
+    )
+
+
+class BatchNorm(nn.Module):
+    """torch.nn.BatchNorm2d: biased variance in the output, unbiased variance in the running average.
+
+    Flax's own layer keeps the biased one, which is off by n / (n - 1) and shows in short runs and small maps.
+    Statistics are float32 whatever the input; the variance is taken in two passes, as torch does.
+    """
+
+    momentum: float = 0.1
+    """Share of the new batch in the running average (torch's meaning; Flax's is one minus this)."""
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
+        """Normalise over (n, h, w); `train` uses the batch's statistics and updates the running ones."""
+        shape = (x.shape[-1],)
+        weight = self.param("weight", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "running_mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "running_var", jnp.ones, shape)
+        if train:
+            x32 = x.astype(jnp.float32)
+            mean = x32.mean((0, 1, 2))
+            var = jnp.square(x32 - mean).mean((0, 1, 2))
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                if count < 2:
+                    raise ValueError(f"BatchNorm in training needs more than one value per channel; got {x.shape}")
+                unbiased = var * (count / (count - 1))
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        return ((x - mean) * (jax.lax.rsqrt(var + self.eps) * weight) + bias).astype(x.dtype)
+
+
+def max_pool(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n i j c"]:
+    """torch's MaxPool2d(window): stride = window, no padding, floor."""
+    return nn.max_pool(x, (window, window), (window, window), [(0, 0), (0, 0)])
+
+
+def avg_pool(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n i j c"]:
+    """torch's AvgPool2d(window): stride = window, no padding, floor."""
+    return nn.avg_pool(x, (window, window), (window, window), [(0, 0), (0, 0)])
+
+
+def fixed_matrix(module: nn.Module, name: str, rows: int, columns: int, seed: int) -> Float[Array, "k d"]:
+    """Return the matrix `name` of matrices.py as `module`'s variable of that name in the `fixed` collection.
+
+    It is no parameter: no gradient, no optimiser slot, no decay, without a mask anywhere.
+    """
+    return module.variable("fixed", name, lambda: jnp.asarray(matrix(name, rows, columns, seed), jnp.float32)).value
+
+
+class FixedConv(nn.Module):
+    """A 1x1 convolution whose weights are a fixed matrix [k d]: x [n h w d] -> [n h w k]."""
+
+    matrix: str
+    features: int
+    seed: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w d"]) -> Float[Array, "n h w k"]:
+        """Multiply every position by the matrix."""
+        return x @ fixed_matrix(self, self.matrix, self.features, x.shape[-1], self.seed).T
+
+
+def fit_channels(x: Float[Array, "n h w c"], features: int) -> Float[Array, "n h w k"]:
+    """Zero-pad or centre-crop the channels to `features`, half on each side; an odd difference goes last."""
+    front = (features - x.shape[-1]) // 2 if features >= x.shape[-1] else -((x.shape[-1] - features) // 2)
+    back = features - x.shape[-1] - front
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 3 + [(front, back, 0)])
+
+
+def check_size(name: str, x: jax.Array, smallest: int) -> None:
+    """Raise `UsageError` for images [n h w c] that a backbone without padding cannot take."""
+    if x.ndim != 4:
+        raise UsageError(f"{name} takes images [n h w c]; got an array of shape {x.shape}")
+    if min(x.shape[1:3]) < smallest:
+        raise UsageError(f"{name} takes images of {smallest}x{smallest} and larger; got {x.shape[1]}x{x.shape[2]}")

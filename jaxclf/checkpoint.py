@@ -1,0 +1,169 @@
+"""Checkpoints by Orbax: the last two (so that a damaged newest one has a predecessor) and the best one.
+
+A checkpoint holds the arrays of a TrainState and a JSON record: the number of metric rows written by then, a
+SHA-256 over the arrays, and for each fixed matrix its name, shape, seed and hash. Exact matrices are not stored but
+regenerated, and their hash is compared (matrices.py says why random ones are stored).
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization, traverse_util
+from orbax.checkpoint import checkpoint_managers
+
+from jaxclf.config import RunError, UsageError
+from jaxclf.matrices import MATRICES, digest
+from jaxclf.step import TrainState
+
+Flat = dict[str, np.ndarray]
+NOT_EVALUATED = -1.0
+"""Stands for the test top-1 of a checkpoint inside an epoch: below every real one."""
+
+
+def state_digest(state: TrainState) -> str:
+    """Return a SHA-256 over names, types, shapes and bytes of all arrays of a state."""
+    return _digest(_flatten(state))
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open (and create, if need be) the directory; half-written checkpoints of a killed run are removed."""
+        self.directory = directory.absolute()
+        keep = [
+            checkpoint_managers.LatestN(2),
+            checkpoint_managers.BestN(get_metric_fn=_test_top1, n=1),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            enable_async_checkpointing=False,
+            best_fn=_test_top1,  # without it Orbax does not write the metrics that the policy reads
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a complete checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, *, rows: int, fixed_seed: int, test_top1: float | None) -> None:
+        """Write a checkpoint; with `test_top1` it competes for best. Raises `RunError` if it cannot be written."""
+        flat, step = _flatten(state), int(state.step)
+        stored = {name: value for name, value in flat.items() if not _exact(name)}
+        record = {"rows": rows, "sha256": _digest(flat), "fixed": _fixed_record(flat, fixed_seed)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(stored), record=ocp.args.JsonSave(record))
+        metrics = {"test_top1": NOT_EVALUATED if test_top1 is None else test_top1}
+        before = self.steps()
+        try:
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        except Exception as error:  # Orbax and TensorStore raise many types for a full or broken disk
+            shutil.rmtree(self.directory / str(step), ignore_errors=True)
+            kept = f"the last good one is of step {before[-1]}" if before else "there is none before it"
+            raise RunError(
+                f"step {step}: the checkpoint could not be written to {self.directory} ({_first_line(error)}); {kept}"
+            ) from error
+
+    def restore(self, template: TrainState, *, step: int | None, warn: Callable[[str], None]) -> tuple[TrainState, int]:
+        """Return the newest readable state (or that of `step`) and its number of metric rows.
+
+        A damaged checkpoint is named through `warn` and moved to `damaged_checkpoints`, and the one before is taken.
+        Raises `RunError` when none can be read.
+        """
+        tried = []
+        for candidate in [step] if step is not None else reversed(self.steps()):
+            try:
+                return self._read(template, candidate)
+            except UsageError:
+                raise
+            except Exception as error:
+                tried.append(f"step {candidate} ({_first_line(error)})")
+                if step is None:
+                    self._set_aside(candidate)
+                    warn(f"the checkpoint of step {candidate} is damaged ({_first_line(error)}); taking the one before")
+        raise RunError(f"no readable checkpoint in {self.directory}: {'; '.join(tried) or 'it is empty'}")
+
+    def best_step(self) -> int | None:
+        """Return the step of the best checkpoint by test top-1 (the later one of equals), None if none has one."""
+        scores = {step: _test_top1(self._manager.metrics(step) or {}) for step in self.steps()}
+        evaluated = [step for step, score in scores.items() if score != NOT_EVALUATED]
+        return max(evaluated, key=lambda step: (scores[step], step), default=None)
+
+    def _read(self, template: TrainState, step: int) -> tuple[TrainState, int]:
+        flat = _flatten(template)
+        stored = {name: value for name, value in flat.items() if not _exact(name)}
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(stored), record=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        if restored is None:
+            raise ValueError("nothing was read")
+        record = restored["record"]
+        _check_fixed(flat, record["fixed"])
+        flat |= {name: np.asarray(value) for name, value in restored["state"].items()}
+        if _digest(flat) != record["sha256"]:
+            raise ValueError("its arrays do not have the SHA-256 that was recorded")
+        nested = traverse_util.unflatten_dict({**_empty_nodes(template), **flat}, sep=".")
+        state = serialization.from_state_dict(template, nested)
+        return jax.tree.map(jax.numpy.asarray, state), record["rows"]
+
+    def _set_aside(self, step: int) -> None:
+        target = self.directory.parent / "damaged_checkpoints"
+        target.mkdir(exist_ok=True)
+        number = len(list(target.glob(f"{step}.*")))
+        (self.directory / str(step)).rename(target / f"{step}.{number}")
+        self._manager.reload()
+
+
+def _test_top1(metrics: Any) -> float:
+    return metrics.get("test_top1", NOT_EVALUATED)
+
+
+def _flatten(state: TrainState) -> Flat:
+    nested = serialization.to_state_dict(jax.device_get(state))
+    return {name: np.asarray(value) for name, value in traverse_util.flatten_dict(nested, sep=".").items()}
+
+
+def _empty_nodes(state: TrainState) -> dict[str, Any]:
+    """Return the branches without arrays, which a flat dictionary cannot hold."""
+    nested = serialization.to_state_dict(state)
+    flat = traverse_util.flatten_dict(nested, sep=".", keep_empty_nodes=True)
+    return {name: value for name, value in flat.items() if value is traverse_util.empty_node}
+
+
+def _exact(name: str) -> bool:
+    return name.startswith("fixed.") and not MATRICES[name.rsplit(".", 1)[-1]].random
+
+
+def _fixed_record(flat: Flat, seed: int) -> dict[str, Any]:
+    return {
+        name: {"matrix": name.rsplit(".", 1)[-1], "shape": list(value.shape), "seed": seed, "sha256": digest(value)}
+        for name, value in flat.items()
+        if name.startswith("fixed.")
+    }
+
+
+def _check_fixed(flat: Flat, record: dict[str, Any]) -> None:
+    """Compare regenerated exact matrices with the hashes that were recorded."""
+    for name, value in flat.items():
+        if _exact(name) and digest(value) != record[name]["sha256"]:
+            raise UsageError(
+                f"{name} regenerated as {value.shape} has not the SHA-256 of the matrix that the checkpoint was trained "
+                f"with ({record[name]}): this version of the code builds another matrix"
+            )
+
+
+def _digest(flat: Flat) -> str:
+    total = hashlib.sha256()
+    for name in sorted(flat):
+        value = np.ascontiguousarray(flat[name])
+        total.update(f"{name} {value.dtype} {flat[name].shape}".encode() + value.tobytes())
+    return total.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

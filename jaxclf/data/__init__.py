@@ -1,0 +1,1 @@
+"""Images: which sets there are, how one is read, augmented and put into batches."""

@@ -1,0 +1,90 @@
+"""What a run reads and in which order: the resident data, and pure functions of seed, epoch and sizes."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from jaxclf.config import DataConfig, UsageError
+from jaxclf.data import datasets
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Resident:
+    """A data set that fits on the device, as its config asks for it."""
+
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: datasets.Split
+    test: datasets.Split
+
+    @property
+    def splits(self) -> dict[str, datasets.Split]:
+        """Both splits by name."""
+        return {"train": self.train, "test": self.test}
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(h, w, c)."""
+        return self.train.images.shape[1:]
+
+
+def load(config: DataConfig) -> Resident:
+    """Read both splits. Raises `UsageError` for unknown or missing sets and constants of a wrong length."""
+    info = datasets.info(config.dataset)
+    mean, std = config.mean or info.mean, config.std or info.std
+    channels = info.image_shape[-1]
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise UsageError(
+            f"data.mean {mean} and data.std {std} must have {channels} numbers each for {config.dataset}, std above 0"
+        )
+    splits = [
+        datasets.load(config.dataset, split, data_dir=config.data_dir, classes=config.classes)
+        for split in ("train", "test")
+    ]
+    if config.image_size is not None:
+        splits = [dataclasses.replace(split, images=resize(split.images, config.image_size)) for split in splits]
+    return Resident(info.class_names[: config.classes], mean, std, *splits)
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resize uint8 images [n h w c] to [n size size c] as torchvision's Resize does on PIL images (bilinear)."""
+    planes = np.moveaxis(images, 3, 1).reshape(-1, *images.shape[1:3])
+    small = [np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR)) for plane in planes]
+    return np.moveaxis(np.stack(small).reshape(len(images), images.shape[3], size, size), 1, 3)
+
+
+def steps_per_epoch(examples: int, batch_size: int, drop_last: bool) -> int:
+    """Return the number of batches in an epoch (torch DataLoader's length)."""
+    return examples // batch_size if drop_last else math.ceil(examples / batch_size)
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """Return the epoch's permutation of the training examples, int32 [n]: a function of (seed, epoch) alone."""
+    return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+
+
+def dispatches(order: np.ndarray, batch_size: int, steps: int, group: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield the epoch's batches from step `start` on, as indices [s b]: groups of s = `group` steps, then single ones.
+
+    The grouping hangs on the position in the epoch only: a resumed run calls the same compiled programs on the same
+    batches, which is what makes it end with the same bits. `start` must be where a group begins.
+    """
+    full = min(steps, len(order) // batch_size)
+    grouped = full - full % group
+    step = start
+    while step < steps:
+        size = group if step < grouped else 1
+        yield order[step * batch_size : (step + size) * batch_size].reshape(size, -1)
+        step += size
+
+
+def padded_batches(examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (indices int32 [b], mask bool [b]) that show every example once; the last batch is padded with index 0."""
+    for start in range(0, examples, batch_size):
+        indices = np.arange(start, start + batch_size, dtype=np.int32)
+        mask = indices < examples
+        yield np.where(mask, indices, 0), mask

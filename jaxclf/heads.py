@@ -1,0 +1,173 @@
+"""The last layer, learned, fixed or absent: features [n d] -> logits [n k].
+
+Every head also takes a feature map [n i j d] and answers at each position; those class maps average to the logits.
+What is fixed is a variable of the `fixed` collection, named as in matrices.py. Source: thesis section 3 and its
+appendix; thesis.md section 1 has the formulas.
+"""
+
+import dataclasses
+import math
+import warnings
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxclf.backbones.layers import fixed_matrix, torch_default, uniform
+from jaxclf.config import UsageError, unknown
+from jaxclf.matrices import distinct_rows, largest_cosine, matrix
+
+
+class HeadWarning(UserWarning):
+    """A head that can be built but cannot classify as well as its size suggests."""
+
+
+class Head(nn.Module):
+    """Common fields of every head."""
+
+    num_classes: int
+    bias: bool
+    seed: int = 0
+    """Seed of a random fixed matrix."""
+
+    def add_bias(self, logits: Float[Array, "n *ij k"], bound: float) -> Float[Array, "n *ij k"]:
+        """Add the bias, if the head has one, drawn from U(+-bound)."""
+        return logits + self.param("bias", uniform(bound), (self.num_classes,)) if self.bias else logits
+
+
+class Learned(Head):
+    """y = W h + b, torch's Linear."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
+        """Return logits."""
+        width = x.shape[-1]
+        kernel = self.param("kernel", torch_default, (width, self.num_classes))
+        return self.add_bias(x @ kernel, width**-0.5)
+
+
+class Orthogonal(Head):
+    """y = W h + b, W fixed and semi-orthogonal."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
+        """Return logits."""
+        width = x.shape[-1]
+        weight = fixed_matrix(self, "orthogonal", self.num_classes, width, self.seed)
+        return self.add_bias(x @ weight.T, width**-0.5)
+
+
+class Hadamard(Head):
+    """y = -s H h / (|h| + 1e-8) + b, as the reference code computes it; the norm is that of the pooled features."""
+
+    normalise: bool = True
+    """False gives the printed equation 3.6, y = s H h + b: no norm, no minus sign."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
+        """Return logits."""
+        bound = self.num_classes**-0.5
+        scale = self.param("scale", nn.initializers.constant(bound), (1,))
+        if self.normalise:
+            pooled = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
+            norm = jnp.sqrt(jnp.square(pooled).sum(-1, keepdims=True))
+            x, scale = x / (norm + 1e-8), -scale
+        weight = fixed_matrix(self, "hadamard", self.num_classes, x.shape[-1], self.seed)
+        return self.add_bias(scale * (x @ weight.T), bound)
+
+
+class Identity(Head):
+    """y = the first k features: the last convolution's channels are the classes."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
+        """Return logits."""
+        return self.add_bias(x[..., : self.num_classes], x.shape[-1] ** -0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadEntry:
+    """One line of the table."""
+
+    module: type[Head]
+    matrix: str | None
+    """Its fixed matrix (matrices.py); None for a learned one."""
+    bias: bool = True
+    """Whether it learns a bias when nobody says."""
+    arguments: tuple[tuple[str, object], ...] = ()
+
+
+HEADS: dict[str, HeadEntry] = {
+    "learned": HeadEntry(Learned, None),
+    "orthogonal": HeadEntry(Orthogonal, "orthogonal"),
+    "hadamard": HeadEntry(Hadamard, "hadamard"),
+    "hadamard_printed": HeadEntry(Hadamard, "hadamard", arguments=(("normalise", False),)),
+    "identity": HeadEntry(Identity, "identity", bias=False),
+}
+
+
+def list_heads() -> list[str]:
+    """List the names of all heads."""
+    return list(HEADS)
+
+
+def head_matrix(name: str, num_classes: int, features: int, seed: int = 0) -> np.ndarray:
+    """Return the fixed matrix [k d] of a head, float64.
+
+    Raises `UsageError` for an unknown head, for one that learns its matrix, and for an impossible (k, d).
+
+    >>> head_matrix("hadamard", 2, 4)
+    array([[ 1.,  1.,  1.,  1.],
+           [ 1., -1.,  1., -1.]])
+    """
+    entry = _entry(name)
+    if entry.matrix is None:
+        fixed = [other for other, candidate in HEADS.items() if candidate.matrix]
+        raise UsageError(f"head {name!r} learns its matrix; heads with a fixed one: {', '.join(fixed)}")
+    _check_possible(name, num_classes, features)
+    return matrix(entry.matrix, num_classes, features, seed)
+
+
+def create_head(name: str, num_classes: int, features: int, *, bias: bool | None = None, seed: int = 0) -> Head:
+    """Build a head for k classes on d features.
+
+    Raises `UsageError` where it cannot work and warns (`HeadWarning`) where it works badly, with the number that
+    matters: the distinct rows of a Hadamard matrix past its width, the largest cosine between rows of a cut one.
+    """
+    entry = _entry(name)
+    if num_classes < 2:
+        raise UsageError(f"num_classes is {num_classes} but must be at least 2")
+    _check_possible(name, num_classes, features)
+    if entry.matrix == "hadamard":
+        _warn_hadamard(num_classes, features)
+    return entry.module(
+        num_classes=num_classes, bias=entry.bias if bias is None else bias, seed=seed, **dict(entry.arguments)
+    )
+
+
+def _entry(name: str) -> HeadEntry:
+    if name not in HEADS:
+        raise unknown("head", name, HEADS)
+    return HEADS[name]
+
+
+def _check_possible(name: str, num_classes: int, features: int) -> None:
+    if name == "identity" and num_classes > features:
+        others = ", ".join(other for other in HEADS if other != name)
+        raise UsageError(
+            f"identity gives each class a feature of its own, but there are {num_classes} classes and {features} "
+            f"features; end the backbone in maps={num_classes}, or use a head that can: {others}"
+        )
+
+
+def _warn_hadamard(num_classes: int, features: int) -> None:
+    rows = matrix("hadamard", num_classes, features)
+    distinct = distinct_rows(rows)
+    if distinct < num_classes:
+        text = f"only {distinct} of its {num_classes} rows are distinct, so at most {distinct} classes can be predicted"
+    elif not math.log2(features).is_integer() and (cosine := largest_cosine(rows)) > 0:
+        text = f"cut to {features} columns its rows are not orthogonal: largest cosine {cosine:.4f} ({round(cosine * features)} of {features})"
+    else:
+        return
+    warnings.warn(f"hadamard head with {num_classes} classes on {features} features: {text}", HeadWarning, stacklevel=3)

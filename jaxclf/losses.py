@@ -1,0 +1,45 @@
+"""Losses and metrics as sums with counts, so that any batching of a data set gives the same quotient."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+Sums = dict[str, jax.Array]
+
+
+def zeros() -> Sums:
+    """Return empty sums: `loss` (nats), `top1`, `top5` and `count` (examples)."""
+    return {"loss": jnp.zeros((), jnp.float32)} | {name: jnp.zeros((), jnp.int32) for name in ("top1", "top5", "count")}
+
+
+def cross_entropy(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """Return the softmax cross-entropy of each example, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def metric_sums(logits: Float[Array, "n k"], labels: Int[Array, " n"], mask: Bool[Array, " n"]) -> Sums:
+    """Sum loss and hits over the examples where `mask` holds.
+
+    An example's rank is the number of classes before its own, by logit and, among equals, by index, as argmax orders
+    them: a Hadamard head past its width gives whole classes equal logits, and they must not all count as hits.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = jnp.arange(logits.shape[1]) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    return {
+        "loss": jnp.where(mask, cross_entropy(logits, labels), 0.0).sum(),
+        "top1": (mask & (rank < 1)).sum(dtype=jnp.int32),
+        "top5": (mask & (rank < 5)).sum(dtype=jnp.int32),
+        "count": mask.sum(dtype=jnp.int32),
+    }
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Return mean loss and top-1 and top-5 in percent."""
+    count = int(sums["count"])
+    return {
+        "loss": float(sums["loss"]) / count,
+        "top1": 100 * int(sums["top1"]) / count,
+        "top5": 100 * int(sums["top5"]) / count,
+    }

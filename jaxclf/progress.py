@@ -1,0 +1,73 @@
+"""What a person sees while a run goes on: a bar with ETA and images/s on a terminal, a line an epoch elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import rich.console
+import rich.progress
+
+
+class Progress:
+    """Progress and throughput of one run."""
+
+    def __init__(self, title: str, *, epochs: int, step: int, steps: int, quiet: bool) -> None:
+        """Start at `step` of `steps` in all; `quiet` shows nothing and still measures."""
+        self._title, self._epochs = title, epochs
+        self._console = rich.console.Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[speed]}"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=steps, completed=step, speed="")
+        self._images, self._seconds = 0, 0.0
+        self._running: float | None = None
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images over the seconds in which the clock ran; 0 before any."""
+        return self._images / self._seconds if self._seconds else 0.0
+
+    def run_clock(self) -> None:
+        """Let the clock run; the device must be idle."""
+        self._running = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Stop the clock; the device must be idle."""
+        if self._running is not None:
+            self._seconds += time.perf_counter() - self._running
+        self._running = None
+
+    def count(self, images: int) -> None:
+        """Count training images that the running clock covers."""
+        self._images += images
+
+    def at(self, step: int) -> None:
+        """Move the bar."""
+        speed = f"{self.images_per_second:,.0f} images/s" if self._seconds else ""
+        self._bar.update(self._task, completed=step, speed=speed)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Print one epoch's metrics."""
+        words = [f"{self._title} epoch {row['epoch']}/{self._epochs}", f"lr {row['lr']:.3g}"]
+        words += [f"train loss {row['train_loss']:.4f} top-1 {row['train_top1']:.2f} %"]
+        if row["test_top1"] is not None:
+            words += [f"test loss {row['test_loss']:.4f} top-1 {row['test_top1']:.2f} %"]
+        if self._seconds:
+            words += [f"{self.images_per_second:,.0f} images/s"]
+        self._console.print("  ".join(words), markup=False)

@@ -1,0 +1,196 @@
+"""The run directory: config, environment, metrics, result. One writer at a time; every file is whole or absent.
+
+    config.json        the resolved config          environment.json   versions, device, git commit
+    metrics.jsonl      one row per epoch            metrics.csv        the same rows
+    checkpoints/       Orbax                        predictions.npz    labels and predicted classes of the test set
+    result.json        written last: a run that has it is complete
+
+metrics.* hold only what is determined by config, data and software; times are in result.json.
+"""
+
+import csv
+import dataclasses
+import fcntl
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxclf
+from jaxclf.config import Config, RunError, UsageError
+
+Rows = list[dict[str, Any]]
+COLUMNS = ("epoch", "step", "lr", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What `train` and `evaluate` return, and result.json holds. Accuracies are percent of the test images."""
+
+    top1: float
+    top5: float
+    loss: float
+    """Mean cross-entropy in nats."""
+    per_class: tuple[float, ...]
+    """Top-1 of each class."""
+    step: int
+    """Training steps behind the parameters."""
+    parameters: Mapping[str, int]
+    """Array sizes under "trainable", "fixed" (matrices that are not trained) and "statistics" (BatchNorm)."""
+    sha256: str
+    """Over all arrays of the training state."""
+    images_per_second: float
+    """Training throughput of the process that finished the run, first step of each compiled program left out; 0 if
+    nothing was trained."""
+    workdir: str
+
+    def to_json(self) -> str:
+        """Return JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+class RunDirectory:
+    """One run's directory, locked while it is open."""
+
+    def __init__(self, workdir: str | os.PathLike[str], config: Config, *, create: bool = True) -> None:
+        """Reopen it or, unless `create` is False, make it.
+
+        Raises `UsageError` if it cannot be written, is not there, or holds another config; `RunError` if another
+        process has it.
+        """
+        self.path = Path(workdir)
+        if not create and not (self.path / "config.json").exists():
+            raise UsageError(f"{self.path} is not a run directory: it has no config.json")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("w")
+        except OSError as error:
+            raise UsageError(f"cannot write to the run directory {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RunError(f"another process is running in {self.path}") from error
+        try:
+            self._check_config(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_config(self, config: Config) -> None:
+        file = self.path / "config.json"
+        if file.exists():
+            differences = Config.from_json(file.read_text()).differences(config)
+            if differences:
+                raise UsageError(
+                    f"{self.path} holds a run of another config ({'; '.join(differences)}); choose another --workdir"
+                )
+        else:
+            self.write("config.json", config.to_json())
+        self._check_environment()
+
+    def _check_environment(self) -> None:
+        now = environment()
+        file = self.path / "environment.json"
+        if not file.exists():
+            self.write("environment.json", json.dumps(now, indent=2) + "\n")
+            return
+        then = json.loads(file.read_text())
+        changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+        if changed and self.result() is None:
+            warnings.warn(f"{self.path} goes on under another environment: {'; '.join(changed)}", stacklevel=4)
+
+    def write(self, name: str, text: str | bytes) -> None:
+        """Replace a file of the directory as a whole; raises `RunError` when the disk refuses."""
+        part, data = self.path / f".{name}.part", text.encode() if isinstance(text, str) else text
+        try:
+            with part.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(self.path / name)
+        except OSError as error:
+            raise RunError(f"{self.path / name} could not be written: {error.strerror}") from error
+
+    def result(self) -> Result | None:
+        """Return the result of a complete run, None before."""
+        file = self.path / "result.json"
+        if not file.exists():
+            return None
+        values = json.loads(file.read_text())
+        return Result(**values | {"per_class": tuple(values["per_class"]), "workdir": str(self.path)})
+
+    def rows(self, count: int) -> Rows:
+        """Return the first `count` metric rows; fewer on disk raise `RunError`."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines()[:count] if file.exists() else []
+        if len(lines) < count:
+            raise RunError(f"{file} has {len(lines)} rows but the checkpoint was written after {count}")
+        return [json.loads(line) for line in lines]
+
+    def write_rows(self, rows: Rows) -> None:
+        """Write metrics.jsonl and metrics.csv anew."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write("metrics.csv", table.getvalue())
+        self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_predictions(self, labels: np.ndarray, predictions: np.ndarray) -> None:
+        """Write predictions.npz: the classes of the test images, int32 [n] each, in the data set's order."""
+        file = io.BytesIO()
+        np.savez_compressed(file, labels=labels, predictions=predictions)
+        self.write("predictions.npz", file.getvalue())
+
+
+def environment() -> dict[str, str]:
+    """Return versions, device and git commit: what a number may depend on besides its config."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+    device = jax.devices()[0]
+    return {
+        "jaxclf": jaxclf.__version__,
+        "git": _git_commit(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": str(jax.device_count()),
+        "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),
+        # XLA splits sums over the cores it may use, so on CPU their number decides the last bit.
+        "processor": f"{platform.machine()}, {_cores()} cores",
+    }
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _git_commit() -> str:
+    """Return the commit of the source tree, with "+changes" behind it, or "none" for an installed package."""
+    root = Path(__file__).parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    if not (root / ".git").exists():
+        return "none"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "none"

@@ -1,0 +1,169 @@
+"""Run what a table lacks, collect what there is, render it: Markdown, one HTML page, results.jsonl."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxclf import page
+from jaxclf.class_maps import class_maps, pick_examples
+from jaxclf.config import Config, RunError, UsageError, unknown
+from jaxclf.data import datasets
+from jaxclf.experiment import Record, Row, Table, markdown, summarise
+from jaxclf.loop import prepare, restore, train
+from jaxclf.results import RunDirectory
+
+Override = Callable[[Config], Config]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a table."""
+
+    row: Row
+    seed: int
+    config: Config
+    directory: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is complete."""
+        return (self.directory / "result.json").exists()
+
+
+def jobs(table: Table, workdir: Path, override: Override = lambda config: config) -> list[Job]:
+    """List all runs of a table with their directories, DIR/row-label/seedN."""
+    return [
+        Job(row, seed, override(table.config(row, seed)), workdir / _slug(row.label) / f"seed{seed}")
+        for row in table.rows
+        for seed in table.seeds
+    ]
+
+
+def select(table: Table, labels: Sequence[str]) -> Table:
+    """Return the table with only the rows named; none named keeps all. Unknown ones raise `UsageError`."""
+    known = [row.label for row in table.rows]
+    for label in labels:
+        if label not in known:
+            raise unknown("row", label, known)
+    return dataclasses.replace(table, rows=tuple(row for row in table.rows if not labels or row.label in labels))
+
+
+def run_missing(pending: Sequence[Job], say: Callable[[str], None]) -> None:
+    """Train the runs that are not complete, one after another; what was cut off goes on where it stopped."""
+    for job in pending:
+        start = time.perf_counter()
+        result = train(job.config, job.directory, quiet=not sys.stderr.isatty())
+        say(
+            f"{job.row.label}, seed {job.seed}: test top-1 {result.top1:.2f} % after {time.perf_counter() - start:.1f} s"
+        )
+
+
+def run_missing_in_parallel(pending: Sequence[Job], workers: int, command: Callable[[str], list[str]]) -> None:
+    """Train with `workers` processes, each on its share of the cores and on one row (one compilation) at a time.
+
+    `command` makes the command line for a row. Raises `RunError` that names the rows whose process failed.
+    """
+    rows = list(dict.fromkeys(job.row.label for job in pending))
+    cores = sorted(os.sched_getaffinity(0))
+    shares = collections.deque(cores[worker::workers] or cores for worker in range(workers))
+
+    def work(label: str) -> int:
+        share = shares.popleft()
+        os.sched_setaffinity(0, share)  # of this thread, and so of the process it starts
+        try:
+            return subprocess.run(command(label), check=False).returncode
+        finally:
+            shares.append(share)
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        codes = dict(zip(rows, pool.map(work, rows), strict=True))
+    failed = [f"{label} (exit code {code})" for label, code in codes.items() if code]
+    if failed:
+        raise RunError(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}; their messages are above")
+
+
+def render(table: Table, all_jobs: Sequence[Job], workdir: Path) -> list[Path]:
+    """Write results.jsonl, table.md and index.html from the complete runs; return their paths."""
+    finished = [job for job in all_jobs if job.done]
+    records = [_record(job) for job in finished]
+    names, confusions = _confusions(finished)
+    maps = [_class_maps(job) for job in finished if job.config.model.head == "identity" and job.seed == table.seeds[0]]
+    summaries = summarise(table, records)
+    texts = {
+        "results.jsonl": "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records),
+        "table.md": markdown(table, summaries),
+        "index.html": page.render(table, summaries, records, confusions=confusions, class_names=names, class_maps=maps),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (workdir / name).write_text(text)
+    return [workdir / name for name in texts]
+
+
+def _record(job: Job) -> Record:
+    with RunDirectory(job.directory, job.config, create=False) as directory:
+        result = directory.result()
+        if result is None:
+            raise UsageError(f"{job.directory} is not complete")
+        rows = directory.rows(job.config.run.epochs)
+        environment = json.loads((directory.path / "environment.json").read_text())
+    return Record(
+        label=job.row.label,
+        seed=job.seed,
+        top1=result.top1,
+        top5=result.top5,
+        loss=result.loss,
+        parameters=result.parameters,
+        curve=[row for row in rows if row["test_top1"] is not None],
+        images_per_second=result.images_per_second,
+        environment=environment,
+    )
+
+
+def _confusions(finished: Sequence[Job]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Return class names and, per row, counts [true, predicted] summed over seeds.
+
+    A row over the first classes only has a smaller matrix; its names are the first of the names returned.
+    """
+    names: tuple[str, ...] = ()
+    confusions: dict[str, np.ndarray] = {}
+    for job in finished:
+        data = job.config.data
+        own = datasets.info(data.dataset).class_names[: data.classes]
+        names = max(names, own, key=len)
+        with np.load(job.directory / "predictions.npz") as file:
+            counts = np.zeros((len(own), len(own)), np.int64)
+            np.add.at(counts, (file["labels"], file["predictions"]), 1)
+        confusions[job.row.label] = confusions.get(job.row.label, 0) + counts
+    return names, confusions
+
+
+def _class_maps(job: Job, count: int = 6) -> page.ClassMaps:
+    """Return the class maps of a few test images under the run's last checkpoint."""
+    setup = prepare(job.config)
+    with RunDirectory(job.directory, job.config, create=False) as directory:
+        state = restore(setup, directory)
+    with np.load(job.directory / "predictions.npz") as file:
+        chosen = pick_examples(file["labels"], file["predictions"], count)
+    test = setup.data.test
+    maps = class_maps(setup.program, state, test.images[chosen])
+    return page.ClassMaps(job.row.label, test.images[chosen], maps, test.labels[chosen], setup.data.class_names)
+
+
+def _slug(label: str) -> str:
+    """Return a directory name for a row's label.
+
+    >>> _slug("ResNet-32, 100 ch. / identity")
+    'resnet-32-100-ch-identity'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")

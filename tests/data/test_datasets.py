@@ -1,0 +1,320 @@
+"""The table of data sets, the digits, and every way in which reading or preparing is refused.
+
+The slow test runs TFDS's real builder over the files of Debian's package dataset-fashion-mnist.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from jaxclf.config import UsageError
+from jaxclf.data import datasets
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+PREPARE_MODULES = ("tensorflow", "importlib_resources")
+needs_prepare = pytest.mark.skipif(
+    any(importlib.util.find_spec(module) is None for module in PREPARE_MODULES),
+    reason="needs tensorflow and importlib_resources (the prepare extra)",
+)
+
+
+def write_metadata(data_dir: Path, *, train: int, test: int, file_format: str = "array_record") -> Path:
+    """Write what TFDS stores beside the records of mnist, without the records."""
+    directory = data_dir / "mnist" / "3.0.1"
+    directory.mkdir(parents=True)
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    splits = [
+        {"name": name, "shardLengths": [str(count)], "numBytes": "1", "filepathTemplate": template}
+        for name, count in (("train", train), ("test", test))
+    ]
+    facts = {"name": "mnist", "version": "3.0.1", "fileFormat": file_format, "splits": splits}
+    (directory / "dataset_info.json").write_text(json.dumps(facts))
+    (directory / "features.json").write_text("{}")
+    return directory
+
+
+def idx(path: Path, header: int) -> np.ndarray:
+    """Decode an idx file with numpy alone."""
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+
+
+def test_digits_have_the_counts_of_the_table_in_every_class():
+    train, test = datasets.load("digits", "train"), datasets.load("digits", "test")
+    assert train.images.shape == (1352, 8, 8, 1)
+    assert test.images.shape == (445, 8, 8, 1)
+    assert train.images.dtype == np.uint8
+    assert train.labels.dtype == np.int32
+    assert np.bincount(train.labels).tolist() == [134, 137, 133, 138, 136, 137, 136, 135, 131, 135]
+    assert np.bincount(test.labels).tolist() == [44, 45, 44, 45, 45, 45, 45, 44, 43, 45]
+
+
+def test_digits_are_scikit_learns_first_image_scaled_to_255():
+    train = datasets.load("digits", "train")
+    assert train.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    # sklearn: 0 0 5 13 9 1 0 0; times 255/16, rounded
+    assert train.images[0, 0, :, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
+    assert train.images.max() == 255
+
+
+def test_digits_file_is_the_one_that_was_made():
+    arrays = np.load(datasets.prepare("digits"))
+    assert arrays["images"].shape == (1797, 8, 8)
+    assert arrays["labels"][:5].tolist() == [0, 1, 2, 3, 4]
+    assert (
+        hashlib.sha256(arrays["images"].tobytes()).hexdigest()
+        == "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
+    )
+    assert (
+        hashlib.sha256(arrays["labels"].tobytes()).hexdigest()
+        == "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0"
+    )
+
+
+def test_every_fourth_image_of_a_class_is_a_test_image():
+    labels = np.array([0, 1, 0, 0, 1, 0, 1, 1, 0], np.int32)
+    assert np.flatnonzero(datasets._digits_test(labels)).tolist() == [5, 7]
+
+
+def test_digits_constants_are_what_the_train_split_says():
+    mean, std = datasets.statistics(datasets.load("digits", "train"))
+    np.testing.assert_allclose(mean, [0.304931], atol=1e-6)
+    np.testing.assert_allclose(std, [0.375645], atol=1e-6)
+    np.testing.assert_allclose(mean, datasets.info("digits").mean, atol=5e-5)
+    np.testing.assert_allclose(std, datasets.info("digits").std, atol=5e-5)
+
+
+def test_statistics_are_per_channel_and_biased():
+    images = np.array([0, 255, 51, 51], np.uint8).reshape(2, 1, 1, 2)  # channel 0: 0, 51; channel 1: 255, 51
+    mean, std = datasets.statistics(datasets.Split(images=images, labels=np.zeros(2, np.int32)))
+    np.testing.assert_allclose(mean, [0.1, 0.6], rtol=1e-12)
+    np.testing.assert_allclose(std, [0.1, 0.4], rtol=1e-12)
+
+
+def test_first_classes_keep_their_order():
+    part = datasets.load("digits", "train", classes=3)
+    assert len(part.labels) == 404
+    assert part.images.shape == (404, 8, 8, 1)
+    assert part.labels[:8].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("classes", [-1, 0, 1, 11])
+def test_classes_out_of_range_are_refused(classes):
+    with pytest.raises(UsageError, match=rf"classes is {classes} but digits allows 2 to 10"):
+        datasets.load("digits", "train", classes=classes)
+
+
+def test_unknown_names_show_the_nearest():
+    with pytest.raises(UsageError, match=r"unknown data set 'cifar'; did you mean .*cifar10"):
+        datasets.info("cifar")
+    with pytest.raises(UsageError, match="unknown split 'validation'"):
+        datasets.load("digits", "validation")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="unknown data set"):
+        datasets.prepare("imagenet")
+
+
+def test_table():
+    shown = {
+        name: (f.num_classes, f.image_shape, f.train_examples, f.test_examples, f.tfds)
+        for name, f in datasets.DATASETS.items()
+    }
+    assert shown == {
+        "digits": (10, (8, 8, 1), 1352, 445, None),
+        "mnist": (10, (28, 28, 1), 60000, 10000, "mnist"),
+        "fashion_mnist": (10, (28, 28, 1), 60000, 10000, "fashion_mnist"),
+        "cifar10": (10, (32, 32, 3), 50000, 10000, "cifar10"),
+        "cifar100": (100, (32, 32, 3), 50000, 10000, "cifar100"),
+    }
+
+
+def test_table_is_consistent():
+    for facts in datasets.DATASETS.values():
+        assert len(set(facts.class_names)) == facts.num_classes
+        assert len(facts.mean) == len(facts.std) == facts.image_shape[2]
+        assert dataclasses.replace(facts) == facts
+    assert datasets.info("cifar10").class_names[3] == "cat"
+    names = datasets.info("cifar100").class_names
+    assert list(names) == sorted(names)  # the archive lists them alphabetically
+    assert (names[0], names[39], names[99]) == ("apple", "keyboard", "worm")
+    assert datasets.info("cifar100").std == (0.2673343, 0.2564385, 0.2761505)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_builders_agree_with_the_table(name):
+    features: Any = tfds.builder(name).info.features
+    assert features["image"].shape == datasets.info(name).image_shape
+    assert features["label"].num_classes == datasets.info(name).num_classes
+    if name == "fashion_mnist":  # the only builder that knows its class names before it is prepared
+        assert tuple(features["label"].names) == datasets.info(name).class_names
+
+
+def test_set_that_is_not_prepared_names_directory_and_command(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        datasets.load("cifar100", "test", data_dir=tmp_path)
+    assert str(caught.value) == (
+        f"cifar100 is not prepared: there is no {tmp_path}/cifar100/3.0.2; "
+        f"run `jaxclf data prepare cifar100 --data-dir {tmp_path}`"
+    )
+
+
+def test_interrupted_preparation_is_not_a_prepared_set(tmp_path):
+    write_metadata(tmp_path, train=60000, test=10000).rename(tmp_path / "mnist" / "incomplete.ABC123_3.0.1")
+    with pytest.raises(UsageError, match="mnist is not prepared"):
+        datasets.load("mnist", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda directory: (directory / "dataset_info.json").unlink(), "dataset_info.json is missing"),
+        (lambda directory: (directory / "dataset_info.json").write_text("{"), "ParseError"),
+        (lambda directory: None, "No such file or directory"),
+        (lambda directory: (directory / "mnist-train.array_record-00000-of-00001").write_bytes(b"x"), "RuntimeError"),
+    ],
+    ids=["no metadata", "broken metadata", "no records", "broken records"],
+)
+def test_damaged_set_is_refused_in_one_line(tmp_path, damage, reason):
+    damage(write_metadata(tmp_path, train=60000, test=10000))
+    with pytest.raises(UsageError, match=reason) as caught:
+        datasets.load("mnist", "train", data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert f"{tmp_path}/mnist" in str(caught.value)
+    assert "delete that directory and run `jaxclf data prepare mnist`" in str(caught.value)
+
+
+def test_every_difference_from_the_table_is_listed(tmp_path):
+    directory = write_metadata(tmp_path, train=5, test=7)
+    (directory / "label.labels.txt").write_text("\n".join("zero one two three four five six seven eight nine".split()))  # noqa: SIM905
+    with pytest.raises(UsageError, match=r"train has 5 .* 60000, test has 7 .* 10000, the class names differ"):
+        datasets.load("mnist", "train", data_dir=tmp_path)
+
+
+def test_set_in_another_format_is_refused_by_load_and_prepare(tmp_path):
+    write_metadata(tmp_path, train=60000, test=10000, file_format="tfrecord")
+    with pytest.raises(UsageError, match="stored as tfrecord, not as array_record"):
+        datasets.load("mnist", "train", data_dir=tmp_path)
+    with pytest.raises(UsageError, match="stored as tfrecord, not as array_record"):
+        datasets.prepare("mnist", data_dir=tmp_path)
+
+
+def test_prepared_set_returns_at_once_and_asks_for_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "_require", lambda *modules: pytest.fail(f"asked for {modules}"))
+    directory = write_metadata(tmp_path, train=60000, test=10000)
+    assert datasets.prepare("mnist", data_dir=tmp_path) == directory
+
+
+def test_preparing_without_tensorflow_names_the_extra(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorflow" else found(name))
+    with pytest.raises(UsageError, match=r"needs tensorflow.*: pip install 'jaxclf\[prepare\]'"):
+        datasets.prepare("mnist", data_dir=tmp_path)
+
+
+@needs_prepare
+def test_missing_downloads_are_listed_at_once(tmp_path):
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
+    with pytest.raises(UsageError) as caught:
+        datasets.prepare("mnist", data_dir=tmp_path / "out", downloads=tmp_path)
+    message = str(caught.value)
+    for file in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
+        assert file in message
+    assert "t10k-labels-idx1-ubyte.gz," not in message.split(" (from ")[0]
+    assert not (tmp_path / "out" / "mnist").exists()
+
+
+@needs_prepare
+def test_downloads_with_the_wrong_content_are_listed_at_once(tmp_path):
+    names = ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"]
+    names += ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
+    for name in names:
+        (tmp_path / name).write_bytes(gzip.compress(b"not these"))
+    (tmp_path / names[3]).write_bytes(b"not gzip")
+    with pytest.raises(UsageError, match="not the files of mnist") as caught:
+        datasets.prepare("mnist", data_dir=tmp_path / "out", downloads=tmp_path)
+    assert all(name in str(caught.value) for name in names)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(b"not this"))
+    with pytest.raises(UsageError, match=r"cifar-10-binary.tar.gz has SHA-256 \w+ instead of c4a38c50"):
+        datasets.prepare("cifar10", data_dir=tmp_path / "out", downloads=tmp_path)
+
+
+@needs_prepare
+def test_without_a_network_the_urls_are_listed(tmp_path, monkeypatch):
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # a port that refuses
+    with pytest.raises(UsageError, match="could not be downloaded") as caught:
+        datasets.prepare("cifar10", data_dir=tmp_path)
+    assert "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in str(caught.value)
+    assert "`jaxclf data prepare cifar10 --downloads DIR`" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def load_elsewhere(name: str, data_dir: Path) -> list[str]:
+    """Load a set in a fresh process; return which heavy packages that imported."""
+    code = (
+        "import sys; from jaxclf.data import datasets;"
+        f"datasets.load({name!r}, 'test', data_dir={str(data_dir)!r});"
+        "print([m for m in ('tensorflow', 'torch', 'jax') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.replace("'", '"'))
+
+
+def test_loading_digits_imports_no_framework(tmp_path):
+    assert load_elsewhere("digits", tmp_path) == []
+
+
+@pytest.mark.slow
+@needs_prepare
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason=f"needs {DEBIAN} (Debian's dataset-fashion-mnist)")
+def test_fashion_mnist_through_the_real_builder(tmp_path):
+    # What an interrupted run and another set's extraction leave behind must neither be used nor stand in the way.
+    (tmp_path / "fashion_mnist" / "incomplete.ABC123_3.0.1").mkdir(parents=True)
+    decoy = tmp_path / "downloads" / "extracted" / "GZIP.train-images-idx3-ubyte.gz"
+    decoy.parent.mkdir(parents=True)
+    decoy.write_bytes(bytes(47040016))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        directory = datasets.prepare("fashion_mnist", data_dir=tmp_path, downloads=DEBIAN, progress=False)
+    assert directory == tmp_path / "fashion_mnist" / "3.0.1"
+    told = sorted(str(w.message).split()[0] for w in caught if "another checksum" in str(w.message))
+    assert told == sorted(str(path) for path in DEBIAN.glob("*.gz"))
+    assert datasets.prepare("fashion_mnist", data_dir=tmp_path, downloads=DEBIAN) == directory
+
+    train = datasets.load("fashion_mnist", "train", data_dir=tmp_path)
+    test = datasets.load("fashion_mnist", "test", data_dir=tmp_path)
+    assert train.images.shape == (60000, 28, 28, 1)
+    assert test.images.shape == (10000, 28, 28, 1)
+    for split, prefix in ((train, "train"), (test, "t10k")):
+        pixels = idx(DEBIAN / f"{prefix}-images-idx3-ubyte.gz", 16).reshape(-1, 784)
+        labels = idx(DEBIAN / f"{prefix}-labels-idx1-ubyte.gz", 8)
+        assert rows(split.images.reshape(-1, 784), split.labels) == rows(pixels, labels)
+
+    # TFDS's order is its own, but fixed: these are the first labels of every preparation.
+    assert train.labels[:10].tolist() == [2, 1, 8, 4, 1, 9, 2, 2, 0, 2]
+    assert test.labels[:10].tolist() == [4, 4, 9, 7, 5, 1, 0, 5, 7, 4]
+    again = datasets.load("fashion_mnist", "test", data_dir=tmp_path)
+    np.testing.assert_array_equal(again.images, test.images)
+
+    mean, std = datasets.statistics(train)
+    np.testing.assert_allclose(mean, [0.286041], atol=1e-6)
+    np.testing.assert_allclose(std, [0.353024], atol=1e-6)
+    np.testing.assert_allclose(mean, datasets.info("fashion_mnist").mean, atol=5e-5)
+    np.testing.assert_allclose(std, datasets.info("fashion_mnist").std, atol=5e-5)
+    assert load_elsewhere("fashion_mnist", tmp_path) == []
+
+
+def rows(images: np.ndarray, labels: np.ndarray) -> str:
+    """Return a digest of the set of (label, pixels), whatever the order."""
+    pairs = np.concatenate([labels.astype(np.uint8)[:, None], images], axis=1)
+    return hashlib.sha256(b"".join(sorted(row.tobytes() for row in pairs))).hexdigest()
