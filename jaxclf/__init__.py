@@ -1,6 +1,6 @@
 """Image classification without a learned classifier layer, in JAX."""
 
-__version__ = "0.1.0"
+import importlib.metadata
 
 from jaxclf.backbones import list_models
 from jaxclf.classifier import create_model
@@ -21,3 +21,4 @@ __all__ = [
     "load_torch",
     "train",
 ]
+__version__ = importlib.metadata.version("jaxclf")

@@ -28,7 +28,7 @@ USAGE = """usage: jaxclf COMMAND ...
 jaxclf COMMAND --help shows every field with type, default and meaning."""
 
 Recipe = Annotated[Path, tyro.conf.Positional]
-Fields = Annotated[Config, tyro.conf.OmitArgPrefixes]
+Fields = Annotated[Config, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Train:
     """A file with get_config() -> Config, as in configs/."""
     workdir: Path
     """The run directory."""
-    config: Fields = Config()
+    config: Fields = dataclasses.field(default_factory=Config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Checkpoints:
         ]
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
             best_fn=_test_top1,  # without it Orbax does not write the metrics that the policy reads
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
         )
@@ -151,8 +152,8 @@ def _check_fixed(flat: Flat, record: dict[str, Any]) -> None:
     for name, value in flat.items():
         if _exact(name) and digest(value) != record[name]["sha256"]:
             raise UsageError(
-                f"{name} regenerated as {value.shape} has not the SHA-256 of the matrix that the checkpoint was trained "
-                f"with ({record[name]}): this version of the code builds another matrix"
+                f"{name}, regenerated, has not the SHA-256 of the matrix that the checkpoint was trained with "
+                f"({record[name]}): this version of the code builds another matrix"
             )
 
 

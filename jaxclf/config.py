@@ -170,7 +170,7 @@ class Config:
         """Return a readable name that differs wherever two configs differ.
 
         >>> Config().run_id()
-        'digits-resnet20-learned-s0-8bb98a'
+        'digits-resnet20-learned-s0-9b02f5'
         """
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"
@@ -250,4 +250,4 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return float(value)
         if isinstance(kind, type) and type(value) is kind:
             return value
-    raise UsageError(f"config field {path} is {value!r} but must be {hint if origin else hint.__name__}")
+    raise UsageError(f"config field {path} is {value!r} but must be {getattr(hint, '__name__', hint)}")

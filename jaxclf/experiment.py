@@ -68,7 +68,7 @@ class Record:
     """Mean test cross-entropy."""
     parameters: Mapping[str, int]
     """Counts under "trainable" and "fixed"; running statistics are counted under "statistics"."""
-    curve: Sequence[Mapping[str, float]]
+    curve: Sequence[Mapping[str, Any]]
     """One mapping per evaluation: epoch, train_loss, train_top1, test_loss, test_top1 (percent), lr."""
     images_per_second: float
     environment: Mapping[str, str]

@@ -6,8 +6,9 @@ appendix; thesis.md section 1 has the formulas.
 """
 
 import dataclasses
-import math
+import functools
 import warnings
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -90,19 +91,18 @@ class Identity(Head):
 class HeadEntry:
     """One line of the table."""
 
-    module: type[Head]
+    module: Callable[..., Head]
     matrix: str | None
     """Its fixed matrix (matrices.py); None for a learned one."""
     bias: bool = True
     """Whether it learns a bias when nobody says."""
-    arguments: tuple[tuple[str, object], ...] = ()
 
 
 HEADS: dict[str, HeadEntry] = {
     "learned": HeadEntry(Learned, None),
     "orthogonal": HeadEntry(Orthogonal, "orthogonal"),
     "hadamard": HeadEntry(Hadamard, "hadamard"),
-    "hadamard_printed": HeadEntry(Hadamard, "hadamard", arguments=(("normalise", False),)),
+    "hadamard_printed": HeadEntry(functools.partial(Hadamard, normalise=False), "hadamard"),
     "identity": HeadEntry(Identity, "identity", bias=False),
 }
 
@@ -141,9 +141,7 @@ def create_head(name: str, num_classes: int, features: int, *, bias: bool | None
     _check_possible(name, num_classes, features)
     if entry.matrix == "hadamard":
         _warn_hadamard(num_classes, features)
-    return entry.module(
-        num_classes=num_classes, bias=entry.bias if bias is None else bias, seed=seed, **dict(entry.arguments)
-    )
+    return entry.module(num_classes=num_classes, bias=entry.bias if bias is None else bias, seed=seed)
 
 
 def _entry(name: str) -> HeadEntry:
@@ -163,11 +161,13 @@ def _check_possible(name: str, num_classes: int, features: int) -> None:
 
 def _warn_hadamard(num_classes: int, features: int) -> None:
     rows = matrix("hadamard", num_classes, features)
-    distinct = distinct_rows(rows)
+    distinct, cosine = distinct_rows(rows), largest_cosine(rows)
     if distinct < num_classes:
         text = f"only {distinct} of its {num_classes} rows are distinct, so at most {distinct} classes can be predicted"
-    elif not math.log2(features).is_integer() and (cosine := largest_cosine(rows)) > 0:
-        text = f"cut to {features} columns its rows are not orthogonal: largest cosine {cosine:.4f} ({round(cosine * features)} of {features})"
+    elif cosine > 0:
+        overlap = round(cosine * features)
+        text = f"cut to {features} columns, its rows are not orthogonal: largest cosine {overlap}/{features}"
+        text += f" = {cosine:.3f}"
     else:
         return
-    warnings.warn(f"hadamard head with {num_classes} classes on {features} features: {text}", HeadWarning, stacklevel=3)
+    warnings.warn(f"hadamard head with {num_classes} classes on {features} features: {text}", HeadWarning, stacklevel=4)

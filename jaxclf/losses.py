@@ -1,5 +1,7 @@
 """Losses and metrics as sums with counts, so that any batching of a data set gives the same quotient."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -35,7 +37,7 @@ def metric_sums(logits: Float[Array, "n k"], labels: Int[Array, " n"], mask: Boo
     }
 
 
-def means(sums: Sums) -> dict[str, float]:
+def means(sums: Mapping[str, jax.Array | float]) -> dict[str, float]:
     """Return mean loss and top-1 and top-5 in percent."""
     count = int(sums["count"])
     return {

@@ -89,7 +89,7 @@ def _orthogonal(rows: int, columns: int, seed: int) -> np.ndarray:
 def _hadamard(rows: int, columns: int, seed: int) -> np.ndarray:
     """The upper left corner of Sylvester's matrix of order 2^ceil(log2 max(k, d)); entries +-1."""
     order = 1 << (max(rows, columns) - 1).bit_length()
-    return scipy.linalg.hadamard(order, dtype=np.float64)[:rows, :columns]
+    return scipy.linalg.hadamard(order)[:rows, :columns].astype(np.float64)
 
 
 def _orthoplex(rows: int, columns: int, seed: int) -> np.ndarray:

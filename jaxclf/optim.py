@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxclf.config import OptimConfig
 
@@ -24,8 +24,8 @@ def schedule(config: OptimConfig, steps_per_epoch: int) -> optax.Schedule:
     rates = jnp.asarray([learning_rate(config, epoch) for epoch in changes], jnp.float32)
     boundaries = jnp.asarray(config.milestones, jnp.int32) * steps_per_epoch
 
-    def rate(step: Int[Array, ""]) -> Float[Array, ""]:
-        return rates[(step >= boundaries).sum()]
+    def rate(step: jax.typing.ArrayLike) -> Float[Array, ""]:
+        return rates[(jnp.asarray(step) >= boundaries).sum()]
 
     return rate
 

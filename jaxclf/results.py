@@ -25,11 +25,10 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxclf
 from jaxclf.config import Config, RunError, UsageError
 
 Rows = list[dict[str, Any]]
-COLUMNS = ("epoch", "step", "lr", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
+COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,17 +164,16 @@ class RunDirectory:
 
 def environment() -> dict[str, str]:
     """Return versions, device and git commit: what a number may depend on besides its config."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+    packages = ("jaxclf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
     device = jax.devices()[0]
     return {
-        "jaxclf": jaxclf.__version__,
         "git": _git_commit(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "platform": device.platform,
         "device": device.device_kind,
         "devices": str(jax.device_count()),
-        "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),
+        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         # XLA splits sums over the cores it may use, so on CPU their number decides the last bit.
         "processor": f"{platform.machine()}, {_cores()} cores",
     }

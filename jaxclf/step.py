@@ -8,12 +8,11 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
+from flax import struct, traverse_util
 from jaxtyping import Array, Bool, Int, UInt8
 
 from jaxclf import losses
@@ -45,7 +44,7 @@ class Program:
         return transformation(self.optim, self.steps_per_epoch)
 
 
-class TrainState(flax.struct.PyTreeNode):
+class TrainState(struct.PyTreeNode):
     """Arrays only: with the data set and the config, all that the next step needs."""
 
     step: Int[Array, ""]
@@ -70,8 +69,11 @@ class TrainState(flax.struct.PyTreeNode):
 
 def draw_fixed(shapes: Tree, seed: int) -> Tree:
     """Return the `fixed` collection for a tree of shapes: leaf names are names of matrices.py, shapes are [k d]."""
-    flat = traverse_util.flatten_dict(shapes)
-    drawn = {path: np.asarray(matrix(path[-1], *leaf.shape, seed), np.float32) for path, leaf in flat.items()}
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(shapes)
+    drawn = {}
+    for path, leaf in flat.items():
+        rows, columns = leaf.shape
+        drawn[path] = np.asarray(matrix(path[-1], rows, columns, seed), np.float32)
     return traverse_util.unflatten_dict(drawn)
 
 
@@ -119,7 +121,7 @@ def train_step(
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
     sums = losses.metric_sums(logits, targets, jnp.ones(indices.shape, bool))
     step = state.step + 1
-    good = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(updates))
+    good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
     return state.replace(
         step=step,
         params=optax.apply_updates(state.params, updates),
@@ -157,5 +159,6 @@ def eval_step(
     mask: Bool[Array, " b"],
 ) -> tuple[losses.Sums, Int[Array, " b"]]:
     """Return masked metric sums and predicted classes of the test examples `indices`."""
-    logits = program.model.apply(state.variables, normalise(images[indices], program.mean, program.std))
+    batch = normalise(images[indices], program.mean, program.std)
+    logits: Any = program.model.apply(state.variables, batch)
     return losses.metric_sums(logits, labels[indices], mask), logits.argmax(-1).astype(jnp.int32)

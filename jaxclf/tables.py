@@ -63,9 +63,8 @@ def run_missing(pending: Sequence[Job], say: Callable[[str], None]) -> None:
     for job in pending:
         start = time.perf_counter()
         result = train(job.config, job.directory, quiet=not sys.stderr.isatty())
-        say(
-            f"{job.row.label}, seed {job.seed}: test top-1 {result.top1:.2f} % after {time.perf_counter() - start:.1f} s"
-        )
+        seconds = time.perf_counter() - start
+        say(f"{job.row.label}, seed {job.seed}: test top-1 {result.top1:.2f} % after {seconds:.1f} s")
 
 
 def run_missing_in_parallel(pending: Sequence[Job], workers: int, command: Callable[[str], list[str]]) -> None:

@@ -66,7 +66,8 @@ def _shapes(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[Pat
     size = model.backbone.image_size
     images = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}
+    flat: dict[Path, Any] = traverse_util.flatten_dict(variables)
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def _head_name(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> str:

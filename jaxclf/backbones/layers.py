@@ -94,13 +94,15 @@ class BatchNorm(nn.Module):
 
 
 def max_pool(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n i j c"]:
-    """torch's MaxPool2d(window): stride = window, no padding, floor."""
-    return nn.max_pool(x, (window, window), (window, window), [(0, 0), (0, 0)])
+    """Torch's MaxPool2d(window): stride = window, no padding, floor."""
+    padding: Any = [(0, 0), (0, 0)]  # Flax takes integers too; its annotation names only the strings
+    return nn.max_pool(x, (window, window), (window, window), padding)
 
 
 def avg_pool(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n i j c"]:
-    """torch's AvgPool2d(window): stride = window, no padding, floor."""
-    return nn.avg_pool(x, (window, window), (window, window), [(0, 0), (0, 0)])
+    """Torch's AvgPool2d(window): stride = window, no padding, floor."""
+    padding: Any = [(0, 0), (0, 0)]
+    return nn.avg_pool(x, (window, window), (window, window), padding)
 
 
 def fixed_matrix(module: nn.Module, name: str, rows: int, columns: int, seed: int) -> Float[Array, "k d"]:

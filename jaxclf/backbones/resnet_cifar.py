@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, FixedConv, check_size, conv, fit_channels, uniform
+from jaxclf.backbones.layers import BatchNorm, FixedConv, check_size, conv, fit_channels
 from jaxclf.config import unknown
 from jaxclf.matrices import matrix
 

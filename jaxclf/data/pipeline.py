@@ -71,13 +71,13 @@ def dispatches(order: np.ndarray, batch_size: int, steps: int, group: int, start
     """Yield the epoch's batches from step `start` on, as indices [s b]: groups of s = `group` steps, then single ones.
 
     The grouping hangs on the position in the epoch only: a resumed run calls the same compiled programs on the same
-    batches, which is what makes it end with the same bits. `start` must be where a group begins.
+    batches, which is what makes it end with the same bits.
     """
     full = min(steps, len(order) // batch_size)
     grouped = full - full % group
     step = start
     while step < steps:
-        size = group if step < grouped else 1
+        size = group if step % group == 0 and step < grouped else 1
         yield order[step * batch_size : (step + size) * batch_size].reshape(size, -1)
         step += size
 

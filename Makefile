@@ -1,0 +1,43 @@
+# make demo: environment, then the digits table under every head.  make test: environment, then the default tests.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin
+
+.PHONY: demo test test-slow lint full clean
+
+demo: $(VENV)/.base
+	$(RUN)/jaxclf table experiments/digits_heads.py --workdir runs/digits_heads --jobs 2
+
+test: $(VENV)/.dev
+	$(RUN)/python -m pytest -q
+
+test-slow: $(VENV)/.dev
+	$(RUN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.dev
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/pyright
+
+# Everything: with TensorFlow to prepare TFDS sets and PyTorch to compare with. CI runs the tests with these.
+full: $(VENV)/.dev $(VENV)/.full
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "jaxclf needs Python 3.11 to 3.13; $(PYTHON) is %d.%d. Give another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(VENV)/bin/python pyproject.toml
+	$(RUN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.full: $(VENV)/.dev
+	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[parity]'
+	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[dev,prepare,parity]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build runs
