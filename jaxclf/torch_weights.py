@@ -61,7 +61,7 @@ def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[
 
 def _shapes(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[Path, tuple[int, ...]]:
     """Shapes of all variables, for the number of image channels that the state dict's first conv takes."""
-    stem = state_dict.get(_torch_key(("params", "backbone", model.backbone.stem, "kernel"), ""))
+    stem = state_dict.get(_torch_key(("params", "backbone", *model.backbone.stem.split("/"), "kernel"), ""))
     channels = 3 if stem is None or np.ndim(stem) != 4 else np.shape(stem)[1]
     size = model.backbone.image_size
     images = jax.ShapeDtypeStruct((1, size, size, channels), np.float32)

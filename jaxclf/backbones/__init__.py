@@ -10,13 +10,29 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxclf.backbones import densenet_cifar, lenet, resnet_cifar
+from jaxclf.backbones import (
+    densenet,
+    densenet_cifar,
+    efficientnet_lite,
+    lenet,
+    mobilenet_v2,
+    resnet,
+    resnet_cifar,
+    shufflenet_v2,
+    vgg,
+)
 from jaxclf.config import UsageError, unknown
 
 BACKBONES = {
     **lenet.VARIANTS,
     **resnet_cifar.VARIANTS,
     **densenet_cifar.VARIANTS,
+    **vgg.VARIANTS,
+    **resnet.VARIANTS,
+    **densenet.VARIANTS,
+    **mobilenet_v2.VARIANTS,
+    **shufflenet_v2.VARIANTS,
+    **efficientnet_lite.VARIANTS,
 }
 
 

@@ -4,7 +4,7 @@ Convolution kernels are Flax's HWIO under the name `kernel`; everything else is 
 joined path is a PyTorch key (torch_weights.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -38,19 +38,25 @@ def conv(
     *,
     fan_in: int = 0,
     stride: int = 1,
-    padding: int = 0,
+    padding: int | Sequence[tuple[int, int]] = 0,
+    groups: int = 1,
     bias: bool = False,
     init: Initializer = he_uniform,
     name: str,
 ) -> nn.Conv:
-    """Return torch's Conv2d(features, kernel, stride, padding, bias); `fan_in` = in * k * k is needed with a bias."""
+    """Return torch's Conv2d(features, kernel, stride, padding, groups, bias).
+
+    `padding` is the same number on every side, or (low, high) of each axis. `fan_in` = in / groups * kernel^2 is needed
+    with a bias.
+    """
     if bias and not fan_in:
         raise ValueError(f"conv {name}: a bias is drawn from fan_in, which was not given")
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=stride,
-        padding=[(padding, padding)] * 2,
+        padding=[(padding, padding)] * 2 if isinstance(padding, int) else padding,
+        feature_group_count=groups,
         use_bias=bias,
         kernel_init=init,
         bias_init=uniform(fan_in**-0.5) if bias else nn.initializers.zeros,
@@ -93,10 +99,12 @@ class BatchNorm(nn.Module):
         return ((x - mean) * (jax.lax.rsqrt(var + self.eps) * weight) + bias).astype(x.dtype)
 
 
-def max_pool(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n i j c"]:
-    """Torch's MaxPool2d(window): stride = window, no padding, floor."""
-    padding: Any = [(0, 0), (0, 0)]  # Flax takes integers too; its annotation names only the strings
-    return nn.max_pool(x, (window, window), (window, window), padding)
+def max_pool(
+    x: Float[Array, "n h w c"], window: int, *, stride: int | None = None, padding: int = 0
+) -> Float[Array, "n i j c"]:
+    """torch's MaxPool2d(window, stride, padding): the stride is the window unless given; sizes are rounded down."""
+    sides: Any = [(padding, padding)] * 2  # Flax takes integers too; its annotation names only the strings
+    return nn.max_pool(x, (window, window), (stride or window,) * 2, sides)
 
 
 def avg_pool(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n i j c"]:

@@ -1,0 +1,105 @@
+"""ImageNet DenseNets (Huang et al. 2017), layout and names of torchvision 0.28. No `maps`: see densenet_cifar.py."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxclf.backbones.layers import BatchNorm, avg_pool, check_size, conv, max_pool
+
+
+class DenseLayer(nn.Module):
+    """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, concatenated behind the input."""
+
+    growth: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
+        """Add `growth` channels."""
+        y = conv(4 * self.growth, 1, name="conv1")(jax.nn.relu(BatchNorm(name="norm1")(x, train)))
+        y = conv(self.growth, 3, padding=1, name="conv2")(jax.nn.relu(BatchNorm(name="norm2")(y, train)))
+        return jnp.concatenate([x, y], axis=-1)
+
+
+class DenseBlock(nn.Module):
+    """A row of dense layers."""
+
+    layers: int
+    growth: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
+        """Add `layers` x `growth` channels."""
+        for index in range(self.layers):
+            x = DenseLayer(self.growth, name=f"denselayer{index + 1}")(x, train)
+        return x
+
+
+class Transition(nn.Module):
+    """bn-relu-conv1 to half the channels, then a 2x2 average pool."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
+        """Halve channels and size."""
+        x = jax.nn.relu(BatchNorm(name="norm")(x, train))
+        return avg_pool(conv(x.shape[-1] // 2, 1, name="conv")(x), 2)
+
+
+class Features(nn.Module):
+    """All of the network below the classifier; a module of its own because its name is part of every key."""
+
+    width: int
+    growth: int
+    blocks: tuple[int, int, int, int]
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
+        """Compute the last feature map, after its BatchNorm and ReLU."""
+        x = conv(self.width, 7, stride=2, padding=3, name="conv0")(images)
+        x = max_pool(jax.nn.relu(BatchNorm(name="norm0")(x, train)), 3, stride=2, padding=1)
+        for index, layers in enumerate(self.blocks, start=1):
+            x = DenseBlock(layers, self.growth, name=f"denseblock{index}")(x, train)
+            if index < len(self.blocks):
+                x = Transition(name=f"transition{index}")(x, train)
+        return jax.nn.relu(BatchNorm(name="norm5")(x, train))
+
+
+class DenseNet(nn.Module):
+    """images [n h w c] -> maps [n h/32 w/32 k], from 29x29."""
+
+    depth: int
+    width: int
+    growth: int
+    blocks: tuple[int, int, int, int]
+
+    options = ()
+    head_names = ("classifier",)
+    stem = "features/conv0"
+    image_size = 224
+
+    @property
+    def features(self) -> int:
+        """Channels of the feature map."""
+        channels = self.width
+        for index, layers in enumerate(self.blocks):
+            channels = (channels // 2 if index else channels) + layers * self.growth
+        return channels
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
+        """Compute the last feature map."""
+        check_size(f"densenet{self.depth}", images, 29)
+        return Features(self.width, self.growth, self.blocks, name="features")(images, train)
+
+
+VARIANTS = {
+    f"densenet{depth}": functools.partial(DenseNet, depth=depth, width=width, growth=growth, blocks=blocks)
+    for depth, width, growth, blocks in (
+        (121, 64, 32, (6, 12, 24, 16)),
+        (161, 96, 48, (6, 12, 36, 24)),
+        (169, 64, 32, (6, 12, 32, 32)),
+        (201, 64, 32, (6, 12, 48, 32)),
+    )
+}

@@ -1,0 +1,68 @@
+"""VGG (Simonyan & Zisserman 2014), with and without BatchNorm; layout and names of torchvision 0.28.
+
+fc6 and fc7 are convolutions of the backbone, so it answers at any size from 224. With `maps`, the last 3x3 conv of
+`features` gives that many channels, with a bias, and is the end: no norm, no ReLU, no last pool, no fc6 and fc7
+(thesis, section 3.5); then any size from 16 will do.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from jaxclf.backbones.layers import BatchNorm, check_size, conv, max_pool, torch_default
+
+
+class VGG(nn.Module):
+    """images [n h w c] -> maps [n i j k]: one position at 224x224, h/16 with `maps`."""
+
+    depth: int
+    convs: tuple[int, int, int, int, int]
+    """3x3 convs in each of the five stages."""
+    norm: bool
+    dropout: float = 0.5
+    maps: int | None = None
+
+    options = ("maps", "dropout")
+    head_names = ("classifier.6",)
+    stem = "features_0"
+    image_size = 224
+
+    @property
+    def features(self) -> int:
+        """Channels of the feature map."""
+        return self.maps or 4096
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
+        """Compute the last feature map; `train` needs an rng named "dropout" unless dropout is 0."""
+        check_size(f"vgg{self.depth}", images, 224 if self.maps is None else 16)
+        x, place = images, 0  # place: torchvision numbers convs, norms, ReLUs and pools in one row
+        for stage, count in enumerate(self.convs):
+            width = min(64 * 2**stage, 512)
+            for index in range(count):
+                last = self.maps is not None and (stage, index) == (4, count - 1)
+                fan_in, name = 9 * x.shape[-1], f"features_{place}"
+                features = self.features if last else width
+                x = conv(features, 3, fan_in=fan_in, padding=1, bias=True, init=torch_default, name=name)(x)
+                if last:
+                    return x
+                if self.norm:
+                    x = BatchNorm(name=f"features_{place + 1}")(x, train)
+                x = jax.nn.relu(x)
+                place += 3 if self.norm else 2
+            x = max_pool(x, 2)
+            place += 1
+        for name, side in (("classifier_0", 7), ("classifier_3", 1)):
+            fan_in = side * side * x.shape[-1]
+            x = jax.nn.relu(conv(4096, side, fan_in=fan_in, bias=True, init=torch_default, name=name)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return x
+
+
+VARIANTS = {
+    f"vgg{depth}{suffix}": functools.partial(VGG, depth=depth, convs=convs, norm=bool(suffix))
+    for depth, convs in ((11, (1, 1, 2, 2, 2)), (13, (2, 2, 2, 2, 2)), (16, (2, 2, 3, 3, 3)), (19, (2, 2, 4, 4, 4)))
+    for suffix in ("", "_bn")
+}
