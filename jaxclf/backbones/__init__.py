@@ -2,7 +2,8 @@
 
 A backbone is a Linen module: images [n h w c] -> feature map [n i j k], no pooling, no head. It has `features` (k),
 `options`, the fields that `create_model` may set, `head_names`, what reference state dicts call the last layer,
-`stem`, the name of its first conv, and `image_size`, the side of the images that it was designed for.
+`linear_layers`, names of convs that are Linear there, `stem`, the name of its first conv, and `image_size`, the side
+of the images that it was designed for.
 """
 
 import fnmatch

@@ -76,8 +76,14 @@ class DenseNet(nn.Module):
 
     options = ()
     head_names = ("classifier",)
+    linear_layers = ()
     stem = "features/conv0"
     image_size = 224
+
+    @property
+    def last_conv(self) -> str:
+        """Name of the last conv."""
+        return f"features/denseblock4/denselayer{self.blocks[-1]}/conv2"
 
     @property
     def features(self) -> int:

@@ -48,6 +48,7 @@ class CifarDenseNet(nn.Module):
 
     options = ()
     head_names = ("fc",)
+    linear_layers = ()
     stem = "conv1"
     image_size = 32
 
@@ -55,6 +56,11 @@ class CifarDenseNet(nn.Module):
     def blocks(self) -> int:
         """Bottleneck layers in each dense block."""
         return (self.depth - 4) // 6
+
+    @property
+    def last_conv(self) -> str:
+        """Name of the last conv."""
+        return f"dense3_{self.blocks - 1}/conv2"
 
     @property
     def features(self) -> int:

@@ -67,7 +67,10 @@ class EfficientNetLite0(nn.Module):
 
     options = ("maps",)
     head_names = ("_fc",)
+    linear_layers = ()
     stem = "_conv_stem"
+    last_conv = "_conv_head"
+    head_dropout = 0.2
     image_size = 224
 
     @property

@@ -44,6 +44,16 @@ class LeNet(nn.Module):
         return self.names[0]
 
     @property
+    def linear_layers(self) -> tuple[str, ...]:
+        """Names of the hidden layers."""
+        return self.names[2:]
+
+    @property
+    def last_conv(self) -> str:
+        """Name of the last conv."""
+        return self.names[1 + len(self.hidden)]
+
+    @property
     def features(self) -> int:
         """Channels of the feature map."""
         return self.maps or self.hidden[-1]

@@ -46,7 +46,10 @@ class MobileNetV2(nn.Module):
 
     options = ("maps",)
     head_names = ("classifier.1",)
+    linear_layers = ()
     stem = "features_0_0"
+    last_conv = "features_18_0"
+    head_dropout = 0.2
     image_size = 224
 
     @property

@@ -81,8 +81,14 @@ class ResNet(nn.Module):
 
     options = ("maps",)
     head_names = ("fc",)
+    linear_layers = ()
     stem = "conv1"
     image_size = 224
+
+    @property
+    def last_conv(self) -> str:
+        """Name of the last conv."""
+        return f"layer4_{self.blocks[-1] - 1}/conv{3 if self.bottleneck else 2}"
 
     @property
     def features(self) -> int:

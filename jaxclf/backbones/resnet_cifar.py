@@ -77,7 +77,7 @@ class CifarResNet(nn.Module):
     """Seed of maps_shortcut "G"."""
 
     options = ("shortcut", "maps", "maps_shortcut", "seed")
-    head_names = ("linear", "fc")
+    linear_layers = ()
     stem = "conv1"
     image_size = 32
     width = 64
@@ -91,6 +91,16 @@ class CifarResNet(nn.Module):
         if self.maps is not None and self.maps_shortcut in FIXED_SHORTCUTS:
             matrix(FIXED_SHORTCUTS[self.maps_shortcut], self.maps, self.width)  # more rows than exist: fail here
         super().__post_init__()
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The last layer is `linear` in akamaster's networks and `fc` above the thesis's ClsfBlock."""
+        return ("fc", "linear") if self.maps else ("linear", "fc")
+
+    @property
+    def last_conv(self) -> str:
+        """Name of the last conv."""
+        return f"layer3_{(self.depth - 2) // 6 - 1}/conv2"
 
     @property
     def features(self) -> int:

@@ -48,7 +48,9 @@ class ShuffleNetV2(nn.Module):
 
     options = ("maps",)
     head_names = ("fc",)
+    linear_layers = ()
     stem = "conv1_0"
+    last_conv = "conv5_0"
     image_size = 224
 
     @property

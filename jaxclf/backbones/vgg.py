@@ -26,8 +26,15 @@ class VGG(nn.Module):
 
     options = ("maps", "dropout")
     head_names = ("classifier.6",)
+    linear_layers = ("classifier_0", "classifier_3")
     stem = "features_0"
     image_size = 224
+
+    @property
+    def last_conv(self) -> str:
+        """Name of the last 3x3 conv: fc6 and fc7 are linear layers in the reference."""
+        step = 3 if self.norm else 2
+        return f"features_{step * (sum(self.convs) - 1) + 4}"
 
     @property
     def features(self) -> int:
