@@ -3,7 +3,7 @@
 A parameter's joined path is its PyTorch key: `layer1_0/conv1/kernel` is `layer1.0.conv1.weight`. What changes is the
 layout: a conv kernel is HWIO here and OIHW there, a linear one [d k] here and [k d] there, and a linear layer that is
 a convolution here (a backbone's `linear_layers`) is flattened channels first there. A fixed 1x1 conv is its matrix
-[k d].
+[k d]; the attention pool's linear layers are Conv1d there [k d 1].
 """
 
 import re
@@ -104,6 +104,8 @@ def transfer_torch(
         text.append(f"left at their initial values, because maps rebuilds them: {_keys(left, head)}")
     if unused := [path for path in given if path not in kept]:
         text.append(f"not used, because maps replaces them: {_keys(unused, head)}")
+    if pool := [path for path in own if path[1] == "pool"]:
+        text.append(f"left the pool at its initial values: {_keys(pool, head)}")
     top, why = ({}, "the backbone is rebuilt below it") if left or unused else _read_head(own, last, head)
     shapes = ", ".join(f"{key} {tuple(np.shape(value))}" for key, value in last.items()) or "none"
     if why:
@@ -215,7 +217,7 @@ def _to_flax(value: np.ndarray, shape: tuple[int, ...], leaf: str) -> np.ndarray
             return None
         value = value.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
     elif leaf == "kernel":
-        value = value.T
+        value = (value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value).T
     elif value.shape == (*shape, 1, 1):
         value = value.reshape(shape)
     return np.asarray(value, np.float32) if value.shape == shape else None
@@ -228,7 +230,7 @@ def _to_torch(value: np.ndarray, path: Path, linear_layers: tuple[str, ...]) -> 
         value = value.transpose(3, 2, 0, 1)  # OIHW
         value = value.reshape(len(value), -1) if "/".join(modules) in linear_layers else value
     elif leaf == "kernel":
-        value = value.T
+        value = value.T[..., None] if part == "pool" else value.T
     elif (collection, part) == ("fixed", "backbone"):
         value = value[:, :, None, None]
-    return np.ascontiguousarray(value).reshape(value.shape)  # ascontiguousarray makes a scalar one-dimensional
+    return np.array(value, order="C")  # a copy: what comes from the device cannot be written to, which torch warns of

@@ -1,0 +1,98 @@
+"""Networks and pixels against torchvision 0.28 itself, where it is installed; it is no dependency of any extra.
+
+pip install --no-deps torchvision==0.28.0
+"""
+
+import importlib.util
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxclf.classifier import create_model
+from jaxclf.data.transforms import TORCHVISION, center_crop, prepare, resize
+from jaxclf.torch_weights import load_torch, to_torch
+
+
+@pytest.fixture(scope="module")
+def torchvision() -> Any:
+    """torchvision 0.28, on a CPU build of torch too."""
+    torch: Any = pytest.importorskip("torch", reason="the comparison with torchvision needs PyTorch")
+    if importlib.util.find_spec("torchvision") is None or version("torchvision").split("+")[0] != "0.28.0":
+        pytest.skip("needs torchvision 0.28.0 (pip install --no-deps torchvision==0.28.0)")
+    # The PyPI wheel's C++ part loads under CUDA builds of torch alone. The networks need none of its operators, but
+    # importing the package registers Python functions for these, so they must be declared, with their signatures.
+    declare_operators(torch)
+    return importlib.import_module("torchvision")
+
+
+def declare_operators(torch: Any) -> None:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    boxes, size = "Tensor input, Tensor rois, float spatial_scale", "SymInt pooled_height, SymInt pooled_width"
+    back = "SymInt batch_size, SymInt channels, SymInt height, SymInt width"
+    place = f"float spatial_scale, {size}"
+    deform = ", ".join(
+        f"SymInt {name}"
+        for name in "stride_h stride_w pad_h pad_w dilation_h dilation_w groups offset_groups".split()  # noqa: SIM905
+    )
+    nms = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    conv = f"Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, {deform}, bool use_mask"
+    aligned = f"{boxes}, {size}, int sampling_ratio, bool aligned"
+    signatures = {
+        **{"nms": nms, "qnms": nms},
+        **{"roi_align": f"({aligned}) -> Tensor", "qroi_align": f"({aligned}) -> Tensor"},
+        "_roi_align_backward": f"(Tensor grad, Tensor rois, {place}, {back}, int sampling_ratio, "
+        "bool aligned) -> Tensor",
+        "roi_pool": f"({boxes}, {size}) -> (Tensor, Tensor)",
+        "_roi_pool_backward": f"(Tensor grad, Tensor rois, Tensor argmax, {place}, {back}) -> Tensor",
+        "ps_roi_align": f"({boxes}, {size}, int sampling_ratio) -> (Tensor, Tensor)",
+        "_ps_roi_align_backward": f"(Tensor grad, Tensor rois, Tensor channel_mapping, {place}, int sampling_ratio, "
+        f"{back}) -> Tensor",
+        "ps_roi_pool": f"({boxes}, {size}) -> (Tensor, Tensor)",
+        "_ps_roi_pool_backward": f"(Tensor grad, Tensor rois, Tensor channel_mapping, {place}, {back}) -> Tensor",
+        "deform_conv2d": f"({conv}) -> Tensor",
+        "_deform_conv2d_backward": f"(Tensor grad, {conv}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    }
+    for name, signature in signatures.items():
+        library.define(name + signature)
+    KEPT.append(library)  # the declarations live as long as it does
+
+
+KEPT: list[Any] = []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
+def test_answers_are_those_of_torchvisions_own_module(name: str, torchvision: Any, golden: Any) -> None:
+    torch: Any = importlib.import_module("torch")
+    torch.manual_seed(0)
+    module = getattr(torchvision.models, name)(weights=None).eval()
+    images = golden.image((2, 3, 224, 224))
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy()
+    model = create_model(name, num_classes=1000)
+    variables = load_torch(model, {key: value.numpy() for key, value in module.state_dict().items()})
+    result = np.asarray(jax.jit(model.apply)(variables, images.transpose(0, 2, 3, 1)))
+    assert np.abs(result - expected).max() < 1e-4 * expected.std(1).min()
+    back = {key: torch.from_numpy(value) for key, value in to_torch(model, variables).items()}
+    module.load_state_dict(back)
+    with torch.no_grad():
+        np.testing.assert_array_equal(module(torch.from_numpy(images)).numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [(600, 400), (301, 457), (224, 900), (256, 256), (150, 90)])
+def test_pixels_are_those_of_torchvision(size: tuple[int, int], torchvision: Any) -> None:
+    transforms = importlib.import_module("torchvision.transforms")
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    for mode in ("bilinear", "bicubic"):
+        scale = transforms.Resize(256, transforms.InterpolationMode(mode))
+        np.testing.assert_array_equal(np.asarray(resize(image, 256, mode)), np.asarray(scale(image)))
+    crop = transforms.CenterCrop(224)
+    np.testing.assert_array_equal(np.asarray(center_crop(image, 224)), np.asarray(crop(image)))
+    steps = [transforms.Resize(256), crop, transforms.ToTensor()]
+    steps.append(transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    expected = transforms.Compose(steps)(image).numpy().transpose(1, 2, 0)
+    np.testing.assert_array_equal(prepare(image, TORCHVISION), expected)
