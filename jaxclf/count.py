@@ -55,7 +55,8 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     `macs` are the multiplications of convolutions and linear layers, biases left out. `flops_2020` is the convention of
     the tool behind the thesis's table 6.1: those, plus 1 for each output element of a biased convolution, 2 for each
     output element of a BatchNorm, 1 for each element that a ReLU gives, and 1 for each element that a pool takes. That
-    tool saw PyTorch modules, not functions; backbones say which of their operations are functions there (`unseen_2020`).
+    tool saw PyTorch modules, not functions: `unseen_2020` of a backbone names what is a function in its reference, "relu"
+    or the global "pool", and is not counted.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -109,8 +110,9 @@ def _multiplications(eqn: Any) -> int:
 
 def _activations_and_pools(eqn: Any, path: str, model: Classifier) -> int:
     """Count elements of ReLUs, windowed pools and the global pool (a sum in the classifier itself)."""
+    unseen = model.backbone.unseen_2020
     if eqn.params.get("name") in ACTIVATIONS:
-        return math.prod(eqn.outvars[0].aval.shape)
-    if eqn.primitive.name in POOLS or (eqn.primitive.name == "reduce_sum" and not path):
+        return 0 if "relu" in unseen else math.prod(eqn.outvars[0].aval.shape)
+    if eqn.primitive.name in POOLS or (eqn.primitive.name == "reduce_sum" and not path and "pool" not in unseen):
         return math.prod(eqn.invars[0].aval.shape)
     return 0

@@ -150,3 +150,54 @@ def markdown(table: Table, summaries: Sequence[Summary]) -> str:
 
 def _number(value: float | None, form: str, unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One counted number beside the printed one."""
+
+    ours: float
+    printed: float | None
+    form: str
+    """Format of both: as many digits as were printed."""
+
+    @property
+    def text(self) -> str:
+        """Our number."""
+        return f"{self.ours:{self.form}}"
+
+    @property
+    def printed_text(self) -> str:
+        """The printed number, an en dash where there is none."""
+        return "–" if self.printed is None else f"{self.printed:{self.form}}"
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether both read the same to the printed digits; None without a printed number."""
+        return None if self.printed is None else self.text == self.printed_text
+
+
+@dataclasses.dataclass(frozen=True)
+class CountTable:
+    """A table of counts: nothing is trained, every number follows from shapes."""
+
+    name: str
+    title: str
+    caption: str
+    source: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    """(label, one cell a column)."""
+    bars: int | None = None
+    """The column, a share in percent, that the page draws as bars."""
+
+
+def count_markdown(table: CountTable) -> str:
+    """Render a table of counts as GitHub Markdown; each number is followed by the printed one."""
+    head = "| | " + " | ".join(f"{column} | printed" for column in table.columns) + " |"
+    lines = [f"# {table.title}", "", table.caption, "", head, "|---|" + "---:|" * (2 * len(table.columns))]
+    for label, cells in table.rows:
+        lines.append(f"| {label} | " + " | ".join(f"{cell.text} | {cell.printed_text}" for cell in cells) + " |")
+    compared = [cell.agrees for _, cells in table.rows for cell in cells if cell.agrees is not None]
+    note = f"{sum(compared)} of {len(compared)} printed numbers are reproduced to the printed digits. " if compared else ""
+    return "\n".join([*lines, "", f"{note}Source: {table.source}.", ""])

@@ -108,13 +108,18 @@ def render(
         *(_class_maps(maps, first=False) for maps in class_maps[1:]),
         _runs(records),
     ]
+    return document(table.title, [part for part in body if part])
+
+
+def document(title: str, sections: Sequence[str]) -> str:
+    """Return a self-contained page: `sections` are HTML, `title` is plain text."""
     light, dark = (" ".join(f"--{k}: {v};" for k, v in c.items()) for c in (pictures.COLOURS, DARK))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(table.title)}</title>\n"
+        f"<title>{escape(title)}</title>\n"
         f"<style>{STYLE.replace('LIGHT', light).replace('DARK', dark)}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
+        + "\n".join(sections)
         + "\n</main>\n</body>\n</html>\n"
     )
 
