@@ -8,12 +8,15 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+Rule = tuple[str, object, bool, str]
+"""Name of a field, its value, whether that is good, and what is allowed."""
 
 
 class UsageError(ValueError):
@@ -28,6 +31,11 @@ class RunError(RuntimeError):
 
     The command line prints it and exits with 2.
     """
+
+
+def added(default: T) -> T:
+    """Return the default of a field that came after 0.1.0; at it, the field is left out of `run_id`: old ids stay."""
+    return dataclasses.field(default=default, metadata={"added": True})
 
 
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
@@ -72,7 +80,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Backbone and head. Options that are None are left to the backbone or the head."""
+    """Backbone, pool and head. Options that are None are left to the backbone, the pool or the head."""
 
     backbone: str = "resnet20"
     """Name of a backbone; `jaxclf.list_models()` shows them all."""
@@ -88,11 +96,25 @@ class ModelConfig:
     """Shortcut of the block that `maps` rebuilds, A to G (CIFAR ResNets)."""
     shortcut: str | None = None
     """Shortcut of the downsampling blocks, A or B (CIFAR ResNets)."""
+    pool: Literal["average", "max", "power", "attention"] = added("average")
+    """From the last feature map to one vector: average, max, (mean of x^p)^(1/p), or a weighted sum."""
+    pool_power: float | None = added(None)
+    """p of the power pool, above 0; None is 2."""
+    pool_units: int | None = added(None)
+    """Hidden units of the attention pool; None is 32."""
+    relu_before_pool: bool = added(False)
+    """Put a ReLU between the map and the pool."""
+    dropout: float | None = added(None)
+    """Dropout before the head in training (VGG: after fc6 and fc7); None is the backbone's own, none with `maps`."""
+    init: Literal["he_uniform", "orthogonal_last", "orthogonal"] = added("he_uniform")
+    """Draw convs as the modules do, or the last one or all semi-orthogonal, seen as out x (in * kh * kw)."""
 
     def options(self) -> dict[str, Any]:
-        """Return the options that are set, as `create_model` takes them."""
-        names = ("bias", "maps", "maps_shortcut", "shortcut")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        """Return the options that are not at their defaults, as `create_model` takes them."""
+        names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout")
+        names += ("pool", "pool_power", "pool_units", "relu_before_pool")
+        plain = ModelConfig()
+        return {name: value for name in names if (value := getattr(self, name)) != getattr(plain, name)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +139,12 @@ class OptimConfig:
     """Epoch indices (from 0) that are the first at a lower rate (torch MultiStepLR)."""
     gamma: float = 0.1
     """Factor at each milestone."""
+    regulariser: Literal["none", "so", "dso"] = added("none")
+    """Add to the loss, W = a conv as out x (in * kh * kw): so |W^T W - I|^2; dso that and |W W^T - I|^2."""
+    regulariser_weight: float = added(0.025)
+    """Factor of the regulariser; metrics.csv has their product as train_regulariser, train_loss is without it."""
+    regularise: Literal["last", "all"] = added("last")
+    """Regularise the backbone's last conv or all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +200,17 @@ class Config:
         >>> Config().run_id()
         'digits-resnet20-learned-s0-9b02f5'
         """
-        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
+        digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what `run_id` hashes: everything but later additions that are left at their defaults."""
+        values = self.to_dict()
+        for section in dataclasses.fields(self):
+            for field in dataclasses.fields(getattr(self, section.name)):
+                if field.metadata.get("added") and values[section.name][field.name] == field.default:
+                    del values[section.name][field.name]
+        return values
 
     def differences(self, other: "Config") -> list[str]:
         """List the fields in which two configs differ, as `section.field: mine != theirs`."""
@@ -186,10 +223,29 @@ class Config:
         ]
 
 
+def _variant_rules(model: ModelConfig, optim: OptimConfig) -> Iterator[Rule]:
+    """Yield the ranges of section 5.6's variants."""
+    power, units, dropout, weight = model.pool_power, model.pool_units, model.dropout, optim.regulariser_weight
+    yield "model.pool_power", power, power is None or 0 < power < math.inf, "above 0 and finite"
+    yield "model.pool_units", units, units is None or units >= 1, "at least 1"
+    yield "model.dropout", dropout, dropout is None or 0 <= dropout < 1, "from 0 to below 1"
+    yield "optim.regulariser_weight", weight, 0 <= weight < math.inf, "at least 0 and finite"
+
+
+def _choice_rules(config: Config) -> Iterator[Rule]:
+    """Yield a rule for each field that is one of a few words: a recipe, being Python, can write any."""
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        for name, hint in typing.get_type_hints(type(part)).items():
+            if typing.get_origin(hint) is Literal:
+                value, allowed = getattr(part, name), typing.get_args(hint)
+                yield f"{section.name}.{name}", value, value in allowed, f"one of {', '.join(allowed)}"
+
+
 def validate(config: Config) -> None:
     """Check the ranges that need no knowledge of data or models; every fault is listed in one `UsageError`."""
     data, optim, run = config.data, config.optim, config.run
-    rules = [
+    rules: list[Rule] = [
         ("data.batch_size", data.batch_size, data.batch_size >= 1, "at least 1"),
         ("data.eval_batch_size", data.eval_batch_size, data.eval_batch_size >= 1, "at least 1"),
         ("data.pad", data.pad, data.pad >= 0, "at least 0"),
@@ -221,6 +277,7 @@ def validate(config: Config) -> None:
             "at least 1",
         ),
     ]
+    rules += [*_variant_rules(config.model, config.optim), *_choice_rules(config)]
     faults = [f"{name} is {value!r} but must be {allowed}" for name, value, good, allowed in rules if not good]
     if faults:
         raise UsageError("; ".join(faults))

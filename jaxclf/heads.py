@@ -1,6 +1,7 @@
 """The last layer, learned, fixed or absent: features [n d] -> logits [n k].
 
 Every head also takes a feature map [n i j d] and answers at each position; those class maps average to the logits.
+One, the 3x3 convolution, needs the map and stands before the pool (`before_pool`).
 What is fixed is a variable of the `fixed` collection, named as in matrices.py. Source: thesis section 3 and its
 appendix; thesis.md section 1 has the formulas.
 """
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -31,6 +33,9 @@ class Head(nn.Module):
     bias: bool
     seed: int = 0
     """Seed of a random fixed matrix."""
+
+    before_pool = False
+    """Takes the feature map and gives class maps, which are pooled; the others take pooled features."""
 
     def add_bias(self, logits: Float[Array, "n *ij k"], bound: float) -> Float[Array, "n *ij k"]:
         """Add the bias, if the head has one, drawn from U(+-bound)."""
@@ -87,6 +92,25 @@ class Identity(Head):
         return self.add_bias(x[..., : self.num_classes], x.shape[-1] ** -0.5)
 
 
+class Conv3x3(Head):
+    """Class maps = conv3x3(f) without padding; their pool is y: spatial features instead of a vector (section 5.6)."""
+
+    before_pool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n i j d"]) -> Float[Array, "n i-2 j-2 k"]:
+        """Return the class maps. `UsageError` for feature maps smaller than 3x3."""
+        height, width, features = x.shape[1:]
+        if min(height, width) < 3:
+            raise UsageError(
+                f"head conv3x3 takes feature maps of 3x3 and larger; got {height}x{width}: give larger images, or a "
+                "backbone with a larger last map"
+            )
+        kernel = self.param("kernel", torch_default, (3, 3, features, self.num_classes))
+        maps = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return self.add_bias(maps, (9 * features) ** -0.5)
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadEntry:
     """One line of the table."""
@@ -104,6 +128,7 @@ HEADS: dict[str, HeadEntry] = {
     "hadamard": HeadEntry(Hadamard, "hadamard"),
     "hadamard_printed": HeadEntry(functools.partial(Hadamard, normalise=False), "hadamard"),
     "identity": HeadEntry(Identity, "identity", bias=False),
+    "conv3x3": HeadEntry(Conv3x3, None),
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxclf import losses
 from jaxclf.checkpoint import Checkpoints, state_digest
-from jaxclf.classifier import build
+from jaxclf.classifier import Classifier, build
 from jaxclf.config import Config, RunError, UsageError, validate
 from jaxclf.data import datasets, pipeline
 from jaxclf.optim import learning_rate
@@ -72,9 +72,22 @@ def prepare(config: Config) -> Setup:
         config=config,
         data=data,
         arrays={split: (jnp.asarray(part.images), jnp.asarray(part.labels)) for split, part in data.splits.items()},
-        program=Program(model, config.optim, steps, data.mean, data.std, config.data.pad, config.data.flip),
+        program=_program(config, model, data, steps),
         fixed_seed=config.run.seed if config.model.head_seed is None else config.model.head_seed,
         group=config.run.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 8),
+    )
+
+
+def _program(config: Config, model: Classifier, data: pipeline.Resident, steps_per_epoch: int) -> Program:
+    return Program(
+        model=model,
+        optim=config.optim,
+        steps_per_epoch=steps_per_epoch,
+        mean=data.mean,
+        std=data.std,
+        pad=config.data.pad,
+        flip=config.data.flip,
+        init=config.model.init,
     )
 
 
@@ -175,10 +188,12 @@ def _finish_epoch(session: Session, state: TrainState) -> TrainState:
     row = {"epoch": epoch, "step": step, "lr": learning_rate(setup.config.optim, epoch - 1)}
     row |= {f"train_{name}": train[name] for name in ("loss", "top1")}
     row |= {f"test_{name}": test.get(name) for name in ("loss", "top1", "top5")}
+    if setup.program.regularised:
+        row["train_regulariser"] = float(state.sums["regulariser"]) / setup.program.steps_per_epoch
     session.rows.append(row)
     session.directory.write_rows(session.rows)
     session.progress.epoch(row)
-    state = state.replace(sums=losses.zeros())
+    state = state.replace(sums=losses.zeros(regularised=setup.program.regularised))
     if due or (run.checkpoint_every and step % run.checkpoint_every == 0):
         _save(session, state, test_top1=test.get("top1"))
     return state

@@ -13,16 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct, traverse_util
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxclf import losses
 from jaxclf.classifier import Classifier
 from jaxclf.config import OptimConfig
 from jaxclf.data.augment import crop_flip, normalise
+from jaxclf.initialisation import conv_paths, initialise
 from jaxclf.matrices import matrix
 from jaxclf.optim import transformation
 
 Tree = Any
+DROPOUT_STREAM = 2**32 - 1
+"""Folded into the seed's key where augmentation folds in the epoch: no epoch has this number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,13 @@ class Program:
     std: tuple[float, ...]
     pad: int
     flip: bool
+    init: str = "he_uniform"
+    """ModelConfig.init."""
+
+    @property
+    def regularised(self) -> bool:
+        """Whether something is added to the cross-entropy."""
+        return self.optim.regulariser != "none"
 
     @property
     def tx(self) -> optax.GradientTransformation:
@@ -77,17 +87,21 @@ def draw_fixed(shapes: Tree, seed: int) -> Tree:
     return traverse_util.unflatten_dict(drawn)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _init_variables(model: Classifier, image_shape: tuple[int, ...], key: jax.Array) -> dict[str, Tree]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _init_variables(model: Classifier, init: str, image_shape: tuple[int, ...], key: jax.Array) -> dict[str, Tree]:
     variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
-    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
+    params = initialise(variables.get("params", {}), key, init=init, last_conv=model.backbone.last_conv)
+    return {"params": params, "batch_stats": variables.get("batch_stats", {})}
 
 
 def init_state(program: Program, image_shape: tuple[int, ...], seed: int, fixed_seed: int) -> TrainState:
-    """Return the state before the first step; equal to `model.init(jax.random.key(seed), images)` to the bit."""
+    """Return the state before the first step.
+
+    Under the default `init` it is equal to `model.init(jax.random.key(seed), images)` to the bit.
+    """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = jax.eval_shape(program.model.init, jax.random.key(0), images)
-    variables = _init_variables(program.model, image_shape, jax.random.key(seed))
+    variables = _init_variables(program.model, program.init, image_shape, jax.random.key(seed))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
@@ -95,9 +109,18 @@ def init_state(program: Program, image_shape: tuple[int, ...], seed: int, fixed_
         batch_stats=variables["batch_stats"],
         fixed=jax.tree.map(jnp.asarray, draw_fixed(shapes.get("fixed", {}), fixed_seed)),
         opt_state=program.tx.init(variables["params"]),
-        sums=losses.zeros(),
+        sums=losses.zeros(regularised=program.regularised),
         bad_step=jnp.zeros((), jnp.int32),
     )
+
+
+def regulariser(program: Program, params: Tree) -> Float[Array, ""]:
+    """Return what the regulariser adds to the loss: its weight times the sum over its convolutions."""
+    optim = program.optim
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+    paths = conv_paths(params, optim.regularise, program.model.backbone.last_conv)
+    terms = [losses.orthogonality(flat[path], double=optim.regulariser == "dso") for path in paths]
+    return optim.regulariser_weight * jnp.stack(terms).sum()
 
 
 def train_step(
@@ -107,19 +130,26 @@ def train_step(
     labels: Int[Array, " m"],
     indices: Int[Array, " b"],
 ) -> TrainState:
-    """Take one step on the examples `indices` of the resident training set."""
+    """Take one step on the examples `indices` of the resident training set.
+
+    Dropout's key is a function of (seed, step), augmentation's of (seed, epoch, example).
+    """
     key = jax.random.fold_in(jax.random.key(state.seed), state.step // program.steps_per_epoch)
     batch = normalise(crop_flip(images, indices, key, pad=program.pad, flip=program.flip), program.mean, program.std)
     targets = labels[indices]
+    stream = jax.random.fold_in(jax.random.key(state.seed), DROPOUT_STREAM)
+    rngs = {"dropout": jax.random.fold_in(stream, state.step)}
 
-    def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+    def loss_of(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree, losses.Sums]]:
         variables = {**state.variables, "params": params}
-        logits, updated = program.model.apply(variables, batch, train=True, mutable=["batch_stats"])
-        return losses.cross_entropy(logits, targets).mean(), (logits, updated.get("batch_stats", {}))
+        logits, updated = program.model.apply(variables, batch, train=True, mutable=["batch_stats"], rngs=rngs)
+        loss = losses.cross_entropy(logits, targets).mean()
+        added = {"regulariser": regulariser(program, params)} if program.regularised else {}
+        return sum(added.values(), loss), (logits, updated.get("batch_stats", {}), added)
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    (loss, (logits, batch_stats, added)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
-    sums = losses.metric_sums(logits, targets, jnp.ones(indices.shape, bool))
+    sums = losses.metric_sums(logits, targets, jnp.ones(indices.shape, bool)) | added
     step = state.step + 1
     good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
     return state.replace(
