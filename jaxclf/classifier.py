@@ -64,7 +64,6 @@ def create_model(
     `backbone` and `head` are names (`list_models()`, `list_heads()`). Options of every head: `bias` (bool, None for
     the head's habit) and `seed` (of random fixed matrices). Options of backbones: `maps` ends it in that many
     channels, `shortcut` and `maps_shortcut` choose shortcuts of CIFAR ResNets.
-
     `pool` is "average", "max", "power" (option `pool_power`, 2) or "attention" (`pool_units`, 32); `relu_before_pool`
     puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout` is the rate before the head (VGG:
     after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it.
