@@ -79,6 +79,7 @@ class DenseNet(nn.Module):
     linear_layers = ()
     stem = "features/conv0"
     image_size = 224
+    unseen_2020 = ()
 
     @property
     def last_conv(self) -> str:

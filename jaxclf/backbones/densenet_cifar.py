@@ -51,6 +51,7 @@ class CifarDenseNet(nn.Module):
     linear_layers = ()
     stem = "conv1"
     image_size = 32
+    unseen_2020 = ()
 
     @property
     def blocks(self) -> int:

@@ -72,6 +72,7 @@ class EfficientNetLite0(nn.Module):
     last_conv = "_conv_head"
     head_dropout = 0.2
     image_size = 224
+    unseen_2020 = ()
 
     @property
     def features(self) -> int:

@@ -37,6 +37,7 @@ class LeNet(nn.Module):
 
     options = ("maps",)
     image_size = 28
+    unseen_2020 = ()
 
     @property
     def stem(self) -> str:

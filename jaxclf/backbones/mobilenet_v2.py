@@ -51,6 +51,7 @@ class MobileNetV2(nn.Module):
     last_conv = "features_18_0"
     head_dropout = 0.2
     image_size = 224
+    unseen_2020 = ("pool",)
 
     @property
     def features(self) -> int:

@@ -84,6 +84,7 @@ class ResNet(nn.Module):
     linear_layers = ()
     stem = "conv1"
     image_size = 224
+    unseen_2020 = ()
 
     @property
     def last_conv(self) -> str:

@@ -80,6 +80,7 @@ class CifarResNet(nn.Module):
     linear_layers = ()
     stem = "conv1"
     image_size = 32
+    unseen_2020 = ("relu", "pool")
     width = 64
     """Channels of the last map without `maps`."""
 

@@ -52,6 +52,7 @@ class ShuffleNetV2(nn.Module):
     stem = "conv1_0"
     last_conv = "conv5_0"
     image_size = 224
+    unseen_2020 = ("pool",)
 
     @property
     def features(self) -> int:

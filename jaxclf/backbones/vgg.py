@@ -29,6 +29,7 @@ class VGG(nn.Module):
     linear_layers = ("classifier_0", "classifier_3")
     stem = "features_0"
     image_size = 224
+    unseen_2020 = ()
 
     @property
     def last_conv(self) -> str:
