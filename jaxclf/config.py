@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -153,7 +154,7 @@ class Config:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+    def from_dict(cls, values: Any) -> "Config":
         """Rebuild a config; unknown fields and values of a wrong type raise `UsageError`."""
         return _build(cls, values, "")
 
@@ -164,7 +165,11 @@ class Config:
         >>> Config.from_json(Config().to_json()) == Config()
         True
         """
-        return cls.from_dict(json.loads(text))
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"the config is no JSON: {error}") from error
+        return cls.from_dict(values)
 
     def run_id(self) -> str:
         """Return a readable name that differs wherever two configs differ.
@@ -195,7 +200,7 @@ def validate(config: Config) -> None:
         ("data.pad", data.pad, data.pad >= 0, "at least 0"),
         ("data.image_size", data.image_size, data.image_size is None or data.image_size >= 1, "at least 1"),
         ("data.classes", data.classes, data.classes is None or data.classes >= 2, "at least 2"),
-        ("optim.lr", optim.lr, optim.lr > 0, "above 0"),
+        ("optim.lr", optim.lr, 0 < optim.lr < math.inf, "above 0 and finite"),
         ("optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "from 0 to below 1"),
         ("optim.nesterov", optim.nesterov, not optim.nesterov or optim.momentum > 0, "off without momentum"),
         ("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0, "at least 0"),
@@ -226,7 +231,9 @@ def validate(config: Config) -> None:
         raise UsageError("; ".join(faults))
 
 
-def _build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
+def _build(cls: type[T], values: Any, path: str) -> T:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"config {path.rstrip('.') or 'as a whole'} is {values!r} but must be fields with values")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
@@ -245,7 +252,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if kind is Literal and value in typing.get_args(option):
             return value
         if kind is tuple and isinstance(value, list | tuple):
-            return tuple(value)
+            inner = typing.get_args(option)[0]
+            return tuple(_convert(inner, item, f"{path}[{index}]") for index, item in enumerate(value))
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if isinstance(kind, type) and type(value) is kind:
