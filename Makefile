@@ -9,10 +9,10 @@ demo: $(VENV)/.base
 	$(RUN)/jaxclf table experiments/digits_heads.py --workdir runs/digits_heads --jobs 2
 
 test: $(VENV)/.dev
-	$(RUN)/python -m pytest -q
+	$(RUN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
-	$(RUN)/python -m pytest -q -m slow
+	$(RUN)/python -m pytest -q -m slow --durations=10
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff format --check .

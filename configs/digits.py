@@ -17,6 +17,6 @@ def get_config(head: str = "learned", seed: int = 0) -> Config:
     return Config(
         data=DataConfig(dataset="digits", image_size=16, batch_size=64, drop_last=True, pad=2, flip=False),
         model=ModelConfig(backbone="resnet8", head=head, **rebuilt),
-        optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="multistep", milestones=(12, 17)),
-        run=RunConfig(epochs=20, seed=seed, eval_every=1, checkpoint_every=None),
+        optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="multistep", milestones=(9, 13)),
+        run=RunConfig(epochs=15, seed=seed, eval_every=1, checkpoint_every=None),
     )

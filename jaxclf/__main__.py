@@ -16,7 +16,7 @@ from jaxclf import loop, tables
 from jaxclf.config import Config, RunError, UsageError, unknown
 from jaxclf.data import datasets
 from jaxclf.experiment import Table
-from jaxclf.results import Result
+from jaxclf.results import Result, read_config
 
 USAGE = """usage: jaxclf COMMAND ...
 
@@ -89,19 +89,19 @@ def train(args: Sequence[str]) -> None:
     """Run `jaxclf train`."""
     recipe = next((Path(arg) for arg in args if arg.endswith(".py")), None)
     config = _load(recipe, "get_config")() if recipe else Config()
-    default = Train(tyro.MISSING, tyro.MISSING, config)
-    chosen = tyro.cli(Train, prog="jaxclf train", args=args, default=default)
+    # Train with the recipe's config as the default; the other two arguments stay required.
+    default = [("config", Fields, dataclasses.field(default=config))]
+    form = dataclasses.make_dataclass(
+        "Train", default, bases=(Train,), namespace={"__doc__": Train.__doc__}, frozen=True
+    )
+    chosen = tyro.cli(form, prog="jaxclf train", args=args)
     _print_result(loop.train(chosen.config, chosen.workdir))
 
 
 def evaluate(args: Sequence[str]) -> None:
     """Run `jaxclf eval`."""
     chosen = tyro.cli(Eval, prog="jaxclf eval", args=args)
-    file = chosen.workdir / "config.json"
-    if not file.exists():
-        raise UsageError(f"{chosen.workdir} is not a run directory: it has no config.json")
-    config = Config.from_json(file.read_text())
-    _print_result(loop.evaluate(config, chosen.workdir, checkpoint=chosen.checkpoint))
+    _print_result(loop.evaluate(read_config(chosen.workdir), chosen.workdir, checkpoint=chosen.checkpoint))
 
 
 def table(args: Sequence[str]) -> None:
@@ -155,8 +155,13 @@ def main(args: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if args else 2
-    warnings.showwarning = lambda message, *_, **__: print(f"jaxclf: warning: {message}", file=sys.stderr)
     _cache_compilations()
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"jaxclf: warning: {message}", file=sys.stderr)
+        return _run(args)
+
+
+def _run(args: Sequence[str]) -> int:
     try:
         if args[0] not in COMMANDS:
             raise unknown("command", args[0], COMMANDS)

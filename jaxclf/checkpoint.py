@@ -6,6 +6,7 @@ regenerated, and their hash is compared (matrices.py says why random ones are st
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from jaxclf.matrices import MATRICES, digest
 from jaxclf.step import TrainState
 
 Flat = dict[str, np.ndarray]
+MANIFEST = "sha256.json"
+"""In each checkpoint: the hashes of its files."""
 NOT_EVALUATED = -1.0
 """Stands for the test top-1 of a checkpoint inside an epoch: below every real one."""
 
@@ -37,6 +40,7 @@ class Checkpoints:
     def __init__(self, directory: Path) -> None:
         """Open (and create, if need be) the directory; half-written checkpoints of a killed run are removed."""
         self.directory = directory.absolute()
+        _hide_unreadable_metrics(self.directory)
         keep = [
             checkpoint_managers.LatestN(2),
             checkpoint_managers.BestN(get_metric_fn=_test_top1, n=1),
@@ -63,6 +67,7 @@ class Checkpoints:
         before = self.steps()
         try:
             self._manager.save(step, args=items, metrics=metrics, force=True)
+            _write_manifest(self.directory / str(step))
         except Exception as error:  # Orbax and TensorStore raise many types for a full or broken disk
             shutil.rmtree(self.directory / str(step), ignore_errors=True)
             kept = f"the last good one is of step {before[-1]}" if before else "there is none before it"
@@ -96,6 +101,7 @@ class Checkpoints:
         return max(evaluated, key=lambda step: (scores[step], step), default=None)
 
     def _read(self, template: TrainState, step: int) -> tuple[TrainState, int]:
+        _check_files(self.directory / str(step))
         flat = _flatten(template)
         stored = {name: value for name, value in flat.items() if not _exact(name)}
         items = ocp.args.Composite(state=ocp.args.StandardRestore(stored), record=ocp.args.JsonRestore())
@@ -108,8 +114,8 @@ class Checkpoints:
         if _digest(flat) != record["sha256"]:
             raise ValueError("its arrays do not have the SHA-256 that was recorded")
         nested = traverse_util.unflatten_dict({**_empty_nodes(template), **flat}, sep=".")
-        state = serialization.from_state_dict(template, nested)
-        return jax.tree.map(jax.numpy.asarray, state), record["rows"]
+        state: Any = serialization.from_state_dict(template, jax.tree.map(jax.numpy.asarray, nested))
+        return state, record["rows"]
 
     def _set_aside(self, step: int) -> None:
         target = self.directory.parent / "damaged_checkpoints"
@@ -119,12 +125,47 @@ class Checkpoints:
         self._manager.reload()
 
 
+def _write_manifest(checkpoint: Path) -> None:
+    """Write the SHA-256 of every file of a checkpoint into it.
+
+    TensorStore meets a damaged file in the middle of many concurrent reads and prints a traceback for each of the
+    others, so files are compared before it sees them. A checkpoint whose writer was killed before this line has no
+    manifest; the digest over its arrays still holds.
+    """
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    hashes = {str(path.relative_to(checkpoint)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    part = checkpoint / f".{MANIFEST}.part"
+    part.write_text(json.dumps(hashes, indent=2) + "\n")
+    part.replace(checkpoint / MANIFEST)
+
+
+def _check_files(checkpoint: Path) -> None:
+    """Compare a checkpoint's files with its manifest; raises `ValueError`."""
+    if not (checkpoint / MANIFEST).exists():
+        return
+    for name, expected in json.loads((checkpoint / MANIFEST).read_text()).items():
+        file = checkpoint / name
+        if not file.is_file():
+            raise ValueError(f"{name} is missing")
+        if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+            raise ValueError(f"{name} does not have the SHA-256 that was recorded")
+
+
+def _hide_unreadable_metrics(directory: Path) -> None:
+    """Rename metrics that are no JSON: Orbax would fail on opening the directory, while it can do without them."""
+    for file in directory.glob("*/metrics/metrics"):
+        try:
+            json.loads(file.read_text())
+        except ValueError:
+            file.rename(file.with_name("metrics.damaged"))
+
+
 def _test_top1(metrics: Any) -> float:
     return metrics.get("test_top1", NOT_EVALUATED)
 
 
 def _flatten(state: TrainState) -> Flat:
-    nested = serialization.to_state_dict(jax.device_get(state))
+    nested = jax.device_get(serialization.to_state_dict(state))  # not device_get(state): a TrainState holds jax arrays
     return {name: np.asarray(value) for name, value in traverse_util.flatten_dict(nested, sep=".").items()}
 
 

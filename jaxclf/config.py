@@ -33,11 +33,6 @@ class RunError(RuntimeError):
     """
 
 
-def added(default: T) -> T:
-    """Return the default of a field that came after 0.1.0; at it, the field is left out of `run_id`: old ids stay."""
-    return dataclasses.field(default=default, metadata={"added": True})
-
-
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
     """Return the error for a name that is not in a table, nearest valid names first.
 
@@ -96,17 +91,19 @@ class ModelConfig:
     """Shortcut of the block that `maps` rebuilds, A to G (CIFAR ResNets)."""
     shortcut: str | None = None
     """Shortcut of the downsampling blocks, A or B (CIFAR ResNets)."""
-    pool: Literal["average", "max", "power", "attention"] = added("average")
+    pool: Literal["average", "max", "power", "attention"] = "average"
     """From the last feature map to one vector: average, max, (mean of x^p)^(1/p), or a weighted sum."""
-    pool_power: float | None = added(None)
+    pool_power: float | None = None
     """p of the power pool, above 0; None is 2."""
-    pool_units: int | None = added(None)
+    pool_units: int | None = None
     """Hidden units of the attention pool; None is 32."""
-    relu_before_pool: bool = added(False)
+    relu_before_pool: bool = False
     """Put a ReLU between the map and the pool."""
-    dropout: float | None = added(None)
+    dropout: float | None = None
     """Dropout before the head in training (VGG: after fc6 and fc7); None is the backbone's own, none with `maps`."""
-    init: Literal["he_uniform", "orthogonal_last", "orthogonal"] = added("he_uniform")
+    weights: str | None = None
+    """Start from the backbone of this weight file (.safetensors, .pth, or a directory of ours); None starts at random."""
+    init: Literal["he_uniform", "orthogonal_last", "orthogonal"] = "he_uniform"
     """Draw convs as the modules do, or the last one or all semi-orthogonal, seen as out x (in * kh * kw)."""
 
     def options(self) -> dict[str, Any]:
@@ -139,11 +136,11 @@ class OptimConfig:
     """Epoch indices (from 0) that are the first at a lower rate (torch MultiStepLR)."""
     gamma: float = 0.1
     """Factor at each milestone."""
-    regulariser: Literal["none", "so", "dso"] = added("none")
+    regulariser: Literal["none", "so", "dso"] = "none"
     """Add to the loss, W = a conv as out x (in * kh * kw): so |W^T W - I|^2; dso that and |W W^T - I|^2."""
-    regulariser_weight: float = added(0.025)
+    regulariser_weight: float = 0.025
     """Factor of the regulariser; metrics.csv has their product as train_regulariser, train_loss is without it."""
-    regularise: Literal["last", "all"] = added("last")
+    regularise: Literal["last", "all"] = "last"
     """Regularise the backbone's last conv or all of them."""
 
 
@@ -181,7 +178,7 @@ class Config:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+    def from_dict(cls, values: Any) -> "Config":
         """Rebuild a config; unknown fields and values of a wrong type raise `UsageError`."""
         return _build(cls, values, "")
 
@@ -192,7 +189,11 @@ class Config:
         >>> Config.from_json(Config().to_json()) == Config()
         True
         """
-        return cls.from_dict(json.loads(text))
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"the config is no JSON: {error}") from error
+        return cls.from_dict(values)
 
     def run_id(self) -> str:
         """Return a readable name that differs wherever two configs differ.
@@ -200,17 +201,8 @@ class Config:
         >>> Config().run_id()
         'digits-resnet20-learned-s0-9b02f5'
         """
-        digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()[:6]
+        digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"
-
-    def _identity(self) -> dict[str, Any]:
-        """Return what `run_id` hashes: everything but later additions that are left at their defaults."""
-        values = self.to_dict()
-        for section in dataclasses.fields(self):
-            for field in dataclasses.fields(getattr(self, section.name)):
-                if field.metadata.get("added") and values[section.name][field.name] == field.default:
-                    del values[section.name][field.name]
-        return values
 
     def differences(self, other: "Config") -> list[str]:
         """List the fields in which two configs differ, as `section.field: mine != theirs`."""
@@ -251,7 +243,7 @@ def validate(config: Config) -> None:
         ("data.pad", data.pad, data.pad >= 0, "at least 0"),
         ("data.image_size", data.image_size, data.image_size is None or data.image_size >= 1, "at least 1"),
         ("data.classes", data.classes, data.classes is None or data.classes >= 2, "at least 2"),
-        ("optim.lr", optim.lr, optim.lr > 0, "above 0"),
+        ("optim.lr", optim.lr, 0 < optim.lr < math.inf, "above 0 and finite"),
         ("optim.momentum", optim.momentum, 0 <= optim.momentum < 1, "from 0 to below 1"),
         ("optim.nesterov", optim.nesterov, not optim.nesterov or optim.momentum > 0, "off without momentum"),
         ("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0, "at least 0"),
@@ -283,7 +275,9 @@ def validate(config: Config) -> None:
         raise UsageError("; ".join(faults))
 
 
-def _build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
+def _build(cls: type[T], values: Any, path: str) -> T:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"config {path.rstrip('.') or 'as a whole'} is {values!r} but must be fields with values")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
@@ -302,7 +296,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if kind is Literal and value in typing.get_args(option):
             return value
         if kind is tuple and isinstance(value, list | tuple):
-            return tuple(value)
+            inner = typing.get_args(option)[0]
+            return tuple(_convert(inner, item, f"{path}[{index}]") for index, item in enumerate(value))
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if isinstance(kind, type) and type(value) is kind:

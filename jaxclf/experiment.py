@@ -148,7 +148,7 @@ def markdown(table: Table, summaries: Sequence[Summary]) -> str:
     return "\n".join([*lines, "", note, *([f"Printed: {table.source}."] if table.source else []), ""])
 
 
-def _number(value: float | None, form: str, unit: str = "") -> str:
+def _number(value: int | float | None, form: str, unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
 

@@ -39,7 +39,10 @@ class Head(nn.Module):
 
     def add_bias(self, logits: Float[Array, "n *ij k"], bound: float) -> Float[Array, "n *ij k"]:
         """Add the bias, if the head has one, drawn from U(+-bound)."""
-        return logits + self.param("bias", uniform(bound), (self.num_classes,)) if self.bias else logits
+        if not self.bias:
+            return logits
+        bias = self.param("bias", uniform(bound), (self.num_classes,))
+        return logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
 
 
 class Learned(Head):
@@ -80,7 +83,7 @@ class Hadamard(Head):
             norm = jnp.sqrt(jnp.square(pooled).sum(-1, keepdims=True))
             x, scale = x / (norm + 1e-8), -scale
         weight = fixed_matrix(self, "hadamard", self.num_classes, x.shape[-1], self.seed)
-        return self.add_bias(scale * (x @ weight.T), bound)
+        return self.add_bias((x @ weight.T) * scale.reshape((1,) * x.ndim), bound)
 
 
 class Identity(Head):
@@ -107,7 +110,7 @@ class Conv3x3(Head):
                 "backbone with a larger last map"
             )
         kernel = self.param("kernel", torch_default, (3, 3, features, self.num_classes))
-        maps = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        maps = jax.lax.conv_general_dilated(x, kernel, (1, 1), [(0, 0), (0, 0)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return self.add_bias(maps, (9 * features) ** -0.5)
 
 
@@ -186,13 +189,12 @@ def _check_possible(name: str, num_classes: int, features: int) -> None:
 
 def _warn_hadamard(num_classes: int, features: int) -> None:
     rows = matrix("hadamard", num_classes, features)
-    distinct, cosine = distinct_rows(rows), largest_cosine(rows)
+    distinct, overlap = distinct_rows(rows), round(largest_cosine(rows) * features)  # rows of +-1: a whole number
     if distinct < num_classes:
         text = f"only {distinct} of its {num_classes} rows are distinct, so at most {distinct} classes can be predicted"
-    elif cosine > 0:
-        overlap = round(cosine * features)
+    elif overlap:
         text = f"cut to {features} columns, its rows are not orthogonal: largest cosine {overlap}/{features}"
-        text += f" = {cosine:.3f}"
+        text += f" = {overlap / features:.3f}"
     else:
         return
     warnings.warn(f"hadamard head with {num_classes} classes on {features} features: {text}", HeadWarning, stacklevel=4)

@@ -110,6 +110,8 @@ def train(config: Config, workdir: Workdir, *, quiet: bool = False) -> Result:
         if checkpoints.steps():
             state, count = checkpoints.restore(state, step=None, warn=_warn)
             rows = directory.rows(count)
+        elif (directory.path / "damaged_checkpoints").exists():
+            _warn(f"every checkpoint of {directory.path} was damaged and set aside; starting again from step 0")
         total = setup.program.steps_per_epoch * config.run.epochs
         with Progress(
             config.run_id(), epochs=config.run.epochs, step=int(state.step), steps=total, quiet=quiet
@@ -191,7 +193,10 @@ def _finish_epoch(session: Session, state: TrainState) -> TrainState:
     if setup.program.regularised:
         row["train_regulariser"] = float(state.sums["regulariser"]) / setup.program.steps_per_epoch
     session.rows.append(row)
-    session.directory.write_rows(session.rows)
+    try:
+        session.directory.write_rows(session.rows)
+    except RunError as error:
+        raise RunError(f"step {step}: {error}; {_kept(session)}") from error
     session.progress.epoch(row)
     state = state.replace(sums=losses.zeros(regularised=setup.program.regularised))
     if due or (run.checkpoint_every and step % run.checkpoint_every == 0):
@@ -207,12 +212,16 @@ def _save(session: Session, state: TrainState, *, test_top1: float | None = None
 def _check_finite(session: Session, state: TrainState) -> None:
     """Stop a run that has diverged; asked before every save, so that every checkpoint is a good one."""
     if bad := int(state.bad_step):
-        kept = session.checkpoints.steps()
-        last = f"the last good checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint before it"
         raise RunError(
-            f"step {bad}: loss or update is not finite (lr {session.setup.config.optim.lr:g}); {last} in "
-            f"{session.checkpoints.directory}"
+            f"step {bad}: loss or update is not finite (lr {session.setup.config.optim.lr:g}); {_kept(session)}"
         )
+
+
+def _kept(session: Session) -> str:
+    """Say what a run that stops leaves."""
+    steps = session.checkpoints.steps()
+    last = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint before it"
+    return f"{last} in {session.checkpoints.directory}"
 
 
 def _evaluate(setup: Setup, state: TrainState) -> tuple[dict[str, float], np.ndarray]:

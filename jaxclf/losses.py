@@ -48,7 +48,7 @@ def metric_sums(logits: Float[Array, "n k"], labels: Int[Array, " n"], mask: Boo
     them: a Hadamard head past its width gives whole classes equal logits, and they must not all count as hits.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = jnp.arange(logits.shape[1]) < labels[:, None]
+    earlier = jnp.arange(logits.shape[1])[None, :] < labels[:, None]
     rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
     return {
         "loss": jnp.where(mask, cross_entropy(logits, labels), 0.0).sum(),

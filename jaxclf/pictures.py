@@ -295,7 +295,16 @@ def draw_confusion(matrix: Int[ndarray, "k k"], class_names: Sequence[str], *, s
         axes.axvline(edge, color=COLOURS["line"], linewidth=1)
     for i, j in zip(*np.nonzero(matrix), strict=True) if named else ():
         size = 7.5 if k <= 12 else 5
-        _write(axes, j, i, str(matrix[i, j]), colour="muted" if i == j else "ink", size=size, ha="center", va="center")
+        _write(
+            axes,
+            int(j),
+            int(i),
+            str(matrix[i, j]),
+            colour="muted" if i == j else "ink",
+            size=size,
+            ha="center",
+            va="center",
+        )
     return figure
 
 
@@ -329,7 +338,7 @@ def draw_class_maps(maps: ClassMaps) -> Figure:
         words = [("image", "", base)]
         for kind, c in zip(("true", "other"), chosen, strict=False):
             painted = _overlay(base, bilinear(maps.maps[n][..., c], base.shape[:2]), full)
-            words.append((f"{kind}: {_name(maps, c)}", f"logit {_signed(logits[c])}", painted))
+            words.append((f"{kind}: {_name(maps, c)}", f"logit {_signed(float(logits[c]))}", painted))
         for column, (above, below, pixels) in enumerate(words):
             axes = _axes(figure, column * (panel + gap), n * line + head, panel, panel)
             axes.set(xticks=[], yticks=[])

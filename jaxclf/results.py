@@ -58,6 +58,17 @@ class Result:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+def read_config(workdir: str | os.PathLike[str]) -> Config:
+    """Return the config of a run directory; `UsageError` if it has none or one that cannot be read."""
+    file = Path(workdir) / "config.json"
+    if not file.exists():
+        raise UsageError(f"{workdir} is not a run directory: it has no config.json")
+    try:
+        return Config.from_json(file.read_text())
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+
+
 class RunDirectory:
     """One run's directory, locked while it is open."""
 
@@ -68,8 +79,8 @@ class RunDirectory:
         process has it.
         """
         self.path = Path(workdir)
-        if not create and not (self.path / "config.json").exists():
-            raise UsageError(f"{self.path} is not a run directory: it has no config.json")
+        if not create:
+            read_config(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "lock").open("w")
@@ -99,7 +110,7 @@ class RunDirectory:
     def _check_config(self, config: Config) -> None:
         file = self.path / "config.json"
         if file.exists():
-            differences = Config.from_json(file.read_text()).differences(config)
+            differences = read_config(self.path).differences(config)
             if differences:
                 raise UsageError(
                     f"{self.path} holds a run of another config ({'; '.join(differences)}); choose another --workdir"
@@ -129,6 +140,7 @@ class RunDirectory:
                 os.fsync(stream.fileno())
             part.replace(self.path / name)
         except OSError as error:
+            part.unlink(missing_ok=True)
             raise RunError(f"{self.path / name} could not be written: {error.strerror}") from error
 
     def result(self) -> Result | None:

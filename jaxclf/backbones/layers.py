@@ -68,7 +68,7 @@ class BatchNorm(nn.Module):
     """torch.nn.BatchNorm2d: biased variance in the output, unbiased variance in the running average.
 
     Flax's own layer keeps the biased one, which is off by n / (n - 1) and shows in short runs and small maps.
-    Statistics are float32 whatever the input; the variance is taken in two passes, as torch does.
+    Statistics are float32 for narrower inputs too; the variance is taken in two passes, as torch does.
     """
 
     momentum: float = 0.1
@@ -84,9 +84,9 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "running_mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "running_var", jnp.ones, shape)
         if train:
-            x32 = x.astype(jnp.float32)
-            mean = x32.mean((0, 1, 2))
-            var = jnp.square(x32 - mean).mean((0, 1, 2))
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            mean = wide.mean((0, 1, 2))
+            var = jnp.square(wide - mean.reshape(1, 1, 1, -1)).mean((0, 1, 2))
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 if count < 2:
@@ -96,7 +96,9 @@ class BatchNorm(nn.Module):
                 running_var.value += self.momentum * (unbiased - running_var.value)
         else:
             mean, var = running_mean.value, running_var.value
-        return ((x - mean) * (jax.lax.rsqrt(var + self.eps) * weight) + bias).astype(x.dtype)
+        scale = jax.lax.rsqrt(var + self.eps) * weight
+        mean, scale, bias = (value.reshape(1, 1, 1, -1) for value in (mean, scale, bias))
+        return ((x - mean) * scale + bias).astype(x.dtype)
 
 
 def max_pool(
@@ -109,8 +111,8 @@ def max_pool(
 
 def avg_pool(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n i j c"]:
     """Torch's AvgPool2d(window): stride = window, no padding, floor."""
-    padding: Any = [(0, 0), (0, 0)]
-    return nn.avg_pool(x, (window, window), (window, window), padding)
+    sums = nn.pooling.pool(x, 0.0, jax.lax.add, (window, window), (window, window), [(0, 0), (0, 0)])
+    return sums / window**2
 
 
 def fixed_matrix(module: nn.Module, name: str, rows: int, columns: int, seed: int) -> Float[Array, "k d"]:

@@ -58,6 +58,7 @@ class BasicBlock(nn.Module):
         if self.shortcut == "B":
             x = conv(self.features, 1, stride=self.stride, name="shortcut_0")(x)
             return BatchNorm(name="shortcut_1")(x, train)
+        x = x[:, :: self.stride, :: self.stride]  # ResNet-8's last block is also the one that downsamples
         x = FixedConv(FIXED_SHORTCUTS[self.shortcut], self.features, self.seed, name="shortcut_0")(x)
         if self.shortcut != "C":
             return BatchNorm(name="shortcut_1")(x, train)
@@ -90,8 +91,14 @@ class CifarResNet(nn.Module):
         if self.maps_shortcut not in ("A", "B", *FIXED_SHORTCUTS):
             raise unknown("maps_shortcut", self.maps_shortcut, ("A", "B", *FIXED_SHORTCUTS))
         if self.maps is not None and self.maps_shortcut in FIXED_SHORTCUTS:
-            matrix(FIXED_SHORTCUTS[self.maps_shortcut], self.maps, self.width)  # more rows than exist: fail here
+            entering = self.width if self.blocks > 1 else self.width // 2
+            matrix(FIXED_SHORTCUTS[self.maps_shortcut], self.maps, entering)  # more rows than exist: fail here
         super().__post_init__()
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in each stage."""
+        return (self.depth - 2) // 6
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -101,7 +108,7 @@ class CifarResNet(nn.Module):
     @property
     def last_conv(self) -> str:
         """Name of the last conv."""
-        return f"layer3_{(self.depth - 2) // 6 - 1}/conv2"
+        return f"layer3_{self.blocks - 1}/conv2"
 
     @property
     def features(self) -> int:
@@ -114,12 +121,11 @@ class CifarResNet(nn.Module):
         check_size(f"resnet{self.depth}", images, 1)
         x = conv(16, 3, padding=1, name="conv1")(images)
         x = jax.nn.relu(BatchNorm(name="bn1")(x, train))
-        blocks = (self.depth - 2) // 6
         for stage, features in enumerate((16, 32, self.width), start=1):
-            for index in range(blocks):
+            for index in range(self.blocks):
                 stride = 2 if stage > 1 and index == 0 else 1
                 name = f"layer{stage}_{index}"
-                if self.maps is not None and (stage, index) == (3, blocks - 1):
+                if self.maps is not None and (stage, index) == (3, self.blocks - 1):
                     x = BasicBlock(self.maps, stride, self.maps_shortcut, rebuilt=True, seed=self.seed, name=name)(
                         x, train
                     )

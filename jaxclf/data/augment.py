@@ -34,5 +34,5 @@ def normalise(
     images: UInt8[Array, "n h w c"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "n h w c"]:
     """Return (images / 255 - mean) / std per channel, float32 (torchvision's ToTensor and Normalize)."""
-    scaled = images.astype(jnp.float32) / 255
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    centre, spread = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1) for values in (mean, std))
+    return (images.astype(jnp.float32) / 255 - centre) / spread

@@ -17,14 +17,14 @@ import tempfile
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
 
 from jaxclf.config import UsageError, unknown
 
-SplitName = Literal["train", "test"]
+SPLITS = ("train", "test")
 
 READ_SLICE = 2048
 """Examples decoded at once; only bounds the memory that decoded records hold beside the result."""
@@ -58,7 +58,7 @@ class DatasetInfo:
     source: str
     """Origin, and licence where known."""
 
-    def examples(self, split: SplitName) -> int:
+    def examples(self, split: str) -> int:
         """Return the number of images in a split."""
         return self.train_examples if split == "train" else self.test_examples
 
@@ -80,9 +80,7 @@ def info(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
-def load(
-    name: str, split: SplitName, *, data_dir: str | os.PathLike[str] | None = None, classes: int | None = None
-) -> Split:
+def load(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None, classes: int | None = None) -> Split:
     """Read a split into memory, in the stored order, which is the same on every call.
 
     TFDS stores a set in the fixed pseudo-random order of its keys' hashes, not in the order of the original files.
@@ -101,8 +99,8 @@ def load(
     (445, 8, 8, 1)
     """
     facts = info(name)
-    if split not in get_args(SplitName):
-        raise unknown("split", split, get_args(SplitName))
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     if classes is not None and not 2 <= classes <= facts.num_classes:
         raise UsageError(f"classes is {classes} but {name} allows 2 to {facts.num_classes}")
     whole = _digits(split) if facts.tfds is None else _prepared(facts, split, data_dir)
@@ -164,7 +162,7 @@ def prepare(
     return directory
 
 
-def _digits(split: SplitName) -> Split:
+def _digits(split: str) -> Split:
     """Read the digits from this package; pixels 0..16 become 0..255, rounded."""
     with (importlib.resources.files("jaxclf.data") / "digits.npz").open("rb") as file, np.load(file) as arrays:
         images, labels = arrays["images"], arrays["labels"].astype(np.int32)
@@ -181,7 +179,7 @@ def _digits_test(labels: Int32[np.ndarray, " n"]) -> np.ndarray:
     return test
 
 
-def _prepared(facts: DatasetInfo, split: SplitName, data_dir: str | os.PathLike[str] | None) -> Split:
+def _prepared(facts: DatasetInfo, split: str, data_dir: str | os.PathLike[str] | None) -> Split:
     """Read a split of a prepared TFDS set."""
     builder = _builder(facts, data_dir)
     if not Path(builder.data_dir).exists():
@@ -228,7 +226,7 @@ def _check(facts: DatasetInfo, builder: Any) -> None:
     found = {name: split.num_examples for name, split in builder.info.splits.items()}
     faults = [
         f"{split} has {found.get(split, 0)} examples instead of {facts.examples(split)}"
-        for split in get_args(SplitName)
+        for split in SPLITS
         if found.get(split) != facts.examples(split)
     ]
     if tuple(builder.info.features["label"].names) != facts.class_names:
