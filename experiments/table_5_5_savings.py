@@ -16,8 +16,8 @@ PRINTED = {
 
 CAPTION = (
     "Trainable parameters with a learned classifier and with none (identity, the last conv rebuilt to one channel per "
-    "class), and the share that the identity saves. On 1000 classes ResNet-18 grows: its rebuilt 3x3 conv is larger than "
-    "the matrix it replaces."
+    "class), and the share that the identity saves. On 1000 classes ResNet-18 grows: its rebuilt 3x3 conv is larger "
+    "than the matrix it replaces."
 )
 
 

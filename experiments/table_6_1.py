@@ -16,9 +16,9 @@ PRINTED = {
 }
 
 CAPTION = (
-    "Operations for one 224x224 image in the convention of the thesis's tool: multiply-accumulates of convolutions and of "
-    "the classifier, 1 per element of a conv bias, of a ReLU module's output and of a pool module's input, 2 per element "
-    "of a BatchNorm's output."
+    "Operations for one 224x224 image in the convention of the thesis's tool: multiply-accumulates of convolutions and "
+    "of the classifier, 1 per element of a conv bias, of a ReLU module's output and of a pool module's input, 2 per "
+    "element of a BatchNorm's output."
 )
 
 

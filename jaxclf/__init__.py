@@ -7,7 +7,7 @@ from jaxclf.classifier import create_model
 from jaxclf.config import Config, RunError, UsageError
 from jaxclf.heads import head_matrix, list_heads
 from jaxclf.loop import evaluate, train
-from jaxclf.torch_weights import load_torch
+from jaxclf.torch_weights import load_torch, to_torch, transfer_torch
 
 __all__ = [
     "Config",
@@ -19,6 +19,8 @@ __all__ = [
     "list_heads",
     "list_models",
     "load_torch",
+    "to_torch",
     "train",
+    "transfer_torch",
 ]
 __version__ = importlib.metadata.version("jaxclf")

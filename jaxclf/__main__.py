@@ -1,7 +1,8 @@
-"""The command line: python -m jaxclf train | eval | table | data."""
+"""The command line: python -m jaxclf train | eval | table | summary | convert | predict | data."""
 
 import dataclasses
 import importlib.util
+import json
 import os
 import sys
 import warnings
@@ -10,12 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import rich.console
+import rich.table
 import tyro
 
-from jaxclf import loop, tables
+from jaxclf import loop, tables, weights
+from jaxclf import predict as prediction
+from jaxclf.classifier import create_model
 from jaxclf.config import Config, RunError, UsageError, unknown
+from jaxclf.count import count
 from jaxclf.data import datasets
-from jaxclf.experiment import Table
+from jaxclf.experiment import CountTable, Table
 from jaxclf.results import Result, read_config
 
 USAGE = """usage: jaxclf COMMAND ...
@@ -23,9 +29,14 @@ USAGE = """usage: jaxclf COMMAND ...
   train CONFIG.py --workdir DIR [--model.head identity --optim.lr 0.05 ...]   train, or go on with, one run
   eval --workdir DIR [--checkpoint best]                                      evaluate a run's checkpoint
   table EXPERIMENT.py --workdir DIR [--jobs 2 --run.epochs 1 ...]             run what a table lacks and render it
+  summary NAME [--num-classes K --head H --json]                              parameters and operations by layer
+  convert IN OUT [--model NAME]                                               weights from and to PyTorch's files
+  predict --weights FILE [--model NAME] IMAGE...                              classify image files
   data list | info NAME | prepare NAME                                        the data sets
 
 jaxclf COMMAND --help shows every field with type, default and meaning."""
+
+TOTALS = ("trainable", "fixed", "statistics", "macs", "flops_2020")
 
 Recipe = Annotated[Path, tyro.conf.Positional]
 Fields = Annotated[Config, tyro.conf.arg(name="")]
@@ -85,6 +96,66 @@ class Data:
     """Directory with the original files already downloaded, for machines without a network."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Show a network's layers: output shapes, parameters by collection, operations for one image."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Name of a backbone."""
+    num_classes: int = 1000
+    """Classes of the head."""
+    head: str = "learned"
+    """Name of a head."""
+    maps: int | None = None
+    """End the backbone in this many feature maps (under identity: one a class)."""
+    image_size: int | None = None
+    """Side of the image; None is the one the backbone was designed for."""
+    channels: int = 3
+    """Channels of the image."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Convert weights between .safetensors, .pth, .pt and a directory of ours (any other name)."""
+
+    source: Recipe
+    """The file or directory to read."""
+    target: Recipe
+    """What to write; its suffix says the format. It must not exist."""
+    model: str | None = None
+    """Name of the backbone, where the source does not say it."""
+    num_classes: int | None = None
+    """None is what the source says, or the size of its last layer."""
+    head: str | None = None
+    """Name of the head, where the source does not say it."""
+    maps: int | None = None
+    """The backbone's option maps, likewise."""
+    shortcut: str | None = None
+    """The backbone's option shortcut, likewise."""
+    maps_shortcut: str | None = None
+    """The backbone's option maps_shortcut, likewise."""
+    bias: bool | None = None
+    """The head's option bias, likewise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Classify image files: the most probable classes of each; a file that cannot be read is named."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Image files."""
+    weights: Path
+    """A weight file or directory."""
+    model: str | None = None
+    """Name of the backbone, where the weights do not say it."""
+    head: str | None = None
+    """Name of the head; None is what the weights say, or learned where they say nothing."""
+    top: int = 5
+    """Classes to show."""
+
+
 def train(args: Sequence[str]) -> None:
     """Run `jaxclf train`."""
     recipe = next((Path(arg) for arg in args if arg.endswith(".py")), None)
@@ -109,7 +180,12 @@ def table(args: Sequence[str]) -> None:
     chosen, overrides = tyro.cli(RunTable, prog="jaxclf table", args=args, return_unknown_args=True)
     if chosen.jobs < 1:
         raise UsageError(f"--jobs is {chosen.jobs} but must be at least 1")
-    whole: Table = _load(chosen.experiment, "get_table")()
+    whole: Table | CountTable = _load(chosen.experiment, "get_table")()
+    if isinstance(whole, CountTable):
+        for path in tables.render_counts(whole, chosen.workdir):
+            print(path)
+        print((chosen.workdir / "table.md").read_text())
+        return
     everything = tables.jobs(whole, chosen.workdir, _override(overrides))
     wanted = {row.label for row in tables.select(whole, chosen.rows).rows}
     pending = [job for job in everything if job.row.label in wanted and not job.done]
@@ -126,6 +202,56 @@ def table(args: Sequence[str]) -> None:
         for path in tables.render(whole, everything, chosen.workdir):
             print(path)
         print((chosen.workdir / "table.md").read_text())
+
+
+def summary(args: Sequence[str]) -> None:
+    """Run `jaxclf summary`."""
+    chosen = tyro.cli(Summary, prog="jaxclf summary", args=args)
+    options: dict[str, Any] = {} if chosen.maps is None else {"maps": chosen.maps}
+    model = create_model(chosen.name, num_classes=chosen.num_classes, head=chosen.head, **options)
+    size = chosen.image_size or model.backbone.image_size
+    counted = count(model, (size, size, chosen.channels))
+    totals = {field: counted.total(field) for field in TOTALS}
+    if chosen.json:
+        layers = [dataclasses.asdict(layer) for layer in counted.layers]
+        print(json.dumps({**dataclasses.asdict(chosen), "image_size": size, "totals": totals, "layers": layers}))
+        return
+    table = rich.table.Table(title=f"{chosen.name}, {chosen.head}, {chosen.num_classes} classes, {size}x{size}")
+    for column in ("layer", "output", *TOTALS):
+        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
+    for layer in counted.layers:
+        numbers = [f"{value:,}" if (value := getattr(layer, field)) else "" for field in TOTALS]
+        table.add_row(layer.path or "(pool)", "x".join(map(str, layer.output)), *numbers)
+    table.add_section()
+    table.add_row("total", "", *(f"{value:,}" for value in totals.values()))
+    rich.console.Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def convert(args: Sequence[str]) -> None:
+    """Run `jaxclf convert`."""
+    chosen = tyro.cli(Convert, prog="jaxclf convert", args=args)
+    given = {name: value for name, value in vars(chosen).items() if value is not None}
+    record = weights.convert(given.pop("source"), given.pop("target"), **given)
+    print(f"{chosen.target}: {record.model}, head {record.head}, {record.num_classes} classes")
+
+
+def predict(args: Sequence[str]) -> None:
+    """Run `jaxclf predict`; a file that cannot be read makes the exit code 2 after the others are answered."""
+    chosen = tyro.cli(Predict, prog="jaxclf predict", args=args)
+    bare = chosen.weights.suffix in (".pth", ".pt")  # such a file says nothing about itself
+    loaded = weights.read(chosen.weights, model=chosen.model, head=chosen.head or ("learned" if bare else None))
+    record = loaded.record
+    if record.preprocessing is None:
+        raise UsageError(f"{chosen.weights} does not say how {record.model} wants its images prepared")
+    answers = prediction.predict(
+        loaded.model, loaded.variables, record.preprocessing, chosen.images, record.class_names, top=chosen.top
+    )
+    for answer in answers:
+        print(answer.file if answer.error is None else f"{answer.file}: {answer.error}")
+        for guess in answer.guesses:
+            print(f"  {guess.probability:7.2%}  {guess.name}")
+    if broken := [str(answer.file) for answer in answers if answer.error is not None]:
+        raise UsageError(f"{len(broken)} of {len(answers)} files could not be read: {', '.join(broken)}")
 
 
 def data(args: Sequence[str]) -> None:
@@ -146,7 +272,15 @@ def data(args: Sequence[str]) -> None:
         print(datasets.prepare(chosen.name, data_dir=chosen.data_dir, downloads=chosen.downloads))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "eval": evaluate, "table": table, "data": data}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "table": table,
+    "summary": summary,
+    "convert": convert,
+    "predict": predict,
+    "data": data,
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -102,7 +102,7 @@ class ModelConfig:
     dropout: float | None = None
     """Dropout before the head in training (VGG: after fc6 and fc7); None is the backbone's own, none with `maps`."""
     weights: str | None = None
-    """Start from the backbone of this weight file (.safetensors, .pth, or a directory of ours); None starts at random."""
+    """Start from the backbone of this weight file (.safetensors, .pth, a directory of ours); None starts at random."""
     init: Literal["he_uniform", "orthogonal_last", "orthogonal"] = "he_uniform"
     """Draw convs as the modules do, or the last one or all semi-orthogonal, seen as out x (in * kh * kw)."""
 
@@ -199,7 +199,7 @@ class Config:
         """Return a readable name that differs wherever two configs differ.
 
         >>> Config().run_id()
-        'digits-resnet20-learned-s0-9b02f5'
+        'digits-resnet20-learned-s0-65b7ff'
         """
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"

@@ -55,8 +55,8 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     `macs` are the multiplications of convolutions and linear layers, biases left out. `flops_2020` is the convention of
     the tool behind the thesis's table 6.1: those, plus 1 for each output element of a biased convolution, 2 for each
     output element of a BatchNorm, 1 for each element that a ReLU gives, and 1 for each element that a pool takes. That
-    tool saw PyTorch modules, not functions: `unseen_2020` of a backbone names what is a function in its reference, "relu"
-    or the global "pool", and is not counted.
+    tool saw PyTorch modules, not functions: `unseen_2020` of a backbone names what is a function in its reference,
+    "relu" or the global "pool", and is not counted.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)

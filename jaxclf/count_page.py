@@ -14,9 +14,7 @@ def render(table: CountTable) -> str:
         text = f"{sum(compared)} of {len(compared)} printed numbers are reproduced to the printed digits."
         verdict = f'<div class="answer"><p>{text}</p><p>Printed: {escape(table.source)}.</p></div>'
     head = "".join(f"<th>{escape(column)}</th>" for column in ("", *table.columns))
-    rows = "".join(
-        f"<tr><th>{escape(label)}</th>{''.join(map(_cell, cells))}</tr>" for label, cells in table.rows
-    )
+    rows = "".join(f"<tr><th>{escape(label)}</th>{''.join(map(_cell, cells))}</tr>" for label, cells in table.rows)
     return document(
         table.title,
         [

@@ -199,5 +199,7 @@ def count_markdown(table: CountTable) -> str:
     for label, cells in table.rows:
         lines.append(f"| {label} | " + " | ".join(f"{cell.text} | {cell.printed_text}" for cell in cells) + " |")
     compared = [cell.agrees for _, cells in table.rows for cell in cells if cell.agrees is not None]
-    note = f"{sum(compared)} of {len(compared)} printed numbers are reproduced to the printed digits. " if compared else ""
+    note = (
+        f"{sum(compared)} of {len(compared)} printed numbers are reproduced to the printed digits. " if compared else ""
+    )
     return "\n".join([*lines, "", f"{note}Source: {table.source}.", ""])

@@ -110,7 +110,9 @@ class Conv3x3(Head):
                 "backbone with a larger last map"
             )
         kernel = self.param("kernel", torch_default, (3, 3, features, self.num_classes))
-        maps = jax.lax.conv_general_dilated(x, kernel, (1, 1), [(0, 0), (0, 0)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        maps = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), [(0, 0), (0, 0)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return self.add_bias(maps, (9 * features) ** -0.5)
 
 

@@ -19,6 +19,8 @@ from jaxclf.optim import learning_rate
 from jaxclf.progress import Progress
 from jaxclf.results import Result, RunDirectory
 from jaxclf.step import Program, TrainState, eval_step, init_state, train_steps
+from jaxclf.torch_weights import transfer_torch
+from jaxclf.weights import read_state_dict
 
 Workdir = str | os.PathLike[str]
 Which = Literal["last", "best"]
@@ -110,7 +112,9 @@ def train(config: Config, workdir: Workdir, *, quiet: bool = False) -> Result:
         if checkpoints.steps():
             state, count = checkpoints.restore(state, step=None, warn=_warn)
             rows = directory.rows(count)
-        elif (directory.path / "damaged_checkpoints").exists():
+        elif config.model.weights is not None:
+            state = _from_weights(setup, state, config.model.weights, quiet=quiet)
+        if not rows and (directory.path / "damaged_checkpoints").exists() and not checkpoints.steps():
             _warn(f"every checkpoint of {directory.path} was damaged and set aside; starting again from step 0")
         total = setup.program.steps_per_epoch * config.run.epochs
         with Progress(
@@ -145,6 +149,15 @@ def restore(setup: Setup, directory: RunDirectory, *, checkpoint: Which = "last"
     if step is None:
         raise UsageError(f"{directory.path} has no {checkpoint} checkpoint; train into it first")
     return checkpoints.restore(setup.init_state(), step=step, warn=_warn)[0]
+
+
+def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) -> TrainState:
+    """Return the state with the backbone (and the head, if it fits) of a weight file, and say what was taken."""
+    variables, sentences = transfer_torch(setup.program.model, state.variables, read_state_dict(file))
+    for sentence in sentences if not quiet else ():
+        print(f"{file}: {sentence}")
+    variables = jax.tree.map(jnp.asarray, variables)
+    return state.replace(**{name: variables.get(name, {}) for name in ("params", "batch_stats", "fixed")})
 
 
 def _train_epoch(session: Session, state: TrainState) -> TrainState:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxclf import page
+from jaxclf import count_page, page
 from jaxclf.class_maps import class_maps, pick_examples
 from jaxclf.config import Config, RunError, UsageError, unknown
 from jaxclf.data import datasets
-from jaxclf.experiment import Record, Row, Table, markdown, summarise
+from jaxclf.experiment import CountTable, Record, Row, Table, count_markdown, markdown, summarise
 from jaxclf.loop import prepare, restore, train
 from jaxclf.results import RunDirectory
 
@@ -104,6 +104,15 @@ def render(table: Table, all_jobs: Sequence[Job], workdir: Path) -> list[Path]:
         "index.html": page.render(table, summaries, records, confusions=confusions, class_names=names, class_maps=maps),
     }
     workdir.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (workdir / name).write_text(text)
+    return [workdir / name for name in texts]
+
+
+def render_counts(table: CountTable, workdir: Path) -> list[Path]:
+    """Write table.md and index.html of a table of counts; return their paths."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    texts = {"table.md": count_markdown(table), "index.html": count_page.render(table)}
     for name, text in texts.items():
         (workdir / name).write_text(text)
     return [workdir / name for name in texts]

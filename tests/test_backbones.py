@@ -18,6 +18,7 @@ from flax import traverse_util
 from jaxclf.backbones import backbone_options, create_backbone, list_models
 from jaxclf.classifier import Classifier, create_model
 from jaxclf.config import UsageError
+from jaxclf.count import count
 from jaxclf.torch_weights import load_torch
 
 LENETS = {"lenet5_seed001": "lenet5_sigmoid", "lenet5_seed004": "lenet5", "lenetlike_seed004": "lenet_like"}
@@ -29,7 +30,14 @@ RESNETS = [
 ]
 REBUILT = [f"rn32_cf100_ex{x}{e}{b}" for x in "abcdefg" for e in ("", "_fixed_eye") for b in ("", "_no_bias")]
 DENSENETS = [f"densenetbc{size}_{data}" for size in ("100_12", "250_24", "190_40") for data in ("cifar10", "cifar100")]
-NETWORKS = [*LENETS, *RESNETS, *REBUILT, *DENSENETS]
+IMAGENET = [
+    *(f"resnet{depth}_tv" for depth in (18, 34, 50, 101, 152)),
+    *(f"densenet{depth}_tv" for depth in (121, 161, 169, 201)),
+    *(f"vgg{depth}{norm}_tv" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
+    *(f"shufflenet_v2_{size}_tv" for size in ("x0_5", "x1_0", "x1_5", "x2_0")),
+    *("mobilenet_v2_tv", "efficientnet_lite0_mlill"),
+]
+NETWORKS = [*LENETS, *RESNETS, *REBUILT, *DENSENETS, *IMAGENET]
 
 QUICK = [
     *LENETS,
@@ -39,10 +47,11 @@ QUICK = [
     "densenetbc100_12_cifar100",
     *("rn32_cf100_exa", "rn32_cf100_exb_fixed_eye_no_bias", "rn32_cf100_exc_fixed_eye"),
     *("rn32_cf100_exd_no_bias", "rn32_cf100_exe", "rn32_cf100_exf"),
+    *("resnet18_tv", "resnet50_tv", "mobilenet_v2_tv", "shufflenet_v2_x0_5_tv", "efficientnet_lite0_mlill"),
 ]
 """Networks whose logits the default tier compares: one of each structure."""
 
-LONG = ["densenetbc250_24_cifar100", "densenetbc190_40_cifar10"]
+LONG = ["densenetbc250_24_cifar100", "densenetbc190_40_cifar10", *(f"densenet{n}_tv" for n in (121, 161, 169, 201))]
 """Minutes to compile; the other variants differ in the last layer alone, and are left out."""
 
 SLOW = [name for name in NETWORKS if name not in QUICK and "_exg" not in name and not name.startswith("densenet")]
@@ -55,6 +64,8 @@ def model_of(name: str) -> Classifier:
         return create_model(LENETS[name], num_classes=10)
     if match := re.fullmatch(r"(resnet\d+)_cifar(10+)_(.)", name):
         return create_model(match[1], num_classes=int(match[2]), shortcut=match[3])
+    if name in IMAGENET:
+        return create_model(re.sub("_(tv|mlill)$", "", name), num_classes=1000)
     if match := re.fullmatch(r"densenetbc(\d+)_(\d+)_cifar(10+)", name):
         return create_model(f"densenet_bc_{match[1]}_{match[2]}", num_classes=int(match[3]))
     head, bias, option = "identity" if "eye" in name else "learned", "no_bias" not in name, name[len("rn32_cf100_ex")]
@@ -166,6 +177,30 @@ def test_logits_of_the_other_variants_are_the_references(name: str, check_logits
 @pytest.mark.parametrize("name", LONG)
 def test_logits_of_large_densenets_are_the_references(name: str, check_logits: Callable[[str], None]) -> None:
     check_logits(name)
+
+
+UNSEEN = [name for name in NETWORKS if name.startswith(("densenet", "vgg", "efficientnet", "lenet", "rn32"))]
+"""Networks whose count of 2020 leaves out or adds operations that no rule of ours follows."""
+
+
+def check_count(name: str, record: dict[str, Any]) -> None:
+    counted = count(model_of(name), (*record["input"][1:], record["input"][0]))
+    # The reference multiplies by its fixed unit matrix, we take the channels as they are.
+    assert counted.total("macs") == record["macs"] - (10_000 if "fixed_eye" in name else 0)
+    assert counted.total("trainable") == record["params_trainable"]
+    if name not in UNSEEN:
+        assert counted.total("flops_2020") == record["macs_ptflops_2020"]
+
+
+@pytest.mark.parametrize("name", [*QUICK, "vgg16_bn_tv", "densenet121_tv"])
+def test_operations_are_the_references(name: str, reference: dict[str, Any]) -> None:
+    check_count(name, reference[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in QUICK])
+def test_operations_of_the_other_variants_are_the_references(name: str, reference: dict[str, Any]) -> None:
+    check_count(name, reference[name])
 
 
 @pytest.mark.parametrize("option", "cdef")
@@ -285,8 +320,8 @@ def test_images_that_are_too_small_are_refused(side: int, backbone: str) -> None
 
 
 def test_an_unknown_backbone_is_answered_with_the_nearest_names() -> None:
-    with pytest.raises(UsageError, match=r"^unknown backbone 'resnet18'; did you mean 'resnet\d+'"):
-        create_model("resnet18", num_classes=10)
+    with pytest.raises(UsageError, match=r"^unknown backbone 'resnet19'; did you mean 'resnet\d+'"):
+        create_model("resnet19", num_classes=10)
 
 
 @pytest.mark.parametrize(
@@ -315,8 +350,9 @@ def test_options_that_cannot_be_are_refused(backbone: str, options: dict[str, An
 
 
 def test_the_registry() -> None:
-    assert list_models("resnet*") == [f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 110)]
-    assert list_models("densenet*") == ["densenet_bc_100_12", "densenet_bc_190_40", "densenet_bc_250_24"]
-    assert list_models("vgg*") == []
+    assert list_models("resnet*") == [f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 110, 18, 34, 50, 101, 152)]
+    assert list_models("densenet_bc*") == ["densenet_bc_100_12", "densenet_bc_190_40", "densenet_bc_250_24"]
+    assert list_models("mobilenet_v1*") == []
     assert "maps" not in backbone_options("densenet_bc_100_12")
-    assert [create_backbone(name).features for name in list_models()] == [84, 84, 200, *[64] * 6, 342, 2190, 1734]
+    small = list_models("lenet*") + list_models("resnet*")[:6] + list_models("densenet_bc*")
+    assert [create_backbone(name).features for name in small] == [84, 84, 200, *[64] * 6, 342, 2190, 1734]

@@ -96,9 +96,9 @@ def test_recipe_without_get_config(refused: Callable[..., str], tmp_path: Path) 
         (
             ["--model.head", "identiy"],
             "unknown head 'identiy'; did you mean 'identity'? "
-            "Valid: hadamard, hadamard_printed, identity, learned, orthogonal",
+            "Valid: conv3x3, hadamard, hadamard_printed, identity, learned, orthogonal",
         ),
-        (["--model.backbone", "resnet18x"], "unknown backbone 'resnet18x'; did you mean 'resnet8' or 'resnet110'?"),
+        (["--model.backbone", "resnet18x"], "unknown backbone 'resnet18x'; did you mean 'resnet18' or 'resnet8'?"),
         (["--data.dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
         (
             ["--model.head", "identity", "--model.maps", "5"],

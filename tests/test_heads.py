@@ -15,6 +15,7 @@ from jaxclf.heads import HeadWarning, create_head, head_matrix, list_heads
 from jaxclf.matrices import matrix
 
 HEADS = ["learned", "orthogonal", "hadamard", "hadamard_printed", "identity"]
+"""Heads on pooled features; conv3x3, which stands before the pool, is tested in test_variants.py."""
 
 
 def head_and_variables(name: str, k: int, d: int, **options: Any) -> tuple[Any, Any]:
@@ -27,7 +28,7 @@ def features(*shape: int) -> np.ndarray:
 
 
 def test_the_list_of_heads() -> None:
-    assert list_heads() == HEADS
+    assert list_heads() == [*HEADS, "conv3x3"]
 
 
 def test_an_unknown_head_is_answered_with_the_nearest_name() -> None:
@@ -166,7 +167,7 @@ def test_identity_without_enough_features_names_the_way_out() -> None:
     with pytest.raises(UsageError) as caught:
         create_model("resnet20", num_classes=100, head="identity")
     assert "there are 100 classes and 64 features; end the backbone in maps=100" in str(caught.value)
-    assert str(caught.value).endswith("use a head that can: learned, orthogonal, hadamard, hadamard_printed")
+    assert str(caught.value).endswith("use a head that can: learned, orthogonal, hadamard, hadamard_printed, conv3x3")
     with pytest.raises(UsageError, match="100 classes and 64 features"):
         head_matrix("identity", 100, 64)
 

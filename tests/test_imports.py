@@ -15,12 +15,13 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-EFFECTS = {f"jaxclf.{name}" for name in ("checkpoint", "results", "loop", "tables", "progress", "__main__")}
+EFFECTS = {f"jaxclf.{name}" for name in ("checkpoint", "results", "loop", "tables", "progress", "weights", "__main__")}
 PURE = [name for name in MODULES if name.startswith("jaxclf.backbones")] + [
     f"jaxclf.{name}"
     for name in (
         *("config", "matrices", "heads", "classifier", "losses", "optim", "step", "class_maps"),
-        *("data.augment", "experiment", "torch_weights", "page", "pictures"),
+        *("pooling", "initialisation", "count"),
+        *("data.augment", "experiment", "torch_weights", "page", "pictures", "count_page"),
     )
 ]
 

@@ -260,9 +260,3 @@ def test_a_word_that_is_no_choice_is_refused() -> None:
     object.__setattr__(config.model, "init", "orthogonl")  # as a recipe can that no type checker has read
     with pytest.raises(UsageError, match=r"^model\.init is 'orthogonl' but must be one of he_uniform, orthogonal_last"):
         validate(config)
-
-
-def test_a_field_that_came_later_changes_the_run_id_only_where_it_is_set() -> None:
-    assert Config().run_id() == "digits-resnet20-learned-s0-9b02f5"  # as in 0.1.0, which had no pools
-    assert Config(model=ModelConfig(pool="max")).run_id() != Config().run_id()
-    assert Config(optim=OptimConfig(regulariser="so")).run_id() != Config().run_id()

@@ -104,7 +104,7 @@ class BatchNorm(nn.Module):
 def max_pool(
     x: Float[Array, "n h w c"], window: int, *, stride: int | None = None, padding: int = 0
 ) -> Float[Array, "n i j c"]:
-    """torch's MaxPool2d(window, stride, padding): the stride is the window unless given; sizes are rounded down."""
+    """Torch's MaxPool2d(window, stride, padding): the stride is the window unless given; sizes are rounded down."""
     sides: Any = [(padding, padding)] * 2  # Flax takes integers too; its annotation names only the strings
     return nn.max_pool(x, (window, window), (stride or window,) * 2, sides)
 

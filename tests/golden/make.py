@@ -1,4 +1,4 @@
-"""Cut tests/golden/reference.json out of the project's reference files (models.json and logits.json).
+"""Cut the .json files beside this one out of the project's reference files (models.json and logits.json).
 
 Run once by a developer who has them: python tests/golden/make.py DIRECTORY. Names after the reference's own.
 """
@@ -8,21 +8,39 @@ import sys
 from pathlib import Path
 
 NAMES = ("lenet", "resnet20_", "resnet32_cifar", "resnet44_", "resnet56_", "resnet110_", "rn32_cf100", "densenetbc")
-FIELDS = ("source", "note", "input", "classes", "params_trainable", "params_total", "macs", "n_c", "state_dict")
+IMAGENET = (
+    *(f"resnet{depth}_tv" for depth in (18, 34, 50, 101, 152)),
+    *(f"densenet{depth}_tv" for depth in (121, 161, 169, 201)),
+    *(f"vgg{depth}{norm}_tv" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
+    *(f"shufflenet_v2_{size}_tv" for size in ("x0_5", "x1_0", "x1_5", "x2_0")),
+    "mobilenet_v2_tv",
+    "efficientnet_lite0_mlill",
+)
+THESIS_RESNET18 = (
+    "th_rn18_512_scratch",
+    "th_rn18_512_id_scratch",
+    "th_rn18_3x3clsf",
+    "th_rn18_l4_1a_nc_1k",
+    "th_rn18_l4_1a_soft_attention_pool_32",
+)
+FIELDS = (
+    *("source", "note", "input", "classes", "params_trainable", "params_total", "macs", "macs_ptflops_2020", "n_c"),
+    *("last_feature_map", "state_dict"),
+)
 
 
 def main(source: Path) -> None:
     """Write the records of the networks that are built here, with their logits where there are any."""
     models = json.loads((source / "models.json").read_text())["models"]
     logits = json.loads((source / "logits.json").read_text())
-    chosen = {
-        name: {field: record[field] for field in FIELDS} | {"logits": logits.get(name)}
-        for name, record in models.items()
-        if name.startswith(NAMES) and not name.endswith(("bearpaw", "hoya"))
-    }
-    target = Path(__file__).with_name("reference.json")
-    target.write_text(json.dumps(chosen, separators=(",", ":")) + "\n")
-    print(f"{target}: {len(chosen)} networks, {target.stat().st_size:,} bytes")
+    small = [name for name in models if name.startswith(NAMES) and not name.endswith(("bearpaw", "hoya"))]
+    for file, names in {"reference.json": (*small, *IMAGENET), "thesis_resnet18.json": THESIS_RESNET18}.items():
+        chosen = {
+            name: {field: models[name][field] for field in FIELDS} | {"logits": logits.get(name)} for name in names
+        }
+        target = Path(__file__).with_name(file)
+        target.write_text(json.dumps(chosen, separators=(",", ":")) + "\n")
+        print(f"{target}: {len(chosen)} networks, {target.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
