@@ -37,6 +37,8 @@ USAGE = """usage: jaxclf COMMAND ...
 jaxclf COMMAND --help shows every field with type, default and meaning."""
 
 TOTALS = ("trainable", "fixed", "statistics", "macs", "flops_2020")
+BARE = (".pth", ".pt")
+"""Files that say nothing about themselves; their last layer is taken for a learned one."""
 
 Recipe = Annotated[Path, tyro.conf.Positional]
 Fields = Annotated[Config, tyro.conf.arg(name="")]
@@ -129,7 +131,7 @@ class Convert:
     num_classes: int | None = None
     """None is what the source says, or the size of its last layer."""
     head: str | None = None
-    """Name of the head, where the source does not say it."""
+    """Name of the head, where the source does not say it; learned for .pth."""
     maps: int | None = None
     """The backbone's option maps, likewise."""
     shortcut: str | None = None
@@ -231,6 +233,8 @@ def convert(args: Sequence[str]) -> None:
     """Run `jaxclf convert`."""
     chosen = tyro.cli(Convert, prog="jaxclf convert", args=args)
     given = {name: value for name, value in vars(chosen).items() if value is not None}
+    if chosen.source.suffix in BARE:
+        given.setdefault("head", "learned")
     record = weights.convert(given.pop("source"), given.pop("target"), **given)
     print(f"{chosen.target}: {record.model}, head {record.head}, {record.num_classes} classes")
 
@@ -238,8 +242,8 @@ def convert(args: Sequence[str]) -> None:
 def predict(args: Sequence[str]) -> None:
     """Run `jaxclf predict`; a file that cannot be read makes the exit code 2 after the others are answered."""
     chosen = tyro.cli(Predict, prog="jaxclf predict", args=args)
-    bare = chosen.weights.suffix in (".pth", ".pt")  # such a file says nothing about itself
-    loaded = weights.read(chosen.weights, model=chosen.model, head=chosen.head or ("learned" if bare else None))
+    head = chosen.head or ("learned" if chosen.weights.suffix in BARE else None)
+    loaded = weights.read(chosen.weights, model=chosen.model, head=head)
     record = loaded.record
     if record.preprocessing is None:
         raise UsageError(f"{chosen.weights} does not say how {record.model} wants its images prepared")
