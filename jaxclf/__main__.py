@@ -20,7 +20,7 @@ from jaxclf import predict as prediction
 from jaxclf.classifier import create_model
 from jaxclf.config import Config, RunError, UsageError, unknown
 from jaxclf.count import count
-from jaxclf.data import datasets
+from jaxclf.data import datasets, preparation
 from jaxclf.experiment import CountTable, Table
 from jaxclf.results import Result, read_config
 from jaxclf.sweep import check, outline, parse_grid, parse_seeds, sweep_table
@@ -313,7 +313,7 @@ def data(args: Sequence[str]) -> None:
         for field, value in dataclasses.asdict(datasets.info(chosen.name)).items():
             print(f"{field}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
     else:
-        print(datasets.prepare(chosen.name, data_dir=chosen.data_dir, downloads=chosen.downloads))
+        print(preparation.prepare(chosen.name, data_dir=chosen.data_dir, downloads=chosen.downloads))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

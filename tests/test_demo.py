@@ -11,7 +11,7 @@ import pytest
 
 from jaxclf import train
 from jaxclf.__main__ import load, main
-from jaxclf.data import datasets
+from jaxclf.data import preparation
 
 ROOT = Path(__file__).parents[1]
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
@@ -47,7 +47,7 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip("needs the prepare extra (TensorFlow)")
     directory = tmp_path_factory.mktemp("tfds")
     with pytest.warns(UserWarning, match="another checksum than TFDS knows, but the right content"):
-        datasets.prepare("fashion_mnist", data_dir=directory, downloads=FASHION)
+        preparation.prepare("fashion_mnist", data_dir=directory, downloads=FASHION)
     return str(directory)
 
 

@@ -19,7 +19,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxclf.config import UsageError
-from jaxclf.data import datasets
+from jaxclf.data import datasets, preparation
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 PREPARE_MODULES = ("tensorflow", "importlib_resources")
@@ -68,7 +68,7 @@ def test_digits_are_scikit_learns_first_image_scaled_to_255():
 
 
 def test_digits_file_is_the_one_that_was_made():
-    arrays = np.load(datasets.prepare("digits"))
+    arrays = np.load(preparation.prepare("digits"))
     assert arrays["images"].shape == (1797, 8, 8)
     assert arrays["labels"][:5].tolist() == [0, 1, 2, 3, 4]
     assert (
@@ -120,7 +120,7 @@ def test_unknown_names_show_the_nearest():
     with pytest.raises(UsageError, match="unknown split 'validation'"):
         datasets.load("digits", "validation")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="unknown data set"):
-        datasets.prepare("imagenet")
+        preparation.prepare("imagenet")
 
 
 def test_table():
@@ -204,27 +204,27 @@ def test_set_in_another_format_is_refused_by_load_and_prepare(tmp_path):
     with pytest.raises(UsageError, match="stored as tfrecord, not as array_record"):
         datasets.load("mnist", "train", data_dir=tmp_path)
     with pytest.raises(UsageError, match="stored as tfrecord, not as array_record"):
-        datasets.prepare("mnist", data_dir=tmp_path)
+        preparation.prepare("mnist", data_dir=tmp_path)
 
 
 def test_prepared_set_returns_at_once_and_asks_for_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_require", lambda *modules: pytest.fail(f"asked for {modules}"))
+    monkeypatch.setattr(preparation, "_require", lambda *modules: pytest.fail(f"asked for {modules}"))
     directory = write_metadata(tmp_path, train=60000, test=10000)
-    assert datasets.prepare("mnist", data_dir=tmp_path) == directory
+    assert preparation.prepare("mnist", data_dir=tmp_path) == directory
 
 
 def test_preparing_without_tensorflow_names_the_extra(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorflow" else found(name))
     with pytest.raises(UsageError, match=r"needs tensorflow.*: pip install 'jaxclf\[prepare\]'"):
-        datasets.prepare("mnist", data_dir=tmp_path)
+        preparation.prepare("mnist", data_dir=tmp_path)
 
 
 @needs_prepare
 def test_missing_downloads_are_listed_at_once(tmp_path):
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
     with pytest.raises(UsageError) as caught:
-        datasets.prepare("mnist", data_dir=tmp_path / "out", downloads=tmp_path)
+        preparation.prepare("mnist", data_dir=tmp_path / "out", downloads=tmp_path)
     message = str(caught.value)
     for file in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz"):
         assert file in message
@@ -240,11 +240,11 @@ def test_downloads_with_the_wrong_content_are_listed_at_once(tmp_path):
         (tmp_path / name).write_bytes(gzip.compress(b"not these"))
     (tmp_path / names[3]).write_bytes(b"not gzip")
     with pytest.raises(UsageError, match="not the files of mnist") as caught:
-        datasets.prepare("mnist", data_dir=tmp_path / "out", downloads=tmp_path)
+        preparation.prepare("mnist", data_dir=tmp_path / "out", downloads=tmp_path)
     assert all(name in str(caught.value) for name in names)
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(b"not this"))
     with pytest.raises(UsageError, match=r"cifar-10-binary.tar.gz has SHA-256 \w+ instead of c4a38c50"):
-        datasets.prepare("cifar10", data_dir=tmp_path / "out", downloads=tmp_path)
+        preparation.prepare("cifar10", data_dir=tmp_path / "out", downloads=tmp_path)
 
 
 @needs_prepare
@@ -252,7 +252,7 @@ def test_without_a_network_the_urls_are_listed(tmp_path, monkeypatch):
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # a port that refuses
     with pytest.raises(UsageError, match="could not be downloaded") as caught:
-        datasets.prepare("cifar10", data_dir=tmp_path)
+        preparation.prepare("cifar10", data_dir=tmp_path)
     assert "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz" in str(caught.value)
     assert "`jaxclf data prepare cifar10 --downloads DIR`" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -285,11 +285,11 @@ def test_fashion_mnist_through_the_real_builder(tmp_path):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        directory = datasets.prepare("fashion_mnist", data_dir=tmp_path, downloads=DEBIAN, progress=False)
+        directory = preparation.prepare("fashion_mnist", data_dir=tmp_path, downloads=DEBIAN, progress=False)
     assert directory == tmp_path / "fashion_mnist" / "3.0.1"
     told = sorted(str(w.message).split()[0] for w in caught if "another checksum" in str(w.message))
     assert told == sorted(str(path) for path in DEBIAN.glob("*.gz"))
-    assert datasets.prepare("fashion_mnist", data_dir=tmp_path, downloads=DEBIAN) == directory
+    assert preparation.prepare("fashion_mnist", data_dir=tmp_path, downloads=DEBIAN) == directory
 
     train = datasets.load("fashion_mnist", "train", data_dir=tmp_path)
     test = datasets.load("fashion_mnist", "test", data_dir=tmp_path)
