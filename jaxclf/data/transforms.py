@@ -1,16 +1,29 @@
 """One image from a file to the network's input: PIL's pixels, exactly as torchvision on PIL images makes them."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from jaxclf.config import UsageError
+from jaxclf.data.decoding import decode, to_array
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+Rule = tuple[str, Any, bool, str]
+"""A field's name, its value, whether that is good, and what is allowed."""
+
+
+def _keep_to(rules: Iterable[Rule], what: str, faults: Iterable[str] = ()) -> None:
+    """Raise `UsageError` with all that breaks a rule."""
+    broken = [f"{name} is {value!r} but must be {allowed}" for name, value, good, allowed in rules if not good]
+    if broken := [*broken, *faults]:
+        raise UsageError(f"{what}: " + "; ".join(broken))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +57,10 @@ class Preprocessing:
             ("mean", self.mean, len(self.mean) in (1, 3), "1 or 3 numbers"),
             ("std", self.std, len(self.std) == len(self.mean) and min(self.std) > 0, "as long as mean, above 0"),
         ]
-        faults = [f"{name} is {value!r} but must be {allowed}" for name, value, good, allowed in rules if not good]
+        faults: list[str] = []
         if self.crop_padding is not None and self.resize is not None:
             faults.append(f"resize is {self.resize} beside crop_padding {self.crop_padding}, which decides the size")
-        if faults:
-            raise UsageError("preprocessing: " + "; ".join(faults))
+        _keep_to(rules, "preprocessing", faults)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -131,13 +143,154 @@ def open_image(file: Any, channels: int) -> Image.Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
+def resize_center_crop(image: Image.Image, resize_to: int, side: int, interpolation: str = "bilinear") -> Image.Image:
+    """Resize the short side to `resize_to` pixels, then cut the centre square of `side` pixels."""
+    return center_crop(resize(image, resize_to, interpolation), side)
+
+
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Float[np.ndarray, "h w c"]:
     """Return the network's input: resized, cropped, (pixels / 255 - mean) / std, float32."""
+    side, interpolation = preprocessing.crop, preprocessing.interpolation
     if preprocessing.crop_padding is not None:
-        image = padded_center_crop(image, preprocessing.crop, preprocessing.crop_padding, preprocessing.interpolation)
+        image = padded_center_crop(image, side, preprocessing.crop_padding, interpolation)
+    elif preprocessing.resize is not None:
+        image = resize_center_crop(image, preprocessing.resize, side, interpolation)
     else:
-        if preprocessing.resize is not None:
-            image = resize(image, preprocessing.resize, preprocessing.interpolation)
-        image = center_crop(image, preprocessing.crop)
-    pixels = np.asarray(image, np.float32).reshape(preprocessing.crop, preprocessing.crop, -1) / np.float32(255)
+        image = center_crop(image, side)
+    pixels = to_array(image).astype(np.float32) / np.float32(255)
     return (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+
+
+class Box(NamedTuple):
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_random_resized_crop(
+    rng: np.random.Generator, height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """Draw a box inside an image: its share of the area uniform in `scale`, width / height log-uniform in `ratio`.
+
+    The first of ten draws that fits is placed uniformly; without one, it is the largest centred box within `ratio`.
+    The distribution of torchvision's RandomResizedCrop.get_params (transforms/transforms.py, 0.28), after Szegedy et
+    al. 2015, section 6.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < columns <= width and 0 < rows <= height:
+            top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+            return Box(top, left, rows, columns)
+    # At least one pixel: where the ratio leaves torchvision none of a one-pixel strip, its image is black.
+    rows = height if width / height >= ratio[0] else max(1, round(width / ratio[0]))
+    columns = width if width / height <= ratio[1] else max(1, round(height * ratio[1]))
+    return Box((height - rows) // 2, (width - columns) // 2, rows, columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """Training's transform: a random box, resized to a square, mirrored half the time.
+
+    The pixels of torchvision's RandomResizedCrop and RandomHorizontalFlip on PIL images for the same box.
+    """
+
+    size: int
+    """Side of the result, pixels."""
+    _: dataclasses.KW_ONLY
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Least and largest share of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest width / height of the box."""
+    flip: bool = True
+    """Mirror left and right with probability 1/2."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """PIL's filter, which smooths when it shrinks."""
+    channels: int = 3
+    """Of the result: RGB or grey."""
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("size", self.size, self.size >= 1, "at least 1"),
+            ("scale", self.scale, 0 < self.scale[0] <= self.scale[1], "two numbers above 0, the lower first"),
+            ("ratio", self.ratio, 0 < self.ratio[0] <= self.ratio[1], "two numbers above 0, the lower first"),
+            *_common_rules(self),
+        ]
+        _keep_to(rules, "random resized crop")
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "size size c"]:
+        """Return the transformed image of a file's bytes; raises what PIL raises for them."""
+        return self.pixels(decode(data, self.channels), rng)
+
+    def pixels(self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator) -> UInt8[np.ndarray, "size size c"]:
+        """Return the transformed image of decoded pixels."""
+        box, mirrored = self.draw(rng, *image.shape[:2])
+        return self.apply(image, box, mirrored=mirrored)
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[Box, bool]:
+        """Draw the box, and whether the result is mirrored, for an image of this many pixels."""
+        box = draw_random_resized_crop(rng, height, width, scale=self.scale, ratio=self.ratio)
+        return box, self.flip and rng.random() < 0.5
+
+    def apply(self, image: UInt8[np.ndarray, "h w c"], box: Box, *, mirrored: bool) -> UInt8[np.ndarray, "size size c"]:
+        """Return the box of an image, resized and perhaps mirrored."""
+        # The box is cut first, then resized as an image of its own, as torchvision does: resize(box=...) also looks at
+        # pixels around the box, and answers otherwise along its edges.
+        picture = _cut(image, box).resize((self.size, self.size), FILTERS[self.interpolation])
+        # Not a mirrored view of the array: copying one into a batch takes numpy ten times as long as this.
+        return to_array(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResizeCenterCrop:
+    """Evaluation's transform: the pixels of torchvision's Resize and CenterCrop on PIL images."""
+
+    resize: int
+    """Short side after resizing, pixels."""
+    size: int
+    """Side of the centre square, pixels; where the resized image is smaller, zeros surround it."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """PIL's filter, which smooths when it shrinks."""
+    channels: int = 3
+    """Of the result: RGB or grey."""
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("resize", self.resize, self.resize >= 1, "at least 1"),
+            ("size", self.size, self.size >= 1, "at least 1"),
+            *_common_rules(self),
+        ]
+        _keep_to(rules, "resize and centre crop")
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "size size c"]:
+        """Return the transformed image of a file's bytes, nothing drawn; raises what PIL raises for them."""
+        return self.pixels(decode(data, self.channels), rng)
+
+    def pixels(self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator) -> UInt8[np.ndarray, "size size c"]:
+        """Return the transformed image of decoded pixels, nothing drawn."""
+        picture = _cut(image, Box(0, 0, *image.shape[:2]))
+        return to_array(resize_center_crop(picture, self.resize, self.size, self.interpolation))
+
+
+def _cut(image: UInt8[np.ndarray, "h w c"], box: Box) -> Image.Image:
+    """Return a box of an image for PIL."""
+    top, left, height, width = box
+    if image.shape[2] == 1:
+        return Image.fromarray(image[top : top + height, left : left + width, 0])
+    # fromarray on the cut array, but PIL steps over the rest of each row, which spares a copy.
+    stride = 3 * image.shape[1]
+    rows: Any = np.ascontiguousarray(image).data.cast("B")[top * stride + 3 * left :]
+    return Image.frombuffer("RGB", (width, height), rows, "raw", "RGB", stride, 1)
+
+
+def _common_rules(transform: RandomResizedCrop | ResizeCenterCrop) -> list[Rule]:
+    interpolation, channels = transform.interpolation, transform.channels
+    return [
+        ("interpolation", interpolation, interpolation in FILTERS, f"one of {', '.join(FILTERS)}"),
+        ("channels", channels, channels in (1, 3), "1 or 3"),
+    ]
