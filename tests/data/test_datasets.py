@@ -44,6 +44,15 @@ def write_metadata(data_dir: Path, *, train: int, test: int, file_format: str = 
     return directory
 
 
+SHARD = "mnist-{}.array_record-00000-of-00001"
+
+
+def write_records(directory: Path) -> None:
+    """Write the files of the records, with nothing good in them."""
+    for split in ("train", "test"):
+        (directory / SHARD.format(split)).write_bytes(b"x")
+
+
 def idx(path: Path, header: int) -> np.ndarray:
     """Decode an idx file with numpy alone."""
     return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
@@ -140,6 +149,8 @@ def test_table():
 def test_table_is_consistent():
     for facts in datasets.DATASETS.values():
         assert len(set(facts.class_names)) == facts.num_classes
+        assert facts.image_shape is not None
+        assert not facts.streamed
         assert len(facts.mean) == len(facts.std) == facts.image_shape[2]
         assert dataclasses.replace(facts) == facts
     assert datasets.info("cifar10").class_names[3] == "cat"
@@ -178,10 +189,11 @@ def test_interrupted_preparation_is_not_a_prepared_set(tmp_path):
     [
         (lambda directory: (directory / "dataset_info.json").unlink(), "dataset_info.json is missing"),
         (lambda directory: (directory / "dataset_info.json").write_text("{"), "ParseError"),
-        (lambda directory: None, "No such file or directory"),
-        (lambda directory: (directory / "mnist-train.array_record-00000-of-00001").write_bytes(b"x"), "RuntimeError"),
+        (lambda directory: None, f"{SHARD.format('train')} is missing, {SHARD.format('test')} is missing"),
+        (lambda directory: (directory / SHARD.format("train")).write_bytes(b"x"), f"{SHARD.format('test')} is missing"),
+        (lambda directory: write_records(directory), "RuntimeError"),
     ],
-    ids=["no metadata", "broken metadata", "no records", "broken records"],
+    ids=["no metadata", "broken metadata", "no records", "a missing shard", "broken records"],
 )
 def test_damaged_set_is_refused_in_one_line(tmp_path, damage, reason):
     damage(write_metadata(tmp_path, train=60000, test=10000))
@@ -210,6 +222,7 @@ def test_set_in_another_format_is_refused_by_load_and_prepare(tmp_path):
 def test_prepared_set_returns_at_once_and_asks_for_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "_require", lambda *modules: pytest.fail(f"asked for {modules}"))
     directory = write_metadata(tmp_path, train=60000, test=10000)
+    write_records(directory)
     assert preparation.prepare("mnist", data_dir=tmp_path) == directory
 
 
