@@ -37,8 +37,8 @@ from jaxclf.__main__ import Fields, Recipe, load, print_result
 from jaxclf.config import Config, LossConfig, OptimConfig, RunError, UsageError
 from jaxclf.data import augment, pipeline
 from jaxclf.experiment import Record, evaluated_on
-from jaxclf.loop import Setup, prepare
-from jaxclf.results import Result, RunDirectory, environment
+from jaxclf.loop import Evaluation, Setup, prepare
+from jaxclf.results import Result, RunDirectory, environment, per_class
 from jaxclf.step import MIXING_STREAM, Program
 from jaxclf.torch_weights import to_torch
 
@@ -166,14 +166,15 @@ def batch_of(
     step: jax.Array,
     images: jax.Array,
     labels: jax.Array,
-    indices: jax.Array,
+    rows: jax.Array,
+    examples: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Return pixels [n h w c] and targets [n k] of a step, as jaxclf.step.train_step makes them."""
     key = jax.random.key(seed)
     epoch_key = jax.random.fold_in(key, step // program.timeline.steps_per_epoch)
-    batch = augment.augment(program.augment, images, indices, epoch_key, program.mean, program.std)
+    batch = augment.augment(program.augment, images, rows, epoch_key, program.mean, program.std, examples=examples)
     mixing = jax.random.fold_in(jax.random.fold_in(key, MIXING_STREAM), step)
-    return augment.mix(program.augment, batch, jax.nn.one_hot(labels[indices], num_classes), mixing)
+    return augment.mix(program.augment, batch, jax.nn.one_hot(labels[rows], num_classes), mixing)
 
 
 def start(setup: Setup) -> Twin:
@@ -197,12 +198,11 @@ def train(config: Config, workdir: Path, label: str, say: Callable[[str], None] 
     if importlib.util.find_spec("torch") is None or not hasattr(importlib.import_module("torch"), "from_numpy"):
         raise UsageError("the PyTorch twin needs PyTorch: pip install -e '.[parity]'")
     check(config)
-    setup = prepare(config)
     for name in ("result.json", "checkpoints"):
         if (workdir / name).exists():
             raise UsageError(f"{workdir} has {name} already; choose another --workdir")
-    twin = start(setup)
-    with RunDirectory(workdir, config) as directory:
+    with prepare(config) as setup, RunDirectory(workdir, config) as directory:
+        twin = start(setup)
         facts = environment() | {"implementation": "torch", "torch": importlib.import_module("torch").__version__}
         directory.write("environment.json", json.dumps(facts, indent=2) + "\n")
         clock, rows = Clock(), []
@@ -210,9 +210,9 @@ def train(config: Config, workdir: Path, label: str, say: Callable[[str], None] 
             rows.append(_epoch(setup, twin, epoch, clock))
             directory.write_rows(rows)
             say("  ".join(f"{name} {value:.5g}" for name, value in rows[-1].items() if value is not None))
-        metrics, predictions = evaluate(setup, twin.net, "test")
-        directory.write_predictions(setup.data.test.labels, predictions)
-        result = _result(setup, twin.net, metrics, predictions, clock.images_per_second, directory.path)
+        test = evaluate(setup, twin.net, "test")
+        directory.write_predictions(test.labels, test.predictions)
+        result = _result(setup, twin.net, test, clock.images_per_second, directory.path)
         directory.write(
             "results.jsonl", json.dumps(dataclasses.asdict(_record(config, label, result, rows, facts))) + "\n"
         )
@@ -242,18 +242,13 @@ class Clock:
 
 def batches(setup: Setup, epoch: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield step, labels, pixels and targets of an epoch's batches."""
-    config, program = setup.config, setup.program
-    order = pipeline.epoch_order(config.run.seed, epoch, len(setup.data.train.labels))
-    images, labels = setup.arrays["train"]
-    seed, per_epoch = jnp.asarray(config.run.seed, jnp.uint32), program.timeline.steps_per_epoch
-    for place in range(per_epoch):
-        indices, step = (
-            order[place * config.data.batch_size : (place + 1) * config.data.batch_size],
-            epoch * per_epoch + place,
-        )
-        made = batch_of(program, program.model.head.num_classes, seed, jnp.asarray(step), images, labels, indices)
+    program, first = setup.program, epoch * setup.order.steps_per_epoch
+    seed = jnp.asarray(setup.config.run.seed, jnp.uint32)
+    for step, batch in enumerate(setup.data.train_batches(setup.order, first, 1), first):
+        given = (batch.images, batch.labels, batch.rows[0], batch.examples[0])
+        made = batch_of(program, program.model.head.num_classes, seed, jnp.asarray(step), *given)
         pixels, targets = (np.array(part) for part in made)
-        yield step, setup.data.train.labels[indices], pixels, targets
+        yield step, np.asarray(batch.labels)[batch.rows[0]], pixels, targets
 
 
 def _epoch(setup: Setup, twin: Twin, epoch: int, clock: Clock) -> Row:
@@ -267,9 +262,9 @@ def _epoch(setup: Setup, twin: Twin, epoch: int, clock: Clock) -> Row:
             raise RunError(f"step {step + 1}: loss is not finite (lr {rate:g})")
         sums = jax.tree.map(jnp.add, sums, _sums(logits, labels, each))
     twin.end_epoch()
-    run, split = setup.config.run, setup.data.evaluated
+    run, split = setup.config.run, pipeline.evaluated(setup.data)
     due = epoch + 1 == run.epochs or (epoch + 1) % run.eval_every == 0
-    train, held_out = losses.means(sums), evaluate(setup, twin.net, split)[0] if due else {}
+    train, held_out = losses.means(sums), evaluate(setup, twin.net, split).metrics if due else {}
     row = {"epoch": epoch + 1, "step": step + 1, "lr": rate}
     row |= {f"train_{name}": train[name] for name in ("loss", "top1")}
     return row | {f"{split}_{name}": held_out.get(name) for name in ("loss", "top1", "top5")}
@@ -280,19 +275,21 @@ def _sums(logits: np.ndarray, labels: np.ndarray, each: np.ndarray | None = None
     return losses.metric_sums(*arrays, None if each is None else jnp.asarray(each))
 
 
-def evaluate(setup: Setup, net: "torch.nn.Module", split: str) -> tuple[dict[str, float], np.ndarray]:
-    """Return metrics over a split, each image counted once, and predicted classes; BatchNorm's running statistics."""
+def evaluate(setup: Setup, net: "torch.nn.Module", split: str) -> Evaluation:
+    """Evaluate on a split, each image counted once; BatchNorm's running statistics."""
     import torch
 
-    part, config, logits = setup.data.splits[split], setup.config, []
+    config, logits, labels, faults = setup.config, [], [], []
     net.eval()
-    for begin in range(0, len(part.labels), config.data.eval_batch_size):
-        images = jnp.asarray(part.images[begin : begin + config.data.eval_batch_size])
-        shown = [_pixels(setup.program, view) for view in augment.views(config.augment, images)]
+    for batch in setup.data.eval_batches(split, min(config.data.eval_batch_size, setup.data.sizes[split])):
+        rows = batch.rows[batch.mask]
+        shown = [_pixels(setup.program, view) for view in augment.views(config.augment, batch.images[rows])]
         with torch.no_grad():
             logits.append(np.mean([net(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy() for pixels in shown], 0))
-    whole = np.concatenate(logits)
-    return losses.means(_sums(whole, part.labels)), whole.argmax(1).astype(np.int32)
+        labels.append(np.asarray(batch.labels)[rows])
+        faults += batch.faults
+    whole, truth = np.concatenate(logits), np.concatenate(labels)
+    return Evaluation(losses.means(_sums(whole, truth)), truth, whole.argmax(1).astype(np.int32), tuple(faults))
 
 
 def _pixels(program: Program, images: jax.Array) -> np.ndarray:
@@ -302,20 +299,17 @@ def _pixels(program: Program, images: jax.Array) -> np.ndarray:
 def _result(
     setup: Setup,
     net: "torch.nn.Module",
-    metrics: dict[str, float],
-    predictions: np.ndarray,
+    test: Evaluation,
     images_per_second: float,
     path: Path,
 ) -> Result:
-    labels, state = setup.data.test.labels, net.state_dict()
+    state = net.state_dict()
     buffers = {name: value.numel() for name, value in net.named_buffers() if not name.endswith("num_batches_tracked")}
     statistics = sum(count for name, count in buffers.items() if name.rpartition(".running_")[1])
     digest = hashlib.sha256(b"".join(key.encode() + value.numpy().tobytes() for key, value in state.items()))
     return Result(
-        **metrics,
-        per_class=tuple(
-            float(100 * (predictions[labels == label] == label).mean()) for label in range(len(setup.data.class_names))
-        ),
+        **test.metrics,
+        per_class=per_class(test.labels, test.predictions, len(setup.data.class_names)),
         step=setup.program.timeline.steps,
         parameters={
             "trainable": sum(value.numel() for value in net.parameters()),

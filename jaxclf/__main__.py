@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,13 +15,14 @@ import rich.console
 import rich.table
 import tyro
 
-from jaxclf import loop, tables, weights
+from jaxclf import loop, tables, throughput, weights
 from jaxclf import predict as prediction
 from jaxclf.classifier import create_model
-from jaxclf.config import Config, RunError, UsageError, unknown
+from jaxclf.config import Config, Loader, RunError, UsageError, unknown
 from jaxclf.count import count
-from jaxclf.data import datasets, preparation
+from jaxclf.data import datasets, inspection, preparation, verification
 from jaxclf.experiment import CountTable, Table
+from jaxclf.progress import Lines
 from jaxclf.results import Result, read_config
 from jaxclf.sweep import check, outline, parse_grid, parse_seeds, sweep_table
 
@@ -35,13 +36,22 @@ USAGE = """usage: jaxclf COMMAND ...
   summary CONFIG.py [--optim.lr 0.05 ...]                                     a recipe in short, its learning rate
   convert IN OUT [--model NAME]                                               weights from and to PyTorch's files
   predict --weights FILE [--model NAME] IMAGE...                              classify image files
-  data list | info NAME | prepare NAME                                        the data sets
+  data list | info NAME | prepare NAME | verify NAME                          the data sets: facts, what is broken
+  data bench NAME [--batch-size 64 --backbone resnet18]                       images/s of the input and of a step
 
 jaxclf COMMAND --help shows every field with type, default and meaning."""
 
 COMMAND = (sys.executable, "-m", "jaxclf")
 """Starts this program in another process."""
 TOTALS = ("trainable", "fixed", "statistics", "macs", "flops_2020")
+DATA_FLAGS = {
+    "list": (),
+    "info": ("data_dir", "sample"),
+    "prepare": ("data_dir", "downloads"),
+    "verify": ("data_dir",),
+    "bench": ("data_dir", "image_size", "batch_size", "backbone", "seconds", "loader"),
+}
+"""Options of `jaxclf data` by action."""
 BARE = (".pth", ".pt")
 """Files that say nothing about themselves; their last layer is taken for a learned one."""
 
@@ -58,6 +68,7 @@ class Train:
     """A file with get_config() -> Config, as in configs/."""
     workdir: Path
     """The run directory."""
+    loader: Loader = dataclasses.field(default_factory=Loader)
     config: Fields = dataclasses.field(default_factory=Config)
 
 
@@ -69,6 +80,7 @@ class Eval:
     """The run directory."""
     checkpoint: Literal["last", "best"] = "last"
     """best: the checkpoint with the highest test accuracy, a diagnosis rather than a result."""
+    loader: Loader = dataclasses.field(default_factory=Loader)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,16 +122,29 @@ class Outline:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Show or prepare data sets."""
+    """Show, prepare, check or time data sets."""
 
-    action: Annotated[Literal["list", "info", "prepare"], tyro.conf.Positional]
-    """list: all names; info: one set's facts; prepare: make one readable, once."""
+    action: Annotated[Literal["list", "info", "prepare", "verify", "bench"], tyro.conf.Positional]
+    """list: all names; info: one set's facts; prepare: make one readable, once; verify: read and decode all of it and
+    name what is broken; bench: images/s of every stage of the input, and of the training step that it feeds."""
     name: Annotated[str | None, tyro.conf.Positional] = None
-    """Name of the data set."""
-    data_dir: Path | None = None
+    """Name of the data set, or folder:PATH."""
+    data_dir: str | None = None
     """TFDS directory; None is TFDS's own default."""
     downloads: Path | None = None
-    """Directory with the original files already downloaded, for machines without a network."""
+    """prepare: directory with the original files already downloaded, for machines without a network."""
+    sample: int = 10_000
+    """info: training images of a streamed set that are measured, evenly spread; 0 measures all."""
+    image_size: int | None = None
+    """bench: side of the images in pixels; None is 224 for streamed sets and their own size for others."""
+    batch_size: int = 64
+    """bench: images per batch."""
+    backbone: str | None = None
+    """bench: network of the training step; None is resnet18 for streamed sets and resnet20 for others."""
+    seconds: float = 3.0
+    """bench: how long each stage is measured."""
+    loader: Loader = dataclasses.field(default_factory=Loader)
+    """bench: what reads a streamed set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +217,7 @@ class Predict:
 def train(args: Sequence[str]) -> None:
     """Run `jaxclf train`."""
     chosen = _with_recipe(Train, "jaxclf train", args)
-    print_result(loop.train(chosen.config, chosen.workdir))
+    print_result(loop.train(chosen.config, chosen.workdir, loader=chosen.loader))
 
 
 def _with_recipe(kind: type, prog: str, args: Sequence[str]) -> Any:
@@ -209,7 +234,8 @@ def _with_recipe(kind: type, prog: str, args: Sequence[str]) -> Any:
 def evaluate(args: Sequence[str]) -> None:
     """Run `jaxclf eval`."""
     chosen = tyro.cli(Eval, prog="jaxclf eval", args=args)
-    print_result(loop.evaluate(read_config(chosen.workdir), chosen.workdir, checkpoint=chosen.checkpoint))
+    config = read_config(chosen.workdir)
+    print_result(loop.evaluate(config, chosen.workdir, checkpoint=chosen.checkpoint, loader=chosen.loader))
 
 
 def table(args: Sequence[str]) -> None:
@@ -301,19 +327,38 @@ def _class_names(file: Path | None) -> tuple[str, ...] | None:
 def data(args: Sequence[str]) -> None:
     """Run `jaxclf data`."""
     chosen = tyro.cli(Data, prog="jaxclf data", args=args)
+    for line in _data(chosen):
+        print(line, flush=True)
+
+
+def _data(chosen: Data) -> Iterator[str]:
+    """Yield the lines of a data command as they become known."""
+    name, where, plain = chosen.name, chosen.data_dir, Data(chosen.action)
+    known = ("action", "name", *DATA_FLAGS[chosen.action])
+    if extra := [flag for flag, value in vars(chosen).items() if flag not in known and value != getattr(plain, flag)]:
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in extra)
+        raise UsageError(f"jaxclf data {chosen.action} takes no {flags}")
     if chosen.action == "list":
-        for info in datasets.DATASETS.values():
-            shape = "x".join(map(str, info.image_shape))
-            size = f"{info.train_examples:,} + {info.test_examples:,}"
-            print(f"{info.name:15} {info.num_classes:4} classes  {shape:8}  {size:16}  {info.source}")
+        yield from inspection.listing()
         return
-    if chosen.name is None:
+    if name is None:
         raise UsageError(f"jaxclf data {chosen.action} needs the name of a data set; `jaxclf data list` shows them")
     if chosen.action == "info":
-        for field, value in dataclasses.asdict(datasets.info(chosen.name)).items():
-            print(f"{field}: {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
+        yield from inspection.describe(inspection.inspect(name, data_dir=where, sample=chosen.sample, report=Lines()))
+    elif chosen.action == "verify":
+        yield from verification.verify(name, data_dir=where, report=Lines())
+    elif chosen.action == "bench":
+        config = throughput.bench_config(
+            name, data_dir=where, image_size=chosen.image_size, batch_size=chosen.batch_size, backbone=chosen.backbone
+        )
+        with loop.prepare(config, chosen.loader) as setup:
+            given = (config, setup.program, setup.data, setup.order, setup.init_state())
+            options = {"group": setup.group, "loader": chosen.loader, "seconds": chosen.seconds}
+            yield from throughput.measure(*given, **options)
     else:
-        print(preparation.prepare(chosen.name, data_dir=chosen.data_dir, downloads=chosen.downloads))
+        directory = preparation.prepare(name, data_dir=where, downloads=chosen.downloads)
+        nothing = name.startswith(datasets.FOLDER)
+        yield f"{directory}: nothing has to be prepared, a folder is read as it is" if nothing else str(directory)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -384,11 +429,16 @@ def _override(prog: str, config: Config, args: Sequence[str]) -> Config:
 
 def print_result(result: Result) -> None:
     """Print what a run ended with."""
-    per_class = f"{min(result.per_class):.2f} to {max(result.per_class):.2f} %"
+    known = [top1 for top1 in result.per_class if top1 is not None]
+    per_class = f"{min(known):.2f} to {max(known):.2f} %"
     print(f"test top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  per class {per_class}")
     counts = "  ".join(f"{name} {count:,}" for name, count in result.parameters.items())
     speed = f"  {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
     print(f"step {result.step:,}  {counts}{speed}")
+    if result.skipped:
+        print(
+            f"{result.skipped:,} images could not be read and were skipped: {result.workdir}/skipped.jsonl names them"
+        )
     print(f"sha256 {result.sha256}  {result.workdir}")
 
 

@@ -47,7 +47,7 @@ class DataConfig:
     """Which images, in which batches."""
 
     dataset: str = "digits"
-    """Name of a data set; `jaxclf data list` shows them all."""
+    """Name of a data set (`jaxclf data list`), of any image classification set of TFDS, or folder:PATH."""
     classes: int | None = None
     """Keep only the first N classes (and their images); None keeps all."""
     data_dir: str | None = None
@@ -61,17 +61,44 @@ class DataConfig:
     validation: float = 0.0
     """Carve this share of every class out of the training images and evaluate epochs on it; test only at the end."""
     image_size: int | None = None
-    """Resize all images to this side, bilinear, when the set is read; None keeps them as they are."""
+    """Side of the images in pixels. Resident sets: resized bilinear when they are read, None keeps them as they are.
+    Streamed sets: what crops are cut to, must be given."""
     mean: tuple[float, ...] | None = None
     """Normalisation mean per channel on the 0..1 scale; None is the data set's own constant."""
     std: tuple[float, ...] | None = None
     """Normalisation standard deviation per channel on the 0..1 scale; None is the data set's own constant."""
+    resize: int | None = None
+    """Streamed sets: short side in pixels that test images are resized to before the centre crop of image_size; None is
+    8/7 of it, 256 for 224."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Streamed sets: PIL's filter, which smooths when it shrinks."""
+    pixels: Literal["exact", "fast"] = "exact"
+    """Streamed sets. exact: those of torchvision on PIL; fast: others, from libjpeg's scaled decoding and OpenCV's
+    resizing (extra `fast`)."""
+    train_split: str | None = None
+    """Streamed sets: TFDS's expression for the training images, as train+validation, or a directory of folder:PATH;
+    None is the data set's own."""
+    test_split: str | None = None
+    """Streamed sets: the same for the test images."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """Streamed sets: what an image that cannot be read does. raise: it stops the run; skip: in training the next one
+    takes its place, in evaluation it is left out, and each is named and counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What becomes of training images inside the step, in this order; and of test images. Zero is off throughout."""
+    """What becomes of training images, in this order; and of test images. Zero is off throughout.
 
+    All of it happens inside the compiled step, but for `crop` and the mirror after it, which need images of any size.
+    """
+
+    crop: Literal["none", "random_resized"] = "none"
+    """Streamed sets: cut a random rectangle and resize it to data.image_size (RandomResizedCrop), or none: cut training
+    images as test images are."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """crop: share of the image's area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """crop: width over height."""
     pad: int = 4
     """Pad this many pixels on each side and crop back at random (torchvision RandomCrop)."""
     pad_mode: Literal["zero", "reflect"] = "zero"
@@ -239,6 +266,16 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Loader:
+    """What reads a streamed set; no field changes a pixel, so none of them is part of a `Config`."""
+
+    workers: int = 0
+    """Processes that read, decode and crop; 0: threads of this process, which is faster on few cores."""
+    threads: int | None = None
+    """Threads, in each process where there are some; None: as many as there are cores for it."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -279,7 +316,7 @@ class Config:
         """Return a readable name that differs wherever two configs differ.
 
         >>> Config().run_id()
-        'digits-resnet20-learned-s0-d8ad01'
+        'digits-resnet20-learned-s0-1a3b95'
         """
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"

@@ -9,6 +9,22 @@ import rich.console
 import rich.progress
 
 
+class Lines:
+    """Says on stderr how far something long is, in a line now and then."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        """Say something every so many seconds; what is done earlier is never mentioned."""
+        self._seconds, self._said = seconds, time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Say that `done` of `total` are done, if it is time to."""
+        if time.monotonic() - self._said >= self._seconds:
+            self._said = time.monotonic()
+            rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"{what}: {done:,} of {total:,}", markup=False
+            )
+
+
 class Progress:
     """Progress and throughput of one run."""
 
@@ -62,7 +78,7 @@ class Progress:
         speed = f"{self.images_per_second:,.0f} images/s" if self._seconds else ""
         self._bar.update(self._task, completed=step, speed=speed)
 
-    def epoch(self, row: Mapping[str, Any], split: str) -> None:
+    def epoch(self, row: Mapping[str, Any], split: str, *, skipped: int = 0) -> None:
         """Print one epoch's metrics; `split` is what was evaluated, "test" or "validation"."""
         words = [f"{self._title} epoch {row['epoch']}/{self._epochs}", f"lr {row['lr']:.3g}"]
         words += [f"train loss {row['train_loss']:.4f} top-1 {row['train_top1']:.2f} %"]
@@ -70,4 +86,6 @@ class Progress:
             words += [f"{split} loss {row[f'{split}_loss']:.4f} top-1 {top1:.2f} %"]
         if self._seconds:
             words += [f"{self.images_per_second:,.0f} images/s"]
+        if skipped:
+            words += [f"{skipped:,} images skipped"]
         self._console.print("  ".join(words), markup=False)

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxclf.config import Config, UsageError
+from jaxclf.config import Config, Loader, UsageError
 
 Rule = tuple[Callable[[Any], bool], str]
 """Whether a value is good, and what is allowed."""
@@ -31,6 +31,15 @@ RULES: dict[str, Rule] = {
     "data.eval_batch_size": COUNT,
     "data.validation": SHARE,
     "data.image_size": COUNT,
+    "data.resize": COUNT,
+    "augment.crop_scale": (
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1] <= 1,
+        "two shares of the area, above 0 to 1, the smaller first",
+    ),
+    "augment.crop_ratio": (
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1] < math.inf,
+        "two ratios of width to height, above 0, the smaller first",
+    ),
     "augment.pad": _at_least(0),
     "augment.rand_augment": (
         lambda value: len(value) == 2 and value[0] >= 0 and 0 <= value[1] <= 30,
@@ -91,6 +100,14 @@ def validate(config: Config) -> None:
         raise UsageError("; ".join(faults))
 
 
+def validate_loader(loader: Loader) -> None:
+    """Check the numbers of processes and threads; `UsageError`."""
+    if loader.workers < 0 or (loader.threads is not None and loader.threads < 1):
+        raise UsageError(
+            f"loader.workers is {loader.workers} and loader.threads {loader.threads}, but they must be at least 0 and 1"
+        )
+
+
 def _out_of_range(config: Config) -> Iterator[str]:
     for name, (good, allowed) in RULES.items():
         section, field = name.split(".")
@@ -121,5 +138,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"optim.accumulate is {optim.accumulate} but must be 1 for lbfgs"
     if loss.name == "mse" and loss.label_smoothing > 0:
         yield f"loss.label_smoothing is {loss.label_smoothing} but must be 0 for mse"
+    if config.data.resize is not None and config.data.resize < (config.data.image_size or 1):
+        yield f"data.resize is {config.data.resize} but must be at least data.image_size {config.data.image_size}"
     if augment.test_crop is not None and not augment.test.endswith("crop"):
         yield f"augment.test_crop is {augment.test_crop} but must be None unless augment.test is five_crop or ten_crop"

@@ -3,6 +3,8 @@
     config.json        the resolved config          environment.json   versions, device, git commit
     metrics.jsonl      one row per epoch            metrics.csv        the same rows
     checkpoints/       Orbax                        predictions.npz    labels and predicted classes of the test set
+    data.json          class names; number and hash of the images: on others the run does not go on
+    skipped.jsonl      images that could not be read and were skipped, where there are any
     result.json        written last: a run that has it is complete
 
 metrics.* hold only what is determined by config, data and software; times are in result.json.
@@ -38,8 +40,8 @@ class Result:
     top5: float
     loss: float
     """Mean cross-entropy in nats."""
-    per_class: tuple[float, ...]
-    """Top-1 of each class."""
+    per_class: tuple[float | None, ...]
+    """Top-1 of each class; None for one without test images."""
     step: int
     """Training steps behind the parameters."""
     parameters: Mapping[str, int]
@@ -50,10 +52,21 @@ class Result:
     """Training throughput of the process that finished the run, first step of each compiled program left out; 0 if
     nothing was trained."""
     workdir: str
+    skipped: int = 0
+    """Images, of training and evaluation, that could not be read; skipped.jsonl names them."""
 
     def to_json(self) -> str:
         """Return JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def per_class(labels: np.ndarray, predictions: np.ndarray, classes: int) -> tuple[float | None, ...]:
+    """Return the top-1 of each class in percent, None for a class that has no image."""
+    shares = []
+    for label in range(classes):
+        own = predictions[labels == label] == label
+        shares.append(float(100 * own.mean()) if len(own) else None)
+    return tuple(shares)
 
 
 def read_config(workdir: str | os.PathLike[str]) -> Config:
@@ -158,6 +171,29 @@ class RunDirectory:
         if len(lines) < count:
             raise RunError(f"{file} has {len(lines)} rows but the checkpoint was written after {count}")
         return [json.loads(line) for line in lines]
+
+    def write_data(self, record: dict[str, Any]) -> None:
+        """Remember which images the run is on; `UsageError` where it was on others before."""
+        file, text = self.path / "data.json", json.dumps(record, indent=2) + "\n"
+        if not file.exists():
+            self.write("data.json", text)
+        elif (then := json.loads(file.read_text())) != record:
+            changed = ["class names"] if then["class_names"] != record["class_names"] else []
+            for split, now in record["splits"].items():
+                if (old := then["splits"].get(split)) != now:
+                    what = "other ones" if old and old["images"] == now["images"] else f"{now['images']:,}"
+                    changed.append(f"{split} images, {old['images'] if old else 0:,} then and {what} now")
+            raise UsageError(f"{self.path} holds a run on other data ({'; '.join(changed)}); choose another --workdir")
+
+    def skipped(self) -> Rows:
+        """Return the images that the run has skipped so far: split, index in it, name, error."""
+        file = self.path / "skipped.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def write_skipped(self, rows: Rows) -> None:
+        """Write skipped.jsonl anew, ordered by split and index."""
+        ordered = sorted(rows, key=lambda row: (row["split"], row["index"]))
+        self.write("skipped.jsonl", "".join(json.dumps(row) + "\n" for row in ordered))
 
     def write_rows(self, rows: Rows) -> None:
         """Write metrics.jsonl and metrics.csv anew."""

@@ -134,10 +134,12 @@ def train_step(
     images: UInt8[Array, "m h w c"],
     labels: Int[Array, " m"],
     indices: Int[Array, " b"],
+    examples: Int[Array, " b"] | None = None,
 ) -> TrainState:
-    """Take one step on the examples `indices` of the resident training set.
+    """Take one step on the rows `indices` of some images: of a resident training set, or of a streamed batch.
 
-    The keys of dropout and mixing are functions of (seed, step), augmentation's of (seed, epoch, example). Batches that
+    `examples` are their numbers in the data set, the rows themselves where the images are the whole set. The keys of
+    dropout and mixing are functions of (seed, step), augmentation's of (seed, epoch, example). Batches that
     `optim.accumulate` splits pass through the network one part after the other, so BatchNorm sees parts, as it does in
     PyTorch's loop; parts weigh as many examples as they have. Regularisers enter once.
     """
@@ -146,7 +148,8 @@ def train_step(
     mixing, dropout = (
         jax.random.fold_in(jax.random.fold_in(key, stream), state.step) for stream in (MIXING_STREAM, DROPOUT_STREAM)
     )
-    batch, hard = augment(program.augment, images, indices, epoch_key, program.mean, program.std), labels[indices]
+    batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
+    hard = labels[indices]
     batch, targets = mix(program.augment, batch, jax.nn.one_hot(hard, program.model.head.num_classes), mixing)
     grads, batch_stats, report = _gradients(program, state.variables, batch, targets, dropout)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
@@ -235,14 +238,17 @@ def train_steps(
     images: UInt8[Array, "m h w c"],
     labels: Int[Array, " m"],
     indices: Int[Array, "s b"],
+    examples: Int[Array, "s b"] | None = None,
 ) -> TrainState:
-    """Take s steps in one compiled call; the state given is consumed.
+    """Take s steps in one compiled call, each as `train_step`; the state given is consumed.
 
     s = 1 is no scan: on CPU a scan around convolution gradients is an order of magnitude slower.
     """
+    examples = indices if examples is None else examples
     if len(indices) == 1:
-        return train_step(program, state, images, labels, indices[0])
-    return jax.lax.scan(lambda s, i: (train_step(program, s, images, labels, i), None), state, indices)[0]
+        return train_step(program, state, images, labels, indices[0], examples[0])
+    both = (indices, examples)
+    return jax.lax.scan(lambda s, i: (train_step(program, s, images, labels, *i), None), state, both)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -271,13 +277,14 @@ def recalibrate_step(
     labels: Int[Array, " m"],
     indices: Int[Array, " b"],
     number: Int[Array, ""],
+    examples: Int[Array, " b"] | None = None,
 ) -> TrainState:
     """Move the BatchNorm statistics that are evaluated to the mean over training batches; `number` counts them from 1.
 
     The parameters stand still, so this is the cumulative mean that BatchNorm(momentum=None) keeps in PyTorch.
     """
     epoch_key = jax.random.fold_in(jax.random.key(state.seed), program.timeline.epochs)
-    batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std)
+    batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
     old = state.evaluated["batch_stats"]
     blank = {**state.evaluated, "batch_stats": jax.tree.map(jnp.zeros_like, old)}
     rngs = {"dropout": jax.random.fold_in(jax.random.key(state.seed), DROPOUT_STREAM)}

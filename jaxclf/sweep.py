@@ -16,7 +16,7 @@ import numpy as np
 from jaxclf.classifier import Classifier, build
 from jaxclf.config import Config, UsageError, unknown
 from jaxclf.count import count
-from jaxclf.data import datasets, pipeline
+from jaxclf.data import datasets, order, pipeline
 from jaxclf.experiment import Row, Table
 from jaxclf.ranges import validate
 from jaxclf.schedules import Timeline, learning_rates
@@ -160,11 +160,9 @@ def check(table: Table) -> None:
 
 def _model(config: Config) -> tuple[Classifier, tuple[int, int, int]]:
     """Return the classifier and the shape (h, w, c) of its images, from the data set's facts."""
-    data, info = config.data, datasets.info(config.data.dataset)
-    h, w, c = info.image_shape
-    h, w = (h, w) if data.image_size is None else (data.image_size, data.image_size)
+    data, info = config.data, datasets.info(config.data.dataset, config.data.data_dir)
     classes = info.num_classes if data.classes is None else min(data.classes, info.num_classes)
-    return build(config, classes, seed=0), (h, w, c)
+    return build(config, classes, seed=0), pipeline.image_shape(data)
 
 
 # 2. The outline
@@ -172,11 +170,11 @@ def _model(config: Config) -> tuple[Classifier, tuple[int, int, int]]:
 
 def timeline(config: Config) -> Timeline:
     """Return how long the run is, from the data set's facts, as if every class had as many images."""
-    data, info = config.data, datasets.info(config.data.dataset)
+    data, info = config.data, datasets.info(config.data.dataset, config.data.data_dir)
     classes = info.num_classes if data.classes is None else min(data.classes, info.num_classes)
-    each = info.train_examples / info.num_classes
+    each = pipeline.train_examples(data) / info.num_classes
     examples = round(classes * each) - classes * math.floor(each * data.validation)
-    steps = pipeline.steps_per_epoch(examples, data.batch_size, data.drop_last)
+    steps = order.steps_per_epoch(examples, data.batch_size, data.drop_last)
     if steps < 1:
         raise UsageError(f"data.batch_size {data.batch_size} leaves no whole batch of {examples}")
     return Timeline(steps, config.run.epochs, examples)

@@ -211,11 +211,12 @@ def _confusions(finished: Sequence[Job]) -> tuple[tuple[str, ...], dict[str, np.
     confusions: dict[str, np.ndarray] = {}
     for job in finished:
         data = job.config.data
-        own = datasets.info(data.dataset).class_names[: data.classes]
+        own = datasets.info(data.dataset, data.data_dir).class_names[: data.classes]
         names = max(names, own, key=len)
         with np.load(job.directory / "predictions.npz") as file:
             counts = np.zeros((len(own), len(own)), np.int64)
-            np.add.at(counts, (file["labels"], file["predictions"]), 1)
+            read = file["labels"] >= 0
+            np.add.at(counts, (file["labels"][read], file["predictions"][read]), 1)
         confusions[job.row.label] = confusions.get(job.row.label, 0) + counts
     return names, confusions
 
@@ -226,10 +227,11 @@ def _class_maps(job: Job, count: int = 6) -> page.ClassMaps:
     with RunDirectory(job.directory, job.config, create=False) as directory:
         state = restore(setup, directory)
     with np.load(job.directory / "predictions.npz") as file:
-        chosen = pick_examples(file["labels"], file["predictions"], count)
-    test = setup.data.test
-    maps = class_maps(setup.program, state, test.images[chosen])
-    return page.ClassMaps(job.row.label, test.images[chosen], maps, test.labels[chosen], setup.data.class_names)
+        read = np.flatnonzero(file["labels"] >= 0)
+        chosen = read[pick_examples(file["labels"][read], file["predictions"][read], count)]
+    images, labels = setup.data.examples("test", chosen.astype(np.int32))
+    maps = class_maps(setup.program, state, images)
+    return page.ClassMaps(job.row.label, images, maps, labels, setup.data.class_names)
 
 
 def _slug(label: str) -> str:

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from jaxclf.checkpoint import Checkpoints, first_line, fixed_record, is_exact, regenerate
 from jaxclf.classifier import Classifier, create_model
-from jaxclf.config import UsageError
+from jaxclf.config import Config, UsageError
 from jaxclf.data import datasets, pipeline
 from jaxclf.data.transforms import Preprocessing, default_preprocessing
 from jaxclf.results import read_config
@@ -290,10 +290,17 @@ def _read_orbax(path: Path) -> tuple[Record, dict[str, Any]]:
     return Record.from_json(metadata["record"]), traverse_util.unflatten_dict(flat, sep=".")
 
 
+def _class_names(run: Path, config: Config) -> tuple[str, ...]:
+    """Return what the run says of its classes, so that its images may be gone; older runs ask their data set."""
+    if (run / "data.json").exists():
+        return tuple(json.loads((run / "data.json").read_text())["class_names"])
+    return datasets.info(config.data.dataset, config.data.data_dir).class_names[: config.data.classes]
+
+
 def _read_run(path: Path) -> tuple[Record, dict[str, Any]]:
     """Return what a run directory trained, with its data set's class names and pixels, and its newest checkpoint."""
     config = read_config(path)
-    names = datasets.info(config.data.dataset).class_names[: config.data.classes]
+    names = _class_names(path, config)
     record = Record(
         model=config.model.backbone,
         num_classes=len(names),

@@ -50,3 +50,43 @@ def golden() -> ModuleType:
 def reference() -> dict[str, dict[str, Any]]:
     """tests/golden/reference.json: the reference networks and what they answer."""
     return json.loads((GOLDEN / "reference.json").read_text())
+
+
+def script(name: str) -> ModuleType:
+    """Return a script of benchmarks/ as a module."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses and tyro look a class's module up
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TFDS directory with a synthetic_imagenet of 8 classes, 8 training and 2 validation images each, 3 kB."""
+    missing = [name for name in ("importlib_resources", "skimage", "sklearn") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} (the extras prepare and parity)")
+    directory = tmp_path_factory.mktemp("tfds")
+    script("synthetic_imagenet").build(directory, classes=8, train_per_class=8, validation_per_class=2, kilobytes=3)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory train/CLASS/*.jpg and val/CLASS/*.png of 4 classes, 8 and 3 images each, of different sizes."""
+    import numpy as np
+    from PIL import Image
+
+    root, rng = tmp_path_factory.mktemp("folder"), np.random.default_rng(0)
+    for split, count, kind in (("train", 8, "jpg"), ("val", 3, "png")):
+        for number, name in enumerate(("ant", "bee", "cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for image in range(count):
+                small = rng.integers(0, 160, (4, 5, 3), dtype=np.uint8) + np.uint8(30 * number)
+                height, width = (int(side) for side in rng.integers(24, 60, 2))
+                picture = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+                picture.save(root / split / name / f"{image}.{kind}")
+    return root

@@ -16,7 +16,7 @@ import pytest
 from jaxclf import __main__ as cli
 from jaxclf import tables
 from jaxclf.__main__ import main
-from jaxclf.config import Config
+from jaxclf.config import Config, Loader
 from jaxclf.data import datasets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +33,10 @@ def get_config():
 """
 
 
+PARTS = {"request": tables.Request, "loader": Loader}
+"""Arguments that are fields of their own."""
+
+
 def field_docs(kind: type) -> dict[str, str]:
     """Return the docstring under each field of a dataclass."""
     (body,) = ast.parse(inspect.getsource(kind)).body
@@ -46,7 +50,7 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
     assert leaving.value.code == 0
@@ -91,8 +95,8 @@ def test_help_shows_every_argument_with_its_meaning(
     shown, docs = squeeze(help_of(command, monkeypatch, capsys)), field_docs(kind)
     assert squeeze((kind.__doc__ or "").splitlines()[0]) in shown
     for field in dataclasses.fields(kind):
-        if field.name == "request":
-            assert all(squeeze(text) in shown for text in field_docs(tables.Request).values())
+        if field.name in ("request", "loader"):
+            assert all(squeeze(text) in shown for text in field_docs(PARTS[field.name]).values())
         elif field.name != "config":
             assert squeeze(docs[field.name]) in shown, field.name
 
@@ -122,18 +126,11 @@ def test_real_process_without_arguments_exits_2() -> None:
 def test_data_list_shows_every_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(datasets.DATASETS)
+    assert [line.split()[0] for line in lines[:-1]] == [*datasets.DATASETS, *datasets.STREAMED]
     assert re.match(r"digits +10 classes  8x8x1 +1,352 \+ 445 ", lines[0])
-    assert re.match(r"cifar100 +100 classes  32x32x3 +50,000 \+ 10,000 ", lines[-1])
-
-
-def test_data_info_shows_every_fact(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "info", "digits"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == [field.name for field in dataclasses.fields(datasets.DatasetInfo)]
-    assert "num_classes: 10" in lines
-    assert "image_shape: 8, 8, 1" in lines
-    assert "train_examples: 1352" in lines
+    assert re.match(r"cifar100 +100 classes  32x32x3 +50,000 \+ 10,000 ", lines[4])
+    assert re.match(r"imagenet2012 +1,000 classes  any size +1,281,167 \+ 50,000 ", lines[5])
+    assert "any image classification set of TFDS by its name, and folder:PATH" in lines[-1]
 
 
 def test_preparing_the_digits_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

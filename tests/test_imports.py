@@ -22,15 +22,9 @@ PURE = [name for name in MODULES if name.startswith("jaxclf.backbones")] + [
         *("config", "matrices", "heads", "classifier", "losses", "optim", "step", "class_maps"),
         *("pooling", "initialisation", "count"),
         *(
-            "data.augment",
-            "experiment",
-            "ranges",
-            "schedules",
-            "sweep",
-            "torch_weights",
-            "page",
-            "pictures",
-            "count_page",
+            *("data.augment", "data.order", "data.transforms", "data.fast_transforms", "data.decoding"),
+            *("data.datasets", "data.sources", "data.reading", "data.stream", "data.pipeline", "data.inspection"),
+            *("experiment", "ranges", "schedules", "sweep", "torch_weights", "page", "pictures", "count_page"),
         ),
     )
 ]
@@ -81,6 +75,13 @@ def test_pure_modules_import_no_module_with_effects(name: str) -> None:
         seen.add(module)
         waiting |= ours(module) - seen - {"jaxclf"}
     assert not seen & EFFECTS
+
+
+def test_the_order_and_the_transforms_know_neither_jax_nor_readers() -> None:
+    for name in ("order", "transforms", "fast_transforms", "decoding"):
+        own = imported(f"jaxclf.data.{name}")
+        assert not {module.split(".")[0] for module in own} & {"jax", "flax", "grain", "tensorflow_datasets"}, name
+        assert not {f"jaxclf.data.{other}" for other in ("sources", "reading", "stream", "datasets")} & own, name
 
 
 def test_backbones_and_heads_know_nothing_of_what_is_built_from_them() -> None:

@@ -152,6 +152,7 @@ def test_run_directory_holds_what_is_documented(finished: tuple[Path, Result]) -
     assert sorted(path.name for path in workdir.iterdir()) == [
         "checkpoints",
         "config.json",
+        "data.json",
         "environment.json",
         "lock",
         "metrics.csv",

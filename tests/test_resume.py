@@ -115,10 +115,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], E
 def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     real = loop.train_steps
 
-    def stopping(program, state, images, labels, indices):
-        if int(state.step) + len(indices) > step:
+    def stopping(program, state, images, labels, rows, examples):
+        if int(state.step) + len(rows) > step:
             raise Stop
-        return real(program, state, images, labels, indices)
+        return real(program, state, images, labels, rows, examples)
 
     monkeypatch.setattr(loop, "train_steps", stopping)
 

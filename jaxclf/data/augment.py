@@ -34,20 +34,25 @@ def augment(
     key: jax.Array,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    *,
+    examples: Int[Array, " n"] | None = None,
 ) -> Float[Array, "n h w c"]:
     """Pick `indices`, crop, mirror, RandAugment, jitter, normalise, light and erase them, as far as they are on.
 
-    Each example draws from fold_in(key, its index in the data set), so batch size and order change no example's
-    pixels. `key` is the epoch's; `mean` and `std` are on the 0..1 scale.
+    Each example draws from fold_in(key, its number in the data set), so batch size and order change no example's
+    pixels: `examples`, or `indices` where the images are the whole set. `key` is the epoch's; `mean` and `std` are on
+    the 0..1 scale.
 
     Raises:
         UsageError: for grey images with saturation, hue or lighting, or other than 1 or 3 channels in colour.
     """
     _check_channels(config, images.shape[-1])
-    pixels = crop_flip(images, indices, key, pad=config.pad, flip=config.flip, pad_mode=config.pad_mode)
+    examples = indices if examples is None else examples
+    crop = {"pad": config.pad, "flip": config.flip, "pad_mode": config.pad_mode}
+    pixels = crop_flip(images, indices, key, examples=examples, **crop)
 
     def own_keys(part: int) -> jax.Array:
-        return jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), part))(indices)
+        return jax.vmap(lambda example: jax.random.fold_in(jax.random.fold_in(key, example), part))(examples)
 
     if config.rand_augment[0]:
         drawn = jax.vmap(partial(draw_rand_augment, config.rand_augment[0]))(own_keys(RAND_AUGMENT))
@@ -96,17 +101,18 @@ def crop_flip(
     pad: int,
     flip: bool,
     pad_mode: str = "zero",
+    examples: Int[Array, " n"] | None = None,
 ) -> UInt8[Array, "n h w c"]:
     """Pick `indices`, pad with `pad` pixels on each side, crop back at random, mirror half of them.
 
     The distribution of torchvision's RandomCrop(size, padding=pad) and RandomHorizontalFlip(). Each example draws
-    from fold_in(key, its index in the data set), so batch size and order change no example's pixels. One gather.
+    from fold_in(key, its number in the data set), as in `augment`. One gather.
     `pad_mode` zero or reflect: as numpy's, which mirrors again where the padding is longer than the image.
     """
     height, width = images.shape[1:3]
 
-    def pick(index: Int[Array, ""]) -> UInt8[Array, "h w c"]:
-        (top, left), mirrored = draw_crop(pad, jax.random.fold_in(key, index))
+    def pick(index: Int[Array, ""], example: Int[Array, ""]) -> UInt8[Array, "h w c"]:
+        (top, left), mirrored = draw_crop(pad, jax.random.fold_in(key, example))
         rows = jnp.arange(height) + top
         columns = jnp.arange(width)
         if flip:
@@ -118,7 +124,8 @@ def crop_flip(
         pixels = images[index, rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)[None, :]]
         return jnp.where(inside[..., None], pixels, jnp.uint8(0))
 
-    return jax.vmap(pick)(indices) if pad or flip else images[indices]
+    examples = indices if examples is None else examples
+    return jax.vmap(pick)(indices, examples) if pad or flip else images[indices]
 
 
 def _reflect(places: Int[Array, " s"], size: int) -> Int[Array, " s"]:

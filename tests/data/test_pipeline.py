@@ -1,4 +1,4 @@
-"""Order, batches, padding, resizing, and that grouping steps or evaluation batches changes no result."""
+"""Resident sets: resizing, holding out, and that grouping steps or evaluation batches changes no result."""
 
 import dataclasses
 from typing import Any
@@ -7,84 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from jaxclf import losses
 from jaxclf.classifier import create_model
 from jaxclf.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, UsageError
-from jaxclf.data import pipeline
+from jaxclf.data import order, pipeline
 from jaxclf.schedules import Timeline
 from jaxclf.step import Program, TrainState, eval_step, init_state, train_steps
-
-quick = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-def test_the_order_is_pinned() -> None:
-    # A change here changes every trained number of the project.
-    assert pipeline.epoch_order(0, 0, 1352)[:5].tolist() == [420, 868, 1324, 797, 12]
-    assert pipeline.epoch_order(0, 1, 1352)[:5].tolist() == [600, 388, 771, 682, 89]
-    assert pipeline.epoch_order(1, 0, 1352)[:5].tolist() == [631, 1187, 885, 943, 1039]
-
-
-@quick
-@given(seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 1000), examples=st.integers(1, 300))
-def test_the_order_is_a_permutation(seed: int, epoch: int, examples: int) -> None:
-    order = pipeline.epoch_order(seed, epoch, examples)
-    assert order.dtype == np.int32
-    assert sorted(order) == list(range(examples))
-
-
-def test_the_order_differs_by_epoch_and_seed() -> None:
-    orders = {tuple(pipeline.epoch_order(seed, epoch, 100)) for seed in range(5) for epoch in range(5)}
-    assert len(orders) == 25
-
-
-@pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("group", [1, 3, 8])
-@quick
-@given(examples=st.integers(1, 200), batch_size=st.integers(1, 40))
-def test_an_epoch_shows_every_example_once(group: int, drop_last: bool, examples: int, batch_size: int) -> None:
-    steps = pipeline.steps_per_epoch(examples, batch_size, drop_last)
-    order = pipeline.epoch_order(0, 0, examples)
-    calls = list(pipeline.dispatches(order, batch_size, steps, group))
-    assert sum(len(call) for call in calls) == steps
-    shown = np.concatenate([call.ravel() for call in calls]) if calls else np.zeros(0)
-    assert np.array_equal(shown, order[: steps * batch_size])
-    assert len(shown) == (examples - examples % batch_size if drop_last else examples)
-    assert {call.shape[0] for call in calls} <= {1, group}
-    assert {call.shape[1] for call in calls if len(call) > 1} <= {batch_size}
-
-    step = 0
-    for position, call in enumerate(calls):
-        rest = list(pipeline.dispatches(order, batch_size, steps, group, start=step))
-        assert len(rest) == len(calls) - position
-        assert all(np.array_equal(a, b) for a, b in zip(rest, calls[position:], strict=True))
-        step += len(call)
-
-
-def test_the_digits_in_groups_of_eight() -> None:
-    calls = list(pipeline.dispatches(np.arange(1352, dtype=np.int32), 64, 22, 8))
-    assert [call.shape for call in calls] == [(8, 64), (8, 64), *[(1, 64)] * 5, (1, 8)]
-
-
-@pytest.mark.parametrize(("drop_last", "steps"), [(False, 22), (True, 21)])
-def test_steps_per_epoch_is_the_length_of_torchs_data_loader(drop_last: bool, steps: int) -> None:
-    assert pipeline.steps_per_epoch(1352, 64, drop_last) == steps
-    assert pipeline.steps_per_epoch(1344, 64, drop_last) == 21
-
-
-@quick
-@given(examples=st.integers(1, 200), batch_size=st.integers(1, 70))
-def test_padded_batches_show_every_example_once(examples: int, batch_size: int) -> None:
-    batches = list(pipeline.padded_batches(examples, batch_size))
-    assert all(indices.shape == mask.shape == (batch_size,) for indices, mask in batches)
-    assert all(indices.dtype == np.int32 and mask.dtype == bool for indices, mask in batches)
-    shown = np.concatenate([indices[mask] for indices, mask in batches])
-    assert np.array_equal(shown, np.arange(examples))
-    assert all((indices[~mask] == 0).all() for indices, mask in batches)
-    assert all(mask.any() for _, mask in batches)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((3, 8, 8, 1), 16), ((2, 32, 32, 3), 20), ((2, 7, 11, 3), 9)])
@@ -140,7 +70,7 @@ def close(a: TrainState, b: TrainState) -> None:
 def test_four_steps_in_one_call_are_four_steps(setup: Any) -> None:
     program, data, arrays = setup
     program = dataclasses.replace(program, optim=OptimConfig(lr=0.01, milestones=(1,)))
-    indices = pipeline.epoch_order(0, 0, len(data.train.labels))[:64].reshape(4, 16)
+    indices = order.epoch_order(0, 0, len(data.train.labels))[:64].reshape(4, 16)
     together = train_steps(program, init_state(program, data.image_shape, 0, 0), *arrays["train"], indices)
     single = init_state(program, data.image_shape, 0, 0)
     for row in indices:
@@ -158,7 +88,7 @@ def test_the_evaluation_batch_size_changes_nothing(setup: Any, batch_size: int) 
     count = len(data.test.labels)
 
     def evaluate(size: int) -> tuple[dict[str, Any], np.ndarray]:
-        parts = [eval_step(program, state, *arrays["test"], i, m) for i, m in pipeline.padded_batches(count, size)]
+        parts = [eval_step(program, state, *arrays["test"], i, m) for i, m in order.padded_batches(count, size)]
         total = {name: sum(part[name].item() for part, _ in parts) for name in losses.zeros()}
         return total, np.concatenate([predicted for _, predicted in parts])[:count]
 
@@ -184,7 +114,7 @@ def test_validation_images_are_a_share_of_every_class_and_leave_training() -> No
     whole, part = (pipeline.load(DataConfig("digits", validation=share)) for share in (0.0, 0.2))
     assert whole.validation is None
     assert part.validation is not None
-    assert (whole.evaluated, part.evaluated) == ("test", "validation")
+    assert (pipeline.evaluated(whole), pipeline.evaluated(part)) == ("test", "validation")
     assert list(part.splits) == ["train", "test", "validation"]
     for label in range(10):
         count = (whole.train.labels == label).sum()

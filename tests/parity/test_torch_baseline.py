@@ -25,7 +25,7 @@ from flax import traverse_util
 from jaxclf import loop, losses
 from jaxclf.classifier import Classifier, build
 from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, UsageError
-from jaxclf.data import datasets
+from jaxclf.data import datasets, pipeline
 from jaxclf.data.augment import normalise
 from jaxclf.data.pipeline import resize
 from jaxclf.experiment import Record
@@ -297,10 +297,11 @@ SMALL = Config(
 
 def test_the_twin_starts_and_augments_as_the_run_does(twins: Any) -> None:
     setup = prepare(SMALL)
+    assert isinstance(setup.data, pipeline.Resident)
     twin, state, history = twins.start(setup), setup.init_state(), []
     for (step, _, pixels, targets), _ in zip(twins.batches(setup, 0), range(5), strict=False):
         order = np.random.default_rng((3, 0)).permutation(1352).astype(np.int32)[step * 64 : (step + 1) * 64]
-        state = train_steps(setup.program, state.replace(sums=losses.zeros()), *setup.arrays["train"], order[None])
+        state = train_steps(setup.program, state.replace(sums=losses.zeros()), *setup.data.arrays["train"], order[None])
         history.append((float(twin.step(pixels, targets)[0].mean()), losses.means(state.sums)["loss"]))
     assert len({round(theirs, 3) for theirs, _ in history}) == 5
     assert [theirs for theirs, _ in history] == pytest.approx([ours for _, ours in history], rel=TOLERANCE)

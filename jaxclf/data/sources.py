@@ -1,0 +1,291 @@
+"""Where the encoded images of a streamed set lie: records that TFDS prepared, or files in folders.
+
+A source answers number by number, in an order that never changes, and is cheap to send to another process: it opens
+its files where it is read. Nothing here decodes an image.
+"""
+
+import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxclf.config import DataConfig, UsageError, unknown
+from jaxclf.data import datasets, order
+
+Labels = Int32[np.ndarray, " n"]
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""What torchvision's ImageFolder takes for images (torchvision 0.28, datasets/folder.py); case does not matter."""
+UNREADABLE = -1
+"""In a label index: the record could not be read."""
+INDEX_SLICE = 1024
+"""Records between two reports of progress while an index is built."""
+
+Report = Callable[[str, int, int], None]
+"""Takes what is being done, how much of it is done, and how much there is."""
+
+
+class Encoded(NamedTuple):
+    """One example as it is stored."""
+
+    data: bytes
+    """The image file."""
+    label: int
+    name: str
+    """Tells a person which image it is."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """The examples of a split, by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Encoded:
+        """Read one example; raises whatever reading raises."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Tell which example this is, without reading it."""
+        ...
+
+    def labels(self, report: Report | None = None) -> Labels:
+        """Return all labels; may read the whole set once."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of what the examples are and their order, without reading them."""
+        ...
+
+
+class Folder:
+    """A directory with a directory of images for each class, as torchvision's ImageFolder reads it, in its order."""
+
+    def __init__(self, directory: Path) -> None:
+        """List the images; `UsageError` for a directory without classes and for classes without images."""
+        self.directory = str(directory)
+        self.class_names = datasets.folder_classes(directory)
+        files, labels, empty = [], [], []
+        for label, name in enumerate(self.class_names):
+            own = _images_below(directory / name)
+            files += own
+            labels += [label] * len(own)
+            empty += [] if own else [name]
+        if empty:
+            raise UsageError(
+                f"{directory} has classes without an image ({', '.join(EXTENSIONS)}): {', '.join(empty[:10])}"
+                + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
+            )
+        self._files = np.array([os.fsencode(file) for file in files])  # a million strings would be slow to send
+        self._labels = np.array(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Encoded:
+        name = self.name(index)
+        return Encoded(Path(name).read_bytes(), int(self._labels[index]), name)
+
+    def name(self, index: int) -> str:
+        """Return the file's path."""
+        return os.fsdecode(self._files[index])
+
+    def labels(self, report: Report | None = None) -> Labels:
+        """Return the classes' places in sorted order."""
+        return self._labels
+
+    def fingerprint(self) -> str:
+        """Hash names and labels, so that a file that came or went shows; not their bytes."""
+        start = len(os.fsencode(self.directory))
+        names = b"\0".join(bytes(file)[start:] for file in self._files)
+        return hashlib.sha256(names + self._labels.tobytes()).hexdigest()
+
+
+def _images_below(directory: Path) -> list[str]:
+    return [
+        str(Path(root) / file)
+        for root, _, files in sorted(os.walk(directory, followlinks=True))
+        for file in sorted(files)
+        if file.lower().endswith(EXTENSIONS)
+    ]
+
+
+class Records:
+    """A split of a set that TFDS prepared as array_record; `split` may be any of TFDS's expressions."""
+
+    def __init__(self, directory: str, split: str) -> None:
+        """Open it; `UsageError` for an unknown split or an expression that TFDS does not understand."""
+        self.directory, self.split = directory, split
+        self._records: Any = self._open()
+
+    def _open(self) -> Any:
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.decode import DeserializeMethod
+
+        builder: Any = tfds.builder_from_directory(self.directory)
+        try:
+            # TFDS's own decoding of a record takes eight times as long as parsing the message.
+            return builder.as_data_source(self.split, deserialize_method=DeserializeMethod.RAW_BYTES)
+        except ValueError as error:  # TFDS: an unknown split, or no expression of splits
+            if self.split.isidentifier():
+                raise unknown("split", self.split, builder.info.splits) from error
+            raise UsageError(f"split {self.split!r} of {self.directory}: {datasets.one_line(error)}") from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Encoded:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+        features = example.FromString(self._records[index]).features.feature
+        data, label = features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
+        file = features["file_name"].bytes_list.value if "file_name" in features else ()
+        return Encoded(data, label, self.name(index) + (f" ({os.fsdecode(file[0])})" if file else ""))
+
+    def name(self, index: int) -> str:
+        """Return the split's place and the record's number in it."""
+        return f"{self.directory}, split {self.split}, record {index}"
+
+    def labels(self, report: Report | None = None) -> Labels:
+        """Return the labels from the index beside the data, which is built by reading every record once.
+
+        Records that cannot be read have the label `UNREADABLE`. Where the index cannot be written, it is kept in
+        memory and a warning says so.
+        """
+        file = Path(self.directory) / f"jaxclf-labels-{_file_name(self.split)}.npy"
+        if file.exists():
+            labels = np.load(file)
+            if len(labels) == len(self):
+                return labels.astype(np.int32)
+        labels = self._read_labels(report or (lambda *_: None))
+        part = file.with_suffix(f".part{os.getpid()}")
+        try:
+            with part.open("wb") as stream:
+                np.save(stream, labels)
+            part.replace(file)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            warnings.warn(f"{file} could not be written ({error.strerror}); it will be built again", stacklevel=2)
+        return labels
+
+    def _read_labels(self, report: Report) -> Labels:
+        labels = np.full(len(self), UNREADABLE, np.int32)
+
+        def read(index: int) -> None:
+            try:
+                labels[index] = self[index].label
+            except Exception:  # whatever array_record and the parser raise; the caller decides by UNREADABLE
+                labels[index] = UNREADABLE
+
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(self), INDEX_SLICE):
+                report(f"reading the labels of {self.directory}, {self.split}", start, len(self))
+                list(pool.map(read, range(start, min(start + INDEX_SLICE, len(self)))))
+        return labels
+
+    def fingerprint(self) -> str:
+        """Hash TFDS's version, the split and the lengths of its shards."""
+        import tensorflow_datasets as tfds
+
+        info = tfds.builder_from_directory(self.directory).info
+        shards = [(name, split.shard_lengths) for name, split in sorted(info.splits.items())]
+        return hashlib.sha256(repr((info.full_name, self.split, len(self), shards)).encode()).hexdigest()
+
+
+def _file_name(split: str) -> str:
+    """Return a name for a split's expression: itself, if it is plain."""
+    return split if split.isidentifier() else hashlib.sha256(split.encode()).hexdigest()[:16]
+
+
+class Part:
+    """Some of a source's examples, renumbered from 0."""
+
+    def __init__(self, whole: Source, rows: Labels) -> None:
+        """Take the examples `rows`, in that order."""
+        self._whole, self._rows = whole, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Encoded:
+        return self._whole[int(self._rows[index])]
+
+    def name(self, index: int) -> str:
+        """Return the whole's name for it."""
+        return self._whole.name(int(self._rows[index]))
+
+    def labels(self, report: Report | None = None) -> Labels:
+        """Return the labels of the part."""
+        return self._whole.labels(report)[self._rows]
+
+    def fingerprint(self) -> str:
+        """Hash the whole's hash and the rows."""
+        return hashlib.sha256(self._whole.fingerprint().encode() + self._rows.tobytes()).hexdigest()
+
+
+def open_sources(config: DataConfig, report: Report | None = None) -> dict[str, Source]:
+    """Open "train" and "test" of a streamed set, and with `data.validation` "validation"; check what can be checked.
+
+    Raises:
+      UsageError: a set that is not there or only half prepared, splits that do not exist, classes that differ between
+        the splits, and with `data.on_error` "raise" records that the label index could not read.
+    """
+    info = datasets.info(config.dataset, config.data_dir)
+    names = (config.train_split or info.splits[0], config.test_split or info.splits[1])
+    open_one = _folder_opener(info) if info.tfds is None else _record_opener(config, info)
+    train, test = (open_one(name) for name in names)
+    if config.classes is not None and config.classes < info.num_classes:
+        train, test = (_first_classes(part, config, report) for part in (train, test))
+    sources: dict[str, Source] = {"train": train, "test": test}
+    if config.validation:
+        chosen = order.held_out(train.labels(report), config.validation)
+        sources = {"train": Part(train, _numbers(~chosen)), "test": test, "validation": Part(train, _numbers(chosen))}
+    if empty := [split for split, source in sources.items() if not len(source)]:
+        raise UsageError(f"{config.dataset} has no images for {', '.join(empty)}")
+    return sources
+
+
+def _first_classes(source: Source, config: DataConfig, report: Report | None) -> Source:
+    labels = source.labels(report)
+    if (broken := _numbers(labels == UNREADABLE)).size:
+        text = f"{len(broken)} records cannot be read, the first of them {source.name(int(broken[0]))}"
+        if config.on_error == "raise":
+            raise UsageError(f"{text}; `jaxclf data verify {config.dataset}` names them all")
+        warnings.warn(f"{text}; they are in no class and left out", stacklevel=2)
+    return Part(source, _numbers((labels >= 0) & (labels < config.classes)))
+
+
+def _numbers(chosen: np.ndarray) -> Labels:
+    return np.flatnonzero(chosen).astype(np.int32)
+
+
+def _folder_opener(info: datasets.DatasetInfo) -> Callable[[str], Source]:
+    root = datasets.folder_root(info.name)
+
+    def open_one(split: str) -> Source:
+        if not (root / split).is_dir():
+            raise unknown(f"split of {root}", split, (entry.name for entry in root.iterdir() if entry.is_dir()))
+        source = Folder(root / split)
+        if source.class_names != info.class_names:
+            differing = sorted(set(source.class_names) ^ set(info.class_names))
+            raise UsageError(f"the classes of {root / split} are not those of the training images: {_few(differing)}")
+        return source
+
+    return open_one
+
+
+def _record_opener(config: DataConfig, info: datasets.DatasetInfo) -> Callable[[str], Source]:
+    builder = datasets.open_prepared(info, config.data_dir)
+    return functools.partial(Records, str(builder.data_dir))
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
