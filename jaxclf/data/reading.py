@@ -79,7 +79,6 @@ class Reading(Generic[T]):
             self._iterator.close()
         for one in (*self._threads, *self._processes):
             one.join()
-        self._dataset = self._iterator = None
         if self._workers:
             _end_pool()
 
