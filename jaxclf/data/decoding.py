@@ -5,7 +5,7 @@ from io import BytesIO
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 
 PIL_DECODES_WITH_LIBJPEG_TURBO = bool(features.check_feature("libjpeg_turbo"))
 """Only then are simplejpeg's pixels PIL's: IJG's libjpeg since 7 upsamples chroma otherwise. Pillow's wheels: yes."""
@@ -45,7 +45,10 @@ def open_lazily(data: bytes) -> Image.Image:
     # first, as with PIL, which tries them in this order. Nothing happens after the first call.
     Image.preinit()
     Image.init()
-    return Image.open(BytesIO(data))
+    try:
+        return Image.open(BytesIO(data))
+    except UnidentifiedImageError as error:  # PIL's own text holds an address, and would differ from run to run
+        raise UnidentifiedImageError("no image format that PIL knows") from error
 
 
 def to_array(image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
