@@ -3,20 +3,25 @@
 Run:      jaxclf convert resnet50.pth weights/resnet50.safetensors --model resnet50   # torchvision's file, needs torch
           jaxclf train configs/bit_finetune.py --workdir runs/bit_finetune
           (another data set has another length, mixup and size: an axis of get_config)
-Data:     jaxclf data prepare cifar10 (or cifar100); cars196, oxford_flowers102 and imagenet2012 jaxclf does not read
-          yet: the run ends with the list of the sets that it knows.
+Data:     jaxclf data prepare cifar10 (or cifar100, oxford_flowers102; cars196 as configs/transfer.py says, imagenet2012
+          as configs/imagenet_resnet18.py says)
 Hardware: one GPU or TPU core; not run by us, time not measured.
 Expect:   no published number: BiT's are of its own backbone and weights (below).
 Source:   google-research/big_transfer, bit_hyperrule.py and bit_pytorch/train.py; Kolesnikov et al., arXiv:1912.11370.
 
 SGD at .003, momentum .9, no weight decay, batch 512. By number of training images, below 20,000, below 500,000, above:
 500, 10,000, 20,000 steps with a warm-up of 100, 500, 500 and a tenth after each of three drops; mixup .1 from 20,000
-images on. Images below 96x96 are resized to 160 and cropped to 128, others to 512 and 480, and in testing resized to
-the crop's side. A run is whole epochs, the nearest number of them; steps past the rule's end have rate 0.
+images on. A run is whole epochs, the nearest number of them; steps past the rule's end have rate 0.
+
+Images below 96x96 are squeezed there to 160x160 and cropped to 128 at random, others to 512x512 and 480, and in testing
+squeezed to the crop's side. Here training images have the crop's side at once and are shifted by as much as there, 16
+pixels each way, with reflected borders. CIFAR's test images are torchvision's exactly, the training images 20 % smaller
+than BiT's. Of the others the short side is resized to 480 and the middle square kept: they are not squeezed, the ends
+of the long side are not seen, and the training images' short side is 6 % smaller than BiT's.
 
 Not expressible yet: BiT's backbone (ResNetV2 with GroupNorm and standardised weights; the default here is torchvision's
-ResNet-50) and a head that starts at zero. The crop from a larger image: training images are resized to the crop's side
-at once and shifted by as much, 16 pixels each way, with reflected borders, so they are 6 to 20 % smaller than BiT's.
+ResNet-50) and a head that starts at zero. The squeeze, and the crop from a larger image: augment.crop is no way to
+them, since its boxes have a ratio of their own, not the image's.
 """
 
 from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, unknown
@@ -48,10 +53,14 @@ def get_config(
             dataset=dataset,
             batch_size=BATCH,
             image_size=128 if small else 480,
+            resize=None if small else 480,
+            interpolation="bilinear",
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
         ),
-        augment=AugmentConfig(pad=16, pad_mode="reflect", flip=True, mixup=0.0 if examples < 20_000 else 0.1),
+        augment=AugmentConfig(
+            crop="none", pad=16, pad_mode="reflect", flip=True, mixup=0.0 if examples < 20_000 else 0.1
+        ),
         model=ModelConfig(
             backbone=backbone,
             head=head,

@@ -2,7 +2,8 @@
 
 Run:      jaxclf train configs/imagenet_mobilenet_v2.py --workdir runs/imagenet_mobilenet_v2
           (identity: --model.head identity --model.maps 1000)
-Data:     imagenet2012, which jaxclf does not read yet: the run ends with the list of the sets that it knows.
+Data:     jaxclf data prepare imagenet2012 --downloads DIR, with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
+          fetched by hand from image-net.org, in DIR.
 Hardware: GPUs or TPU cores; not run by us, time not measured.
 Expect:   the thesis prints (table 5.3) 71.88 % top-1 learned (torchvision's published weights, which were trained as in
           configs/torchvision_imagenet.py) and 71.03 identity.
@@ -22,9 +23,8 @@ What the thesis leaves open, and what stands here:
 - label smoothing, averaging of parameters: none, as in torchvision; slim has both.
 - dropout before the learned matrix: the backbone's own, .2; identity has none (thesis, rebuilt last conv).
 - normalisation: torchvision's ImageNet constants.
-
-Not expressible yet: RandomResizedCrop 224 in training, Resize 256 + CenterCrop 224 in testing, as in
-configs/imagenet_resnet18.py.
+- images: RandomResizedCrop 224, Resize 256 and CenterCrop 224, as in configs/imagenet_resnet18.py and, pixel for pixel,
+  in torchvision; slim's crop and colours are in configs/slim_mobilenet_v2.py.
 """
 
 import dataclasses
@@ -52,10 +52,14 @@ def get_config(
             classes=classes,
             batch_size=256,
             image_size=224,
+            resize=256,
+            interpolation="bilinear",
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         ),
-        augment=AugmentConfig(pad=0, flip=True),
+        augment=AugmentConfig(
+            crop="random_resized", crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), pad=0, flip=True
+        ),
         model=ModelConfig(backbone="mobilenet_v2", head=head, maps=(classes or 1000) if head == "identity" else None),
         loss=LossConfig(name="cross_entropy", label_smoothing=0.0),
         optim=dataclasses.replace(

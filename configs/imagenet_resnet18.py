@@ -1,7 +1,8 @@
 """ResNet-18 on ImageNet-1K: the thesis's recipe (tables 4.1 to 4.3), 90 epochs of SGD at batch 256.
 
 Run:      jaxclf train configs/imagenet_resnet18.py --workdir runs/imagenet_resnet18 [--data.classes 512]
-Data:     imagenet2012, which jaxclf does not read yet: the run ends with the list of the sets that it knows.
+Data:     jaxclf data prepare imagenet2012 --downloads DIR, with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
+          fetched by hand from image-net.org, in DIR.
 Hardware: GPUs or TPU cores; not run by us, time not measured.
 Expect:   the thesis prints (table 5.2) 69.76 % top-1 learned (torchvision's published weights) and 66.48 orthogonal;
           on the first 512 classes 77.87 learned, 77.29 orthogonal, 76.33 hadamard, 77.59 identity. Table 5.4, mean of
@@ -14,9 +15,9 @@ What the thesis leaves open, and what stands here:
 - weight decay: on everything, BatchNorm and biases included (torchvision, bearpaw, pytorch/examples: SGD over
   model.parameters()). The thesis also cites Hoffer's code, which drops the decay to 0 from epoch 60; we do not.
 - label smoothing, colour jitter, averaging of parameters: none, as in all three.
-
-Not expressible yet (the ImageNet data path is to come): RandomResizedCrop 224 (area .08 to 1, ratio 3/4 to 4/3) in
-training, Resize 256 + CenterCrop 224 in testing. Of the crop only its side, data.image_size, stands here.
+- images: torchvision's RandomResizedCrop 224 (area .08 to 1, ratio 3/4 to 4/3) and mirror in training, Resize 256 and
+  CenterCrop 224 in testing, all bilinear. For the same box the pixels are torchvision's on PIL exactly; boxes are
+  drawn from the same distribution by other random numbers.
 """
 
 from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
@@ -35,10 +36,14 @@ def get_config(head: str = "learned", classes: int | None = None) -> Config:
             classes=classes,
             batch_size=256,
             image_size=224,
+            resize=256,
+            interpolation="bilinear",
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         ),
-        augment=AugmentConfig(pad=0, flip=True),
+        augment=AugmentConfig(
+            crop="random_resized", crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), pad=0, flip=True
+        ),
         model=ModelConfig(
             backbone="resnet18", head=head, maps=wanted if head == "identity" and wanted > FEATURES else None
         ),

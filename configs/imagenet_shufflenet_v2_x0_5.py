@@ -2,7 +2,8 @@
 
 Run:      jaxclf train configs/imagenet_shufflenet_v2_x0_5.py --workdir runs/imagenet_shufflenet_v2_x0_5
           (identity: --model.head identity --model.maps 1000)
-Data:     imagenet2012, which jaxclf does not read yet: the run ends with the list of the sets that it knows.
+Data:     jaxclf data prepare imagenet2012 --downloads DIR, with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
+          fetched by hand from image-net.org, in DIR.
 Hardware: GPUs or TPU cores; not run by us, time not measured.
 Expect:   the thesis prints (table 5.3) 60.55 % top-1 learned (torchvision's published weights) and 53.06 identity; on
           the first 100 classes 72.94 learned, 74.42 identity.
@@ -14,9 +15,8 @@ What the thesis leaves open, and what stands here:
 - label smoothing, colour jitter, recalibration of BatchNorm: none, because the thesis names none; megvii has all three.
 - weight decay: on everything, as in the thesis's other recipes; megvii spares BatchNorm and biases.
 - normalisation: torchvision's ImageNet constants; megvii feeds BGR from 0 to 255.
-
-Not expressible yet: RandomResizedCrop 224 in training, Resize 256 + CenterCrop 224 in testing, as in
-configs/imagenet_resnet18.py.
+- images: RandomResizedCrop 224, Resize 256 and CenterCrop 224, as in configs/imagenet_resnet18.py and, pixel for pixel,
+  in torchvision; megvii resizes test images by OpenCV.
 """
 
 from configs.imagenet_resnet18 import IMAGENET_MEAN, IMAGENET_STD
@@ -31,10 +31,19 @@ def get_config(head: str = "learned", classes: int | None = None) -> Config:
             classes=classes,
             batch_size=1024,
             image_size=224,
+            resize=256,
+            interpolation="bilinear",
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         ),
-        augment=AugmentConfig(pad=0, flip=True, jitter=(0.0, 0.0, 0.0, 0.0)),
+        augment=AugmentConfig(
+            crop="random_resized",
+            crop_scale=(0.08, 1.0),
+            crop_ratio=(3 / 4, 4 / 3),
+            pad=0,
+            flip=True,
+            jitter=(0.0, 0.0, 0.0, 0.0),
+        ),
         model=ModelConfig(
             backbone="shufflenet_v2_x0_5", head=head, maps=(classes or 1000) if head == "identity" else None
         ),

@@ -1,17 +1,19 @@
 """HarDNet's recipe on ImageNet-1K, by its authors: Nesterov momentum and a cosine, 150 epochs at batch 256.
 
 Run:      jaxclf train configs/pingolh_hardnet.py --workdir runs/pingolh_hardnet [--model.backbone densenet121]
-Data:     imagenet2012, which jaxclf does not read yet: the run ends with the list of the sets that it knows.
+Data:     jaxclf data prepare imagenet2012 --downloads DIR, with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
+          fetched by hand from image-net.org, in DIR.
 Hardware: GPUs or TPU cores; not run by us, time not measured.
 Expect:   its README's top-1: HarDNet39DS 72.1 %, HarDNet68DS 74.3, HarDNet68 76.5, HarDNet85 78.0; "epochs 150 ~ 250",
           without saying which net took how many. None for other backbones.
 Source:   PingoLH/Pytorch-HarDNet@de9662f, imagenet/main.py (defaults) and README.md.
 
 HarDNet is no backbone here yet, so the default is ResNet-50, which its README compares HarDNet68 with; with HarDNet
-only `backbone` changes. Weight decay is on everything; no label smoothing.
+only `backbone` changes. Weight decay is on everything; no label smoothing. Images are RandomResizedCrop 224 (area .08
+to 1, ratio 3/4 to 4/3) and mirror in training, Resize 256 and CenterCrop 224 in testing, all bilinear, pixel for pixel
+as torchvision on PIL makes them.
 
-Not expressible yet: RandomResizedCrop 224 in training, Resize 256 + CenterCrop 224 in testing; conv weights from a
-normal as Glorot's.
+Not expressible yet: conv weights from a normal as Glorot's; BatchNorm by replica.
 """
 
 from configs.imagenet_resnet18 import IMAGENET_MEAN, IMAGENET_STD
@@ -21,8 +23,18 @@ from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelCo
 def get_config(*, backbone: str = "resnet50", head: str = "learned") -> Config:
     """Return the recipe for any ImageNet backbone."""
     return Config(
-        data=DataConfig(dataset="imagenet2012", batch_size=256, image_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        augment=AugmentConfig(pad=0, flip=True),
+        data=DataConfig(
+            dataset="imagenet2012",
+            batch_size=256,
+            image_size=224,
+            resize=256,
+            interpolation="bilinear",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        ),
+        augment=AugmentConfig(
+            crop="random_resized", crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), pad=0, flip=True
+        ),
         model=ModelConfig(backbone=backbone, head=head),
         loss=LossConfig(name="cross_entropy", label_smoothing=0.0),
         optim=OptimConfig(

@@ -2,7 +2,8 @@
 
 Run:      jaxclf train configs/torchvision_imagenet.py --workdir runs/torchvision_imagenet [--model.backbone resnet50]
           (MobileNetV2 has another optimiser: get_config(backbone="mobilenet_v2"))
-Data:     imagenet2012, which jaxclf does not read yet: the run ends with the list of the sets that it knows.
+Data:     jaxclf data prepare imagenet2012 --downloads DIR, with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar,
+          fetched by hand from image-net.org, in DIR.
 Hardware: eight V100 there; not run by us, time not measured.
 Expect:   its IMAGENET1K_V1 weights: ResNet-18 69.758 % top-1, -34 73.314, -50 76.130, -101 77.374, -152 78.312,
           MobileNetV2 71.878.
@@ -10,9 +11,10 @@ Source:   pytorch/vision references/classification, README.md and the defaults o
 
 Batches are 32 images on each of 8 GPUs, here one of 256; each GPU's BatchNorm sees its own 32 there. Weight decay is on
 everything, BatchNorm and biases included. No label smoothing, no average of parameters. Dropout before MobileNetV2's
-matrix is the backbone's own, .2.
+matrix is the backbone's own, .2. Images are RandomResizedCrop 224 (area .08 to 1, ratio 3/4 to 4/3) and mirror in
+training, Resize 256 and CenterCrop 224 in testing, all bilinear, pixel for pixel as torchvision on PIL makes them.
 
-Not expressible yet: RandomResizedCrop 224 in training, Resize 256 + CenterCrop 224 in testing, BatchNorm by replica.
+Not expressible yet: BatchNorm by replica.
 """
 
 import dataclasses
@@ -35,8 +37,18 @@ def get_config(*, backbone: str = "resnet18", head: str = "learned") -> Config:
         raise unknown("family", backbone, LINES)
     optim, epochs = LINES[kind]
     return Config(
-        data=DataConfig(dataset="imagenet2012", batch_size=256, image_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        augment=AugmentConfig(pad=0, flip=True),
+        data=DataConfig(
+            dataset="imagenet2012",
+            batch_size=256,
+            image_size=224,
+            resize=256,
+            interpolation="bilinear",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        ),
+        augment=AugmentConfig(
+            crop="random_resized", crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), pad=0, flip=True
+        ),
         model=ModelConfig(backbone=backbone, head=head, maps=1000 if head == "identity" else None),
         loss=LossConfig(name="cross_entropy", label_smoothing=0.0),
         optim=optim,

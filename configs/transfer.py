@@ -4,7 +4,9 @@ Run:      jaxclf convert resnet18.pth weights/resnet18.safetensors --model resne
           jaxclf train configs/transfer.py --workdir runs/transfer [--data.dataset oxford_flowers102]
           (another net: --model.backbone resnet50 --model.weights weights/resnet50.safetensors and, for all but
           ResNet-18, --optim.weight-decay 1e-4; identity: --model.head identity --model.maps 196, on Flowers 102)
-Data:     cars196 or oxford_flowers102, which jaxclf does not read yet: the run ends with the list of the sets it knows.
+Data:     jaxclf data prepare cars196 (or oxford_flowers102); TFDS downloads both. Stanford's address of cars196 has
+          answered 404 since 2023 (tensorflow/datasets#5053); from wherever you get the files, --downloads DIR takes
+          cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat, by TFDS's checksums.
 Hardware: one GPU or TPU core; not run by us, time not measured.
 Expect:   the thesis prints (table 5.5, mean of three seeds), learned / identity, on Cars: ResNet-18 88.12 / 86.06,
           ResNet-50 89.90 / 90.35, MobileNetV2 87.68 / 86.12, ShuffleNetV2 x0.5 77.99 / 75.76; on Flowers:
@@ -14,12 +16,12 @@ Source:   Z. Qian, RIT 2020, tables 4.1 to 4.3.
 What the thesis leaves open, and what stands here:
 - ShuffleNetV2's rate is illegible ("01"): .01 as for the others. If it reads .1: --optim.lr 0.1.
 - what is trained: everything, at one rate; weight decay on everything, as in the thesis's other recipes.
-- Flowers' training images: its official training part has 1,020, with the validation part 2,040; the thesis does not
-  say which it took.
+- Flowers' training images: its official training part has 1,020, which stand here, with the validation part 2,040
+  (--data.train-split train+validation); the thesis does not say which it took. Tested is its test part, 6,149. Cars
+  has 8,144 and 8,041, as the thesis says.
 - normalisation: that of the weights, torchvision's. Label smoothing: none.
-
-Not expressible yet: RandomResizedCrop 224 in training, Resize 256 + CenterCrop 224 in testing, as in
-configs/imagenet_resnet18.py (the thesis does not say that transfer does the same).
+- images: RandomResizedCrop 224 and mirror in training, Resize 256 and CenterCrop 224 in testing, pixel for pixel as
+  torchvision on PIL, as in configs/imagenet_resnet18.py; the thesis does not say that transfer does the same.
 """
 
 from configs.imagenet_resnet18 import IMAGENET_MEAN, IMAGENET_STD
@@ -50,8 +52,18 @@ def get_config(
     if dataset not in CLASSES:
         raise unknown("data set", dataset, CLASSES)
     return Config(
-        data=DataConfig(dataset=dataset, batch_size=64, image_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        augment=AugmentConfig(pad=0, flip=True),
+        data=DataConfig(
+            dataset=dataset,
+            batch_size=64,
+            image_size=224,
+            resize=256,
+            interpolation="bilinear",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        ),
+        augment=AugmentConfig(
+            crop="random_resized", crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), pad=0, flip=True
+        ),
         model=ModelConfig(
             backbone=backbone,
             head=head,

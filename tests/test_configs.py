@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import math
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxclf import create_model, list_heads, list_models
+from jaxclf import create_model, list_heads, list_models, loop
+from jaxclf.__main__ import main
 from jaxclf.config import Config, UsageError
-from jaxclf.data.datasets import DATASETS
+from jaxclf.data.datasets import DATASETS, FOLDER, STREAMED
+from jaxclf.data.pipeline import step_augment
+from jaxclf.data.stream import test_transform as evaluation_transform  # pytest would take it for a test
+from jaxclf.data.stream import training_transform
+from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop
 from jaxclf.optim import transformation
 from jaxclf.ranges import validate
 from jaxclf.schedules import Timeline, learning_rate
@@ -22,8 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 IMAGENET = 1_281_167
 """Training images of ImageNet-1K."""
-UNREAD = {"imagenet2012", "cars196", "oxford_flowers102"}
-"""Data sets of recipes that `jaxclf.data.datasets` is yet to know."""
 ABSENT = {"wrn_28_10"}
 """Backbones of recipes that are yet to come."""
 
@@ -49,6 +53,15 @@ AXES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "digits": {"head": ("orthogonal", "hadamard", "identity"), "seed": (0, 7)},
     "fashion_mnist": {"head": ("orthogonal", "identity"), "backbone": ("lenet5",)},
+    "folder": {
+        "path": ("/path/to/images",),
+        "backbone": ("resnet50", "mobilenet_v2"),
+        "head": ("orthogonal", "identity"),
+        "maps": (12,),
+        "weights": ("my.safetensors",),
+        "image_size": (160,),
+        "epochs": (3,),
+    },
     "imagenet_mobilenet_v2": {
         "head": ("identity",),
         "classes": (100,),
@@ -103,11 +116,14 @@ def test_header_says_how_to_run_it_on_what_and_whence_it_is(file: str) -> None:
         assert f"\n{word}" in header, word
     assert f"jaxclf train configs/{file}.py --workdir " in header
     dataset = get(file).data.dataset
-    if dataset in UNREAD:
-        assert "which jaxclf does not read yet" in " ".join(header.split())
-        assert "\nNot expressible yet" in header
+    if dataset.startswith(FOLDER):
+        assert f"--workdir runs/own --data.dataset {FOLDER}/path/to/images\n" in header
+        assert "/path/to/images/train/CLASS/*.jpg and /path/to/images/val/CLASS/*.jpg" in header
     elif dataset != "digits":
         assert f"jaxclf data prepare {dataset}" in header
+    if dataset == "imagenet2012":
+        assert "--downloads DIR, with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar" in header
+    assert "not read yet" not in header
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -129,12 +145,13 @@ def test_recipe_is_valid_survives_json_and_names_things_that_exist(file: str, ax
     assert Config.from_json(config.to_json()) == config
     assert config.model.backbone in {*list_models(), *ABSENT}
     assert config.model.head in list_heads()
-    assert config.data.dataset in {*DATASETS, *UNREAD}
+    assert config.data.dataset in {*DATASETS, *STREAMED} or config.data.dataset.startswith(FOLDER)
     if axes:
         (axis, value), *_ = axes.items()
-        section = {"seed": config.run, "dataset": config.data, "classes": config.data}.get(axis, config.model)
-        if axis not in ("form", "gpus"):
-            assert getattr(section, axis) == value
+        sections = {"data": ("dataset", "classes", "image_size"), "run": ("seed", "epochs")}
+        section = next((name for name, fields in sections.items() if axis in fields), "model")
+        if axis not in ("form", "gpus", "path"):
+            assert getattr(getattr(config, section), axis) == value
 
 
 @pytest.mark.parametrize(
@@ -146,6 +163,8 @@ def test_recipe_is_valid_survives_json_and_names_things_that_exist(file: str, ax
         ("cifar100_resnet32", {"head": "identity", "maps": 100, "maps_shortcut": "A"}, 100),
         ("cifar100_resnet32", {"head": "identity", "classes": 64}, 64),
         ("digits", {"head": "identity"}, 10),
+        ("folder", {"head": "identity", "backbone": "resnet50", "maps": 12}, 12),
+        ("folder", {"head": "identity"}, 512),
         ("imagenet_mobilenet_v2", {"head": "identity"}, 1000),
         ("imagenet_resnet18", {"head": "identity"}, 1000),
         ("imagenet_resnet18", {"head": "identity", "classes": 512}, 512),
@@ -355,6 +374,114 @@ def test_hyperrule_follows_from_the_data_set(dataset: str, epochs: int, mixup: f
     assert config.model.weights == "weights/resnet50.safetensors"
 
 
+RANDOM_RESIZED = ("random_resized", (0.08, 1.0), (3 / 4, 4 / 3))
+"""torchvision's RandomResizedCrop: crop, crop_scale, crop_ratio."""
+# recipes over streamed sets: crop, crop_scale, crop_ratio, image_size, resize, interpolation; all mirror
+STREAMS: dict[str, tuple[str, dict[str, Any], tuple[Any, ...]]] = {
+    "ResNet-18": ("imagenet_resnet18", {}, (*RANDOM_RESIZED, 224, 256, "bilinear")),
+    "MobileNetV2": ("imagenet_mobilenet_v2", {}, (*RANDOM_RESIZED, 224, 256, "bilinear")),
+    "ShuffleNetV2": ("imagenet_shufflenet_v2_x0_5", {}, (*RANDOM_RESIZED, 224, 256, "bilinear")),
+    "torchvision": ("torchvision_imagenet", {}, (*RANDOM_RESIZED, 224, 256, "bilinear")),
+    "HarDNet": ("pingolh_hardnet", {}, (*RANDOM_RESIZED, 224, 256, "bilinear")),
+    "megvii": ("megvii_shufflenet_v2", {}, (*RANDOM_RESIZED, 224, 256, "bilinear")),
+    # area from .05, but a tenth of the whole image must be covered; the middle 224 / 256 = .875 in testing
+    "slim": ("slim_mobilenet_v2", {}, ("random_resized", (0.1, 1.0), (0.75, 1.33), 224, 256, "bilinear")),
+    "Cars": ("transfer", {}, (*RANDOM_RESIZED, 224, 256, "bilinear")),
+    "Flowers": ("transfer", {"dataset": "oxford_flowers102"}, (*RANDOM_RESIZED, 224, 256, "bilinear")),
+    # in training too the middle square, which the step shifts by 16 pixels
+    "BiT": ("bit_finetune", {"dataset": "cars196"}, ("none", (0.08, 1.0), (3 / 4, 4 / 3), 480, 480, "bilinear")),
+    "folder": ("folder", {}, (*RANDOM_RESIZED, 224, None, "bilinear")),
+}
+
+
+def test_every_recipe_over_a_streamed_set_says_its_transforms() -> None:
+    streamed = {file for file in FILES if get(file).data.dataset not in DATASETS}
+    assert streamed | {"bit_finetune"} == {file for file, _, _ in STREAMS.values()}
+
+
+@pytest.mark.parametrize(("file", "axes", "expected"), STREAMS.values(), ids=STREAMS)
+def test_streamed_images_are_cropped_and_resized_as_in_the_source(
+    file: str, axes: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    config = get(file, **axes)
+    data, augment = config.data, config.augment
+    crop, scale, ratio, size, resize, interpolation = expected
+    assert (augment.crop, augment.crop_scale, augment.crop_ratio) == (crop, scale, ratio)
+    assert (data.image_size, data.resize, data.interpolation, data.pixels) == (size, resize, interpolation, "exact")
+    assert (data.train_split, data.test_split, augment.flip) == (None, None, True)
+    validate(config)
+    test = ResizeCenterCrop(resize=resize or 256, size=size, interpolation=interpolation, channels=3)
+    train = RandomResizedCrop(size, scale=scale, ratio=ratio, flip=True, interpolation=interpolation, channels=3)
+    assert evaluation_transform(data, 3) == test
+    assert training_transform(data, augment, 3) == (test if crop == "none" else train)
+    left = step_augment(config)  # for the step: what the stream has not done
+    assert (left.flip, left.pad) == ((True, 16) if crop == "none" else (False, 0))
+    assert left.jitter == ((0.4, 0.4, 0.4, 0.0) if file == "megvii_shufflenet_v2" else (0.0, 0.0, 0.0, 0.0))
+
+
+def test_crops_of_resident_sets_stay_in_the_step() -> None:
+    for dataset in ("cifar10", "cifar100"):
+        config = get("bit_finetune", dataset=dataset)
+        assert (config.augment.crop, config.data.image_size, config.data.resize) == ("none", 128, None)
+
+
+def test_folder_is_fine_tuned_at_another_rate_and_length() -> None:
+    for weights, lr, epochs in ((None, 0.025, 90), ("my.safetensors", 0.01, 40)):
+        config = get("folder", weights=weights)
+        assert (config.optim.lr, config.run.epochs, config.data.batch_size) == (lr, epochs, 64)
+        assert (config.optim.schedule, config.optim.weight_decay, config.optim.decay) == ("cosine", 1e-4, "all")
+    assert get("folder", weights="my.safetensors", epochs=3).run.epochs == 3
+    assert get("folder", path="pictures").data.dataset == "folder:pictures"
+
+
+def test_folder_says_which_directory_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", str(ROOT / "configs" / "folder.py"), "--workdir", str(tmp_path / "run")]
+    assert main([*command, "--data.dataset", f"folder:{tmp_path}/pictures"]) == 2
+    assert f"there is no directory {tmp_path}/pictures" in capsys.readouterr().err
+
+
+def own_images(photo_folder: Path, workdir: Path) -> list[str]:
+    """The command that the header gives, on tiny images."""
+    command = ["train", str(ROOT / "configs" / "folder.py"), "--workdir", str(workdir)]
+    command += ["--data.dataset", f"folder:{photo_folder}", "--data.image-size", "24", "--run.epochs", "1"]
+    return [*command, "--model.backbone", "resnet8", "--model.head", "identity"]
+
+
+def test_folder_takes_images_of_ones_own_by_flag(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Config] = []
+
+    def stop(config: Config, *_: Any, **__: Any) -> None:
+        given.append(config)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(loop, "train", stop)
+    assert main(own_images(photo_folder, tmp_path)) == 2
+    (config,) = given
+    assert config.augment == get("folder").augment
+    assert config.optim == get("folder").optim
+    with loop.prepare(config) as setup:
+        assert setup.data.sizes == {"train": 32, "test": 12}
+        assert setup.data.class_names == ("ant", "bee", "cat", "dog")
+        assert setup.data.image_shape == (24, 24, 3)
+        assert (setup.order.batch_size, setup.order.steps_per_epoch) == (64, 1)
+        assert setup.program.mean == TORCHVISION[0]
+
+
+@pytest.mark.slow
+def test_folder_trains_on_images_of_ones_own(
+    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(own_images(photo_folder, tmp_path)) == 0
+    assert "test top-1 " in capsys.readouterr().out
+    config = Config.from_json((tmp_path / "config.json").read_text())
+    assert (config.data.dataset, config.data.image_size) == (f"folder:{photo_folder}", 24)
+    assert (config.model.backbone, config.model.head, config.run.epochs) == ("resnet8", "identity", 1)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["step"], len(result["per_class"])) == (1, 4)
+
+
 BEARPAW = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 TORCHVISION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -372,6 +499,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         ("torchvision_imagenet", TORCHVISION, 224, 0),
         ("pingolh_hardnet", TORCHVISION, 224, 0),
         ("transfer", TORCHVISION, 224, 0),
+        ("folder", (None, None), 224, 0),  # the set's own, which are torchvision's
         ("slim_mobilenet_v2", HALF, 224, 0),
         ("bit_finetune", HALF, 128, 16),
     ],
