@@ -214,6 +214,7 @@ class RunDirectory:
 def environment() -> dict[str, str]:
     """Return versions, device and git commit: what a number may depend on besides its config."""
     packages = ("jaxclf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+    packages += ("grain", "pillow", "simplejpeg")
     device = jax.devices()[0]
     return {
         "git": _git_commit(),
@@ -223,14 +224,26 @@ def environment() -> dict[str, str]:
         "device": device.device_kind,
         "devices": str(jax.device_count()),
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
-        # XLA splits sums over the cores it may use, so on CPU their number decides the last bit.
         "processor": f"{platform.machine()}, {_cores()} cores",
+        # It splits its sums over them, so on CPU their number decides the last bit.
+        "xla_threads": str(_xla_threads(device)),
     }
 
 
 def _cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _xla_threads(device: jax.Device) -> int:
+    """Return how many threads XLA computes with on the CPU; 0 elsewhere.
+
+    One for each core, or as many as the environment variable NPROC says, or as there are virtual devices, if that is
+    more (measured: bits change with the largest of these, and not with the others).
+    """
+    if device.platform != "cpu":
+        return 0
+    return max(int(os.environ.get("NPROC") or _cores()), jax.local_device_count())
 
 
 def _git_commit() -> str:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -197,14 +198,19 @@ def test_environment_names_versions_device_and_commit(finished: tuple[Path, Resu
         "orbax-checkpoint",
         "tensorflow-datasets",
         "numpy",
+        "grain",
+        "pillow",
+        "simplejpeg",
         "platform",
         "device",
         "devices",
         "matmul_precision",
         "processor",
+        "xla_threads",
     }
     assert values["jax"] == jax.__version__
     assert values["devices"] == str(jax.device_count())
+    assert values["xla_threads"] == os.environ.get("NPROC", str(len(os.sched_getaffinity(0))))
     assert all(isinstance(value, str) and value for value in values.values())
 
 
