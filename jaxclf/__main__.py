@@ -328,7 +328,12 @@ def data(args: Sequence[str]) -> None:
     """Run `jaxclf data`."""
     chosen = tyro.cli(Data, prog="jaxclf data", args=args)
     for line in _data(chosen):
-        print(line, flush=True)
+        print(_printable(line), flush=True)
+
+
+def _printable(line: str) -> str:
+    """Escape what print refuses, as bytes of a file's name that are no text, and what would end the line."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
 
 
 def _data(chosen: Data) -> Iterator[str]:
@@ -339,6 +344,8 @@ def _data(chosen: Data) -> Iterator[str]:
         flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in extra)
         raise UsageError(f"jaxclf data {chosen.action} takes no {flags}")
     if chosen.action == "list":
+        if name is not None:
+            raise UsageError(f"jaxclf data list takes no name, but was given {name!r}; `jaxclf data info` does")
         yield from inspection.listing()
         return
     if name is None:
@@ -352,13 +359,16 @@ def _data(chosen: Data) -> Iterator[str]:
             name, data_dir=where, image_size=chosen.image_size, batch_size=chosen.batch_size, backbone=chosen.backbone
         )
         with loop.prepare(config, chosen.loader) as setup:
-            given = (config, setup.program, setup.data, setup.order, setup.init_state())
-            options = {"group": setup.group, "loader": chosen.loader, "seconds": chosen.seconds}
-            yield from throughput.measure(*given, **options)
+            yield from throughput.measure(
+                *(config, setup.program, setup.data, setup.order, setup.init_state),
+                group=setup.group,
+                loader=chosen.loader,
+                seconds=chosen.seconds,
+            )
+    elif name.startswith(datasets.FOLDER):
+        yield f"{datasets.info(name).source}: nothing has to be prepared, folders are read as they are"
     else:
-        directory = preparation.prepare(name, data_dir=where, downloads=chosen.downloads)
-        nothing = name.startswith(datasets.FOLDER)
-        yield f"{directory}: nothing has to be prepared, a folder is read as it is" if nothing else str(directory)
+        yield str(preparation.prepare(name, data_dir=where, downloads=chosen.downloads))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -226,7 +226,7 @@ def environment() -> dict[str, str]:
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "processor": f"{platform.machine()}, {_cores()} cores",
         # It splits its sums over them, so on CPU their number decides the last bit.
-        "xla_threads": str(_xla_threads(device)),
+        "xla_threads": str(_xla_threads(device.platform)),
     }
 
 
@@ -235,13 +235,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _xla_threads(device: jax.Device) -> int:
+def _xla_threads(backend: str) -> int:
     """Return how many threads XLA computes with on the CPU; 0 elsewhere.
 
     One for each core, or as many as the environment variable NPROC says, or as there are virtual devices, if that is
     more (measured: bits change with the largest of these, and not with the others).
     """
-    if device.platform != "cpu":
+    if backend != "cpu":
         return 0
     return max(int(os.environ.get("NPROC") or _cores()), jax.local_device_count())
 

@@ -5,7 +5,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -66,6 +66,7 @@ def bench_config(
         image_size=224 if streamed and image_size is None else image_size,
         mean=constants,
         std=constants,
+        test_split=None if info.tfds is None or not streamed else info.splits[0],  # unused, and not every set has one
         on_error="skip" if streamed else "raise",
     )
     augmented = AugmentConfig(crop="random_resized", pad=0) if streamed else AugmentConfig()
@@ -77,7 +78,7 @@ def measure(
     program: Program,
     data: pipeline.Data,
     order: Order,
-    state: TrainState,
+    init_state: Callable[[], TrainState],
     *,
     group: int,
     loader: Loader,
@@ -85,10 +86,12 @@ def measure(
 ) -> Iterator[str]:
     """Measure the stages of the input and the training step, `seconds` each, and yield lines as they are known.
 
-    The state is consumed. Compiling, the first batch, and starting threads or processes are outside the clock.
+    Compiling, the first batch, and starting threads or processes are outside the clock. `group` is the steps in a
+    dispatch, `loader` what reads the data. Raises `UsageError` for seconds out of range, and for a set of which no
+    training image can be read.
     """
-    if seconds <= 0:
-        raise UsageError(f"seconds is {seconds:g} but must be above 0")
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--seconds is {seconds:g} but must be above 0, and finite")
     size, device = f"{data.image_shape[1]} x {data.image_shape[0]}", jax.devices()[0].device_kind
     yield f"{config.data.dataset}, {size}, batches of {order.batch_size}, {config.model.backbone} on {device}"
     rates: dict[str, float] = {}
@@ -103,7 +106,7 @@ def measure(
         whole = _augmentation(program, batch, seconds)
     yield str(whole)
     data.close()  # or it would go on beside the step
-    step = _step(program, state, batch, seconds)
+    step = _step(program, init_state(), batch, seconds)
     yield str(step)
     rates |= {one.stage: one.images_per_second for one in (whole, step)}
     yield stream_verdict(rates, cpu=jax.default_backend() == "cpu") if "stream" in rates else resident_verdict(rates)
@@ -188,7 +191,8 @@ def _stream(stream: Stream, order: Order, loader: Loader, seconds: float) -> tup
     return Rate("stream", found, f"all of it, {readers(loader)}"), batch
 
 
-def _batches(stream: Stream, order: Order) -> Any:
+def _batches(stream: Stream, order: Order) -> Generator[Batch, None, None]:
+    """Yield training batches without end."""
     for epoch in itertools.count():
         yield from stream.train_batches(order, epoch * order.steps_per_epoch, 1)
 
@@ -199,7 +203,7 @@ def readers(loader: Loader) -> str:
     >>> readers(Loader(workers=2, threads=1)), readers(Loader(threads=3))
     ('2 processes of 1 thread', '3 threads')
     """
-    count = loader.threads or max(1, reading._cores() // max(loader.workers, 1))
+    count = reading.thread_count(loader)
     threads = f"{count} thread" + "s" * (count > 1)
     return f"{loader.workers} process{'es' * (loader.workers > 1)} of {threads}" if loader.workers else threads
 
@@ -252,9 +256,7 @@ def stream_verdict(rates: Mapping[str, float], *, cpu: bool) -> str:
     """
     share, each = rates["stream"] / rates["step"], {stage: 1 / rates[stage] for stage in STAGES}
     slowest = max(each, key=lambda stage: each[stage])
-    said = f"the slowest stage is {slowest}, {each[slowest] / sum(each.values()):.0%} of a thread's time".replace(
-        "%", " %"
-    )
+    said = f"the slowest stage is {slowest}, {100 * each[slowest] / sum(each.values()):.0f} % of a thread's time"
     if share >= ENOUGH:
         text = f"The input keeps the device busy: it gives {share:.1f} times what the step takes; {said}."
     else:
@@ -273,6 +275,5 @@ def resident_verdict(rates: Mapping[str, float]) -> str:
     >>> resident_verdict({"augment": 10_000.0, "step": 500.0})
     'The input keeps the device busy: augmentation is 5.0 % of the step.'
     """
-    return (
-        f"The input keeps the device busy: augmentation is {100 * rates['step'] / rates['augment']:.1f} % of the step."
-    )
+    share = 100 * rates["step"] / rates["augment"]
+    return f"The input keeps the device busy: augmentation is {share:.1f} % of the step."

@@ -20,13 +20,14 @@ FORMS = ("uint8, num_workers=0", "uint8, num_workers=1", "float, num_workers=0",
 TORCH = [f"torch DataLoader, {form}" for form in FORMS]
 EVERYONE = {
     "imagenet": [
-        *("jaxclf stream, threads", "jaxclf stream, 1 process", "jaxclf stream, threads, fast (other pixels)"),
-        *(*TORCH, "tf.data, no antialias (other pixels)", "tf.data, antialias (other pixels)"),
+        *("jaxclf stream, threads", "jaxclf stream, 1 process", "jaxclf stream, threads, fast, other pixels"),
+        *(*TORCH, "tf.data, no antialias, other pixels", "tf.data, antialias, other pixels"),
     ],
     "cifar": ["jaxclf resident, float", *TORCH, "tf.data, uint8"],
     "cifar_png": ["jaxclf stream, threads", *TORCH],
 }
 NEEDED = ("torch", "torchvision", "tensorflow", "cv2", "skimage", "sklearn", "importlib_resources")
+RATES = ("images_per_second_per_core", "images_per_cpu_second")
 COSTS = ("step_ms", "fixed_ms", "path_alone_ms", "order_ms", "dispatch_ms", "share", "path_alone_share", "order_share")
 
 
@@ -63,27 +64,35 @@ def test_ratio_is_taken_within_a_round_to_the_fastest_rival_of_that_round(bench:
     assert bench.spread([2.0, 1.0, 4.0]) == {"rounds": [2.0, 1.0, 4.0], "median": 2.0, "min": 1.0, "max": 4.0}
 
 
+def rounds(clock: list[float], cpu: list[float]) -> list[dict[str, float]]:
+    return [dict(zip(RATES, both, strict=True)) for both in zip(clock, cpu, strict=True)]
+
+
 @pytest.mark.usefixtures("all_installed")
 def test_rows_compare_with_torch_on_the_same_set(bench: Any):
-    rates = {
-        **{"imagenet: ours": [600.0, 450.0, 500.0], "imagenet: torch a": [400.0, 500.0, 450.0]},
-        **{"imagenet: torch b": [500.0, 400.0, 400.0], "imagenet: torch c": [200.0, 150.0, 250.0]},
-        "cifar: ours": [1.0, 2.0, 3.0],
+    found = {
+        "imagenet: ours": rounds([600.0, 450.0, 500.0], [600.0, 600.0, 800.0]),
+        "imagenet: torch a": rounds([400.0, 500.0, 450.0], [500.0, 400.0, 100.0]),
+        "imagenet: torch b": rounds([500.0, 400.0, 400.0], [400.0, 300.0, 200.0]),
+        "imagenet: torch c": rounds([200.0, 150.0, 250.0], [1.0, 1.0, 1.0]),
+        "cifar: ours": rounds([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]),
     }
-    ours, first, _, _, alone = bench.compare(group(bench), rates)
+    ours, first, _, _, alone = bench.compare(group(bench), found)
     assert ours["images_per_second_per_core"]["median"] == 500.0
+    assert ours["images_per_cpu_second"]["rounds"] == [600.0, 600.0, 800.0]
     assert ours["to_torch_uint8"]["rounds"] == pytest.approx([1.2, 0.9, 500 / 450])
     assert ours["to_torch_uint8"]["median"] == pytest.approx(500 / 450)
     assert ours["to_torch_float"]["rounds"] == [3.0, 3.0, 2.0]
+    assert ours["to_torch_uint8_by_cpu_time"]["rounds"] == [1.2, 1.5, 4.0]
     assert first["to_torch_uint8"]["rounds"] == [0.8, 1.0, 1.0]
     assert "to_torch_uint8" not in alone
 
 
 def test_table_names_what_is_not_installed(bench: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else name)
-    rows = bench.compare(group(bench)[:2], {"imagenet: ours": [1500.0, 500.0, 1000.0]})
-    _, ours, torch = bench.table(rows)
-    assert ours.split() == ["imagenet", "ours", "1,000", "(500-1,500)", "-", "-"]
+    found = {"imagenet: ours": rounds([1500.0, 500.0, 1000.0], [1.0, 1.0, 1.0])}
+    _, ours, torch = bench.table(bench.compare(group(bench)[:2], found))
+    assert ours.split() == ["imagenet", "ours", "1,000", "(500-1,500)", "-", "-", "-"]
     assert torch.split() == ["imagenet", "torch", "a", "not", "installed:", "torch"]
 
 
@@ -109,14 +118,32 @@ def test_what_was_read_ahead_is_outside_the_clock(bench: Any, monkeypatch: pytes
     def batches() -> Iterator[int]:
         nonlocal now
         for number in itertools.count():
-            now += 0.0 if number < 3 else 0.5
+            now += 0.0 if number < 12 else 0.5
             yield 10
 
     monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
-    assert bench.rate(batches(), 2.0, ahead=3) == 20.0
+    monkeypatch.setattr(bench, "cpu_seconds", lambda: 2 * now)
+    assert bench.rate(batches(), 2.0, cores=2) == {"images_per_second_per_core": 10.0, "images_per_cpu_second": 10.0}
 
 
-def test_rounds_are_interleaved_and_divided_by_the_cores(bench: Any, plan: Any, monkeypatch: pytest.MonkeyPatch):
+def test_cpu_time_is_that_of_the_process_group(bench: Any):
+    script = """
+import subprocess, sys, time
+from input_pipeline import cpu_seconds
+burn = "import time; list(iter(lambda: time.process_time() < 0.5, False)); print(flush=True); input()"
+worker = subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+worker.stdout.readline()
+print(cpu_seconds() - time.process_time())
+worker.communicate("now it may end")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        **{"cwd": BENCHMARKS, "capture_output": True, "text": True, "check": True, "process_group": 0, "timeout": 60},
+    )
+    assert 0.4 < float(done.stdout) < 0.7
+
+
+def test_rounds_are_interleaved_and_all_processes_closed(bench: Any, plan: Any, monkeypatch: pytest.MonkeyPatch):
     events: list[str] = []
 
     class Process:
@@ -125,17 +152,15 @@ def test_rounds_are_interleaved_and_divided_by_the_cores(bench: Any, plan: Any, 
 
         def measure(self, seconds: float) -> Any:
             events.append(self.key)
-            return {"step_ms": seconds} if self.key == bench.STEP else 100.0
+            return seconds
 
         def close(self) -> None:
             events.append("closed")
 
     monkeypatch.setattr(bench, "Process", Process)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else name)
-    two_cores = bench.Plan(plan.directory, (0, 1))
-    rates, costs = bench.measure(group(bench), two_cores, 2, 0.5)
-    assert rates == {"imagenet: ours": [50.0, 50.0], "cifar: ours": [50.0, 50.0]}
-    assert costs == [{"step_ms": 0.5}, {"step_ms": 0.5}]
+    found = bench.measure(group(bench), plan, 2, 0.5)
+    assert found == {"imagenet: ours": [0.5, 0.5], "cifar: ours": [0.5, 0.5], bench.STEP: [0.5, 0.5]}
     assert events == ["imagenet: ours", "cifar: ours", bench.STEP] * 2 + ["closed"] * 3
 
 
@@ -213,7 +238,7 @@ def test_quick_run_measures_everyone(tmp_path: Path):
     assert named == EVERYONE
     for row in found["contestants"]:
         assert row["missing"] == []
-        for column in ("images_per_second_per_core", "to_torch_uint8", "to_torch_float"):
+        for column in (*RATES, "to_torch_uint8", "to_torch_float", "to_torch_uint8_by_cpu_time"):
             values = row[column]
             assert len(values["rounds"]) == 1
             assert values["rounds"][0] == values["median"] == values["min"] == values["max"] > 0

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
+from PIL import Image
 
 from jaxclf.config import UsageError
 from jaxclf.data.decoding import decode, open_lazily
@@ -142,10 +143,16 @@ def decode_scaled(data: bytes, channels: int, *, min_height: int, min_width: int
 
 
 def _plain_jpeg(data: bytes) -> bool:
-    """Whether simplejpeg reads the header, and the colours are not CMYK's, which it converts in its own way."""
+    """Whether simplejpeg reads the header, and the colours are not CMYK's, which it converts in its own way.
+
+    Not for a header that claims more pixels than PIL takes: libjpeg would believe it, and 538 bytes that claim 60,000 x
+    60,000 cost it 10 GB and more than a minute.
+    """
     if not data.startswith(b"\xff\xd8\xff"):
         return False
     try:
-        return simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "RGB", "Gray")
+        height, width, space, _ = cast(tuple[int, int, str, str], simplejpeg.decode_jpeg_header(data))
     except Exception:  # as in `decode`
         return False
+    most = math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS  # PIL warns from half of it on
+    return space in ("YCbCr", "RGB", "Gray") and height * width <= most

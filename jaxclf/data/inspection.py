@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int, Int64, UInt8
 from PIL import Image
 
-from jaxclf.config import DataConfig, UsageError
-from jaxclf.data import datasets, preparation, sources
+from jaxclf.config import UsageError
+from jaxclf.data import datasets, preparation
 from jaxclf.data.decoding import decode
-from jaxclf.data.sources import Report, Source
+from jaxclf.data.sources import Folder, Records, Report, Source, folder_opener
 
 T = TypeVar("T")
 
@@ -36,8 +36,10 @@ class Measured(NamedTuple):
     """How many there are."""
     broken: int
     """How many of the sample could not be read; they are not among those measured."""
-    widths: Int32[np.ndarray, " n"]
-    heights: Int32[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    """As they are stored."""
+    widths: Int64[np.ndarray, " n"]
+    heights: Int64[np.ndarray, " n"]
     mean: tuple[float, ...]
     """Per channel on the 0..1 scale, over all pixels of the stored images."""
     std: tuple[float, ...]
@@ -50,11 +52,11 @@ class Facts:
 
     info: datasets.DatasetInfo
     unprepared: str | None
-    """Why the images cannot be read yet, and what changes that; the fields below are empty then."""
+    """Why the images cannot be read yet, and what changes that; what is measured is empty then."""
     counts: Mapping[str, int | None]
-    """Images by split: "train" and "test"."""
+    """Images by split, under the set's own names."""
     class_sizes: Int64[np.ndarray, " k"] | None = None
-    """Training images of each class, where that is known without reading them all."""
+    """Training images of each class, where labels are known without images or all images were measured."""
     measured: Measured | None = None
 
 
@@ -78,26 +80,29 @@ def inspect(name: str, *, data_dir: str | None = None, sample: int = 10_000, rep
       report: is told of the progress.
 
     Raises:
-      UsageError: what `datasets.info` and `open_sources` raise, but not for a set that is merely not prepared.
+      UsageError: what `datasets.info`, `datasets.load` and `open_splits` raise, but not for a set that is merely not
+        prepared; and where not one training image can be read.
     """
     if sample < 0:
         raise UsageError(f"sample is {sample} but must be 0, for all images, or a number of them")
     info = datasets.info(name, data_dir)
     if missing := unprepared(info, data_dir):
-        return Facts(info, missing, {"train": info.train_examples, "test": info.test_examples})
+        counts = {own: info.examples(ours) for ours, own in zip(datasets.SPLITS, info.splits, strict=True)}
+        return Facts(info, missing, counts)
     if not info.streamed:
         train, test = (datasets.load(name, split, data_dir=data_dir) for split in datasets.SPLITS)
         counts = {"train": len(train.labels), "test": len(test.labels)}
         return Facts(info, None, counts, _class_sizes(train.labels, info), _measure_resident(train))
-    opened = sources.open_sources(DataConfig(dataset=name, data_dir=data_dir))
-    labels = _known_labels(opened["train"])
-    return Facts(
-        info,
-        None,
-        {split: len(source) for split, source in opened.items()},
-        None if labels is None else _class_sizes(labels, info),
-        measure(opened["train"], channels(info), sample, report),
-    )
+    opened = open_splits(info, data_dir)
+    counts = {split: len(source) for split, source in opened.items()}
+    train = opened.get(info.splits[0])
+    if not train:
+        return Facts(info, None, counts)
+    measured = measure(train, channels(info), sample, report)
+    labels = train.labels() if isinstance(train, Folder) else train.stored_labels()
+    if labels is None and measured.images == measured.of:
+        labels = measured.labels
+    return Facts(info, None, counts, None if labels is None else _class_sizes(labels, info), measured)
 
 
 def unprepared(info: datasets.DatasetInfo, data_dir: str | None) -> str | None:
@@ -109,44 +114,67 @@ def unprepared(info: datasets.DatasetInfo, data_dir: str | None) -> str | None:
     if directory.exists():
         return None
     command = f"`jaxclf data prepare {info.name} --data-dir {builder.data_dir_root}`"
-    if (parts := preparation._parts(directory)).exists():
+    if (parts := preparation.parts_directory(directory)).exists():
         return f"{info.name} is only half prepared, in {parts}; go on with {command}"
     return f"{info.name} is not prepared: there is no {directory}; run {command}"
+
+
+def open_splits(info: datasets.DatasetInfo, data_dir: str | None) -> dict[str, Folder] | dict[str, Records]:
+    """Open every split of a set in folders or of TFDS, of those too that runs take only on request.
+
+    Raises `UsageError` for a set that is not there or only half, for empty classes, and for classes that differ.
+    """
+    if info.tfds is not None:
+        builder = datasets.open_prepared(info, data_dir)
+        return {split: Records(str(builder.data_dir), split) for split in builder.info.splits}
+    root, open_one = datasets.folder_root(info.name), folder_opener(info)
+    names = (*datasets.TRAIN_FOLDERS, *datasets.TEST_FOLDERS)
+    return {split: open_one(split) for split in names if (root / split).is_dir()}
 
 
 def measure(source: Source, depth: Literal[1, 3], sample: int = 0, report: Report | None = None) -> Measured:
     """Decode an evenly spread sample of images to `depth` channels; return their sizes, mean and standard deviation.
 
-    The mean is sum(v) / n / 255 and the deviation sqrt(sum(v^2) / n - (sum(v) / n)^2) / 255 over all n pixels, both
-    sums exact integers. `sample` 0 takes all images. Those that cannot be read are left out.
+    Both are those of all pixels of these images together, from exact counts of the 256 values, so neither the order nor
+    the number of pixels costs precision. `sample` 0 takes all images. Those that cannot be read are left out.
     """
     total = len(source)
     count = min(sample or total, total)
     chosen = np.arange(count, dtype=np.int64) * total // count
-    counts, shapes = np.zeros((depth, 256), np.int64), []
+    counts, seen = np.zeros((depth, 256), np.int64), []
     read = functools.partial(_counted, source, depth)
     for found in in_threads(read, chosen.tolist(), "measuring the training images", report):
         if found is not None:
             counts += found[0]
-            shapes.append(found[1])
-    if not shapes:
+            seen.append(found[1:])
+    if not seen:
         raise UsageError(f"none of {count:,} training images can be read; the first is {source.name(0)}")
-    height, width = np.array(shapes, np.int32).T
+    labels, heights, widths = np.array(seen, np.int64).T  # a label may be any number
     values, pixels = np.arange(256), counts[0].sum()
-    mean, square = counts @ values / pixels, counts @ values**2 / pixels
-    std = np.sqrt(square - mean**2) / 255
-    return Measured(len(shapes), total, count - len(shapes), width, height, _tuple(mean / 255), _tuple(std))
+    mean = counts @ values / pixels  # [c]
+    std = np.sqrt((counts * np.square(values - mean[:, None])).sum(axis=1) / pixels)
+    return Measured(
+        images=len(seen),
+        of=total,
+        broken=count - len(seen),
+        labels=labels,
+        widths=widths,
+        heights=heights,
+        mean=_tuple(mean / 255),
+        std=_tuple(std / 255),
+    )
 
 
 def _counted(
     source: Source, depth: Literal[1, 3], index: int
-) -> tuple[Int64[np.ndarray, "c 256"], tuple[int, int]] | None:
-    """Return how often each channel has each value, and (h, w); None for an image that cannot be read."""
+) -> tuple[Int64[np.ndarray, "c 256"], int, int, int] | None:
+    """Return how often each channel has each value, label, h and w; None for an image that cannot be read."""
     try:
-        pixels = decode(source[index].data, depth)
+        encoded = source[index]
+        pixels = decode(encoded.data, depth)
     except Exception:  # whatever readers and decoders raise for broken bytes; `verify` names them
         return None
-    return _histogram(pixels), pixels.shape[:2]
+    return _histogram(pixels), encoded.label, *pixels.shape[:2]
 
 
 def _histogram(pixels: UInt8[np.ndarray, "h w c"]) -> Int64[np.ndarray, "c 256"]:
@@ -158,7 +186,16 @@ def _histogram(pixels: UInt8[np.ndarray, "h w c"]) -> Int64[np.ndarray, "c 256"]
 def _measure_resident(train: datasets.Split) -> Measured:
     count, height, width = train.images.shape[:3]
     mean, std = map(_tuple, datasets.statistics(train))
-    return Measured(count, count, 0, np.full(count, width, np.int32), np.full(count, height, np.int32), mean, std)
+    return Measured(
+        images=count,
+        of=count,
+        broken=0,
+        labels=train.labels,
+        widths=np.full(count, width),
+        heights=np.full(count, height),
+        mean=mean,
+        std=std,
+    )
 
 
 def _tuple(numbers: np.ndarray) -> tuple[float, ...]:
@@ -166,22 +203,13 @@ def _tuple(numbers: np.ndarray) -> tuple[float, ...]:
 
 
 def channels(info: datasets.DatasetInfo) -> Literal[1, 3]:
-    """Return what the images of a streamed set are decoded to."""
-    return 3 if info.channels == 3 else 1
+    """Return what the images of a set are decoded to: RGB or grey."""
+    return 3 if (info.image_shape[2] if info.image_shape else info.channels) == 3 else 1
 
 
-def _class_sizes(labels: Int32[np.ndarray, " n"], info: datasets.DatasetInfo) -> Int64[np.ndarray, " k"]:
+def _class_sizes(labels: Int[np.ndarray, " n"], info: datasets.DatasetInfo) -> Int64[np.ndarray, " k"]:
     good = labels[(labels >= 0) & (labels < info.num_classes)]
     return np.bincount(good, minlength=info.num_classes)
-
-
-def _known_labels(source: Source) -> Int32[np.ndarray, " n"] | None:
-    """Return the labels where they are known without reading records: of folders, and from an index that is there."""
-    if isinstance(source, sources.Folder):
-        return source.labels()
-    assert isinstance(source, sources.Records)
-    index = Path(source.directory) / f"jaxclf-labels-{source.split}.npy"
-    return source.labels() if index.exists() and len(np.load(index, mmap_mode="r")) == len(source) else None
 
 
 def in_threads(work: Callable[[int], T], numbers: Iterable[int], what: str, report: Report | None) -> Iterator[T]:
@@ -206,32 +234,36 @@ def _rows(facts: Facts) -> Iterator[tuple[str, str]]:
     info, found = facts.info, facts.measured
     yield "name", info.name
     yield "source", info.source
-    yield "images", ", ".join(f"{_number(facts.counts[ours])} {_split(info, ours)}" for ours in datasets.SPLITS)
+    yield "images", _counts(facts)
+    for flag, split in zip(("--data.train-split", "--data.test-split"), info.splits, strict=True):
+        if split not in facts.counts:
+            yield "", f"it has no split {split}; a run needs {flag}"
     more = ", ..." if info.num_classes > NAMES else ""
     yield "classes", f"{info.num_classes:,}: {', '.join(info.class_names[:NAMES])}{more}"
     if facts.class_sizes is not None:
         yield "class size", _class_size(facts.class_sizes, info.class_names)
-    grey = (info.image_shape[2] if info.image_shape else channels(info)) == 1
-    if info.image_shape is not None:
-        yield "image size", f"{info.image_shape[1]} x {info.image_shape[0]} pixels, {'grey' if grey else 'RGB'}"
     elif found is not None:
-        sides = f"width {_spread(found.widths)}, height {_spread(found.heights)}"
-        yield "image size", f"{sides} pixels, read as {'grey' if grey else 'RGB'}"
+        yield "class size", "unknown until all labels are read, as --sample 0 does"
+    colours = "RGB" if channels(info) == 3 else "grey"
+    if info.image_shape is not None:
+        yield "image size", f"{info.image_shape[1]} x {info.image_shape[0]} pixels, {colours}"
+    elif found is not None:
+        yield "image size", f"width {_spread(found.widths)}, height {_spread(found.heights)} pixels, read as {colours}"
     yield "constants", _constants(info.mean, info.std) if info.mean else "none: a run needs --data.mean and --data.std"
     if found is not None:
         yield "measured", f"{_constants(found.mean, found.std)}  on {found.images:,} of {found.of:,} training images"
         if found.broken:
-            yield "", f"{found.broken:,} more cannot be read; `jaxclf data verify {info.name}` names all of these"
+            yield "", f"{found.broken:,} more cannot be read; `jaxclf data verify {info.name}` names every such image"
 
 
-def _number(count: int | None) -> str:
-    return "an unknown number of" if count is None else f"{count:,}"
-
-
-def _split(info: datasets.DatasetInfo, split: str) -> str:
-    """Return our name of a split, with the set's own where it is another."""
-    own = info.splits[datasets.SPLITS.index(split)]
-    return split if own == split else f"{split} (its split {own})"
+def _counts(facts: Facts) -> str:
+    """Return how many images each split has; of those that runs take by themselves also what for."""
+    ours = dict(zip(facts.info.splits, datasets.SPLITS, strict=True))
+    return ", ".join(
+        f"{'an unknown number' if count is None else f'{count:,}'} {split}"
+        + (f" (a run's {ours[split]} images)" if ours.get(split, split) != split else "")
+        for split, count in facts.counts.items()
+    )
 
 
 def _class_size(sizes: Int64[np.ndarray, " k"], names: tuple[str, ...]) -> str:
@@ -241,7 +273,7 @@ def _class_size(sizes: Int64[np.ndarray, " k"], names: tuple[str, ...]) -> str:
     return f"{sizes[low]:,} ({names[low]}) to {sizes[high]:,} ({names[high]}) training images"
 
 
-def _spread(sides: Int32[np.ndarray, " n"]) -> str:
+def _spread(sides: Int64[np.ndarray, " n"]) -> str:
     return f"{sides.min()} to {sides.max()} (median {np.median(sides):.0f})"
 
 

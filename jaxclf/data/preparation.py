@@ -102,7 +102,7 @@ def prepare(
         builder = datasets.open_builder(facts.tfds, data_dir)
     datasets.check(facts, builder)
     # Usually gone by now, unless a process was killed between its last two steps.
-    shutil.rmtree(_parts(directory), ignore_errors=True)
+    shutil.rmtree(parts_directory(directory), ignore_errors=True)
     return directory
 
 
@@ -154,7 +154,7 @@ class _Task:
     @property
     def parts(self) -> Path:
         """Where it comes into being. TFDS takes no directory for a set whose name is not a version."""
-        return _parts(self.directory)
+        return parts_directory(self.directory)
 
     def expected(self, split: str) -> int | None:
         """Return how many examples a split has, where that is known before it is read."""
@@ -188,7 +188,8 @@ def _prepare(task: _Task) -> None:
         shutil.rmtree(task.parts)
 
 
-def _parts(directory: Path) -> Path:
+def parts_directory(directory: Path) -> Path:
+    """Return where the set that belongs in a directory comes into being."""
     return directory.with_name(f"{directory.name}.parts")
 
 

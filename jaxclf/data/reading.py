@@ -26,7 +26,7 @@ class Reading(Generic[T]):
 
     def __init__(self, task: Callable[[int], T], start: int, loader: Loader, ahead: int) -> None:
         """Prepare to read; nothing starts before the first `next`. About `ahead` tasks are done ahead."""
-        threads = loader.threads or max(1, _cores() // max(loader.workers, 1))
+        threads = thread_count(loader)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, ahead))
         dataset = grain.MapDataset.range(start, FOREVER).map(task).to_iter_dataset(options)
         self._workers = loader.workers
@@ -90,6 +90,11 @@ def _end_pool() -> None:
     if pool is not None:
         pool.close()
         pool.join()
+
+
+def thread_count(loader: Loader) -> int:
+    """Return how many threads read, in each process where there are some."""
+    return loader.threads or max(1, _cores() // max(loader.workers, 1))
 
 
 def _cores() -> int:

@@ -159,12 +159,9 @@ class Records:
         Records that cannot be read have the label `UNREADABLE`. Where the index cannot be written, it is kept in
         memory and a warning says so.
         """
-        file = Path(self.directory) / f"jaxclf-labels-{_file_name(self.split)}.npy"
-        if file.exists():
-            labels = np.load(file)
-            if len(labels) == len(self):
-                return labels.astype(np.int32)
-        labels = self._read_labels(report or (lambda *_: None))
+        if (stored := self.stored_labels()) is not None:
+            return stored
+        labels, file = self._read_labels(report or (lambda *_: None)), self._index
         part = file.with_suffix(f".part{os.getpid()}")
         try:
             with part.open("wb") as stream:
@@ -174,6 +171,18 @@ class Records:
             part.unlink(missing_ok=True)
             warnings.warn(f"{file} could not be written ({error.strerror}); it will be built again", stacklevel=2)
         return labels
+
+    def stored_labels(self) -> Labels | None:
+        """Return all labels if an index is there that has them."""
+        try:
+            labels = np.load(self._index)
+        except (OSError, ValueError, EOFError):  # there is none, or a machine that went down left half of one
+            return None
+        return labels.astype(np.int32) if labels.shape == (len(self),) else None
+
+    @property
+    def _index(self) -> Path:
+        return Path(self.directory) / f"jaxclf-labels-{_file_name(self.split)}.npy"
 
     def _read_labels(self, report: Report) -> Labels:
         labels = np.full(len(self), UNREADABLE, np.int32)
@@ -239,7 +248,7 @@ def open_sources(config: DataConfig, report: Report | None = None) -> dict[str, 
     """
     info = datasets.info(config.dataset, config.data_dir)
     names = (config.train_split or info.splits[0], config.test_split or info.splits[1])
-    open_one = _folder_opener(info) if info.tfds is None else _record_opener(config, info)
+    open_one = folder_opener(info) if info.tfds is None else _record_opener(config, info)
     train, test = (open_one(name) for name in names)
     if config.classes is not None and config.classes < info.num_classes:
         train, test = (_first_classes(part, config, report) for part in (train, test))
@@ -266,10 +275,11 @@ def _numbers(chosen: np.ndarray) -> Labels:
     return np.flatnonzero(chosen).astype(np.int32)
 
 
-def _folder_opener(info: datasets.DatasetInfo) -> Callable[[str], Source]:
+def folder_opener(info: datasets.DatasetInfo) -> Callable[[str], Folder]:
+    """Return what opens a split of a set in folders, or raises `UsageError` for one that is not there or unlike it."""
     root = datasets.folder_root(info.name)
 
-    def open_one(split: str) -> Source:
+    def open_one(split: str) -> Folder:
         if not (root / split).is_dir():
             raise unknown(f"split of {root}", split, (entry.name for entry in root.iterdir() if entry.is_dir()))
         source = Folder(root / split)

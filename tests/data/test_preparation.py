@@ -368,7 +368,7 @@ def test_configs_and_files_fetched_by_hand_and_other_files_than_at_first(tmp_pat
 def test_sets_that_are_no_image_classification_and_unknown_names_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"jaxclf_toy_tasks .*'id': 'Text'"):
         preparation.prepare("jaxclf_toy_tasks", data_dir=tmp_path)
-    monkeypatch.setattr(tfds, "list_builders", lambda: ["mnist", "tf_flowers"])  # the real list takes seconds
+    monkeypatch.setattr(tfds, "list_builders", lambda **_: ["mnist", "tf_flowers"])  # the real list takes seconds
     with pytest.raises(UsageError, match=r"unknown data set 'oxford_flower102'; did you mean 'oxford_flowers102'"):
         preparation.prepare("oxford_flower102", data_dir=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -176,7 +176,7 @@ def test_what_pil_raises_passes_through() -> None:
     with pytest.raises(OSError, match="truncated"):
         decode(FILES["JPEG 75 2"][:-200])
     twelve = FILES["JPEG 75 2"].replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c")
-    with pytest.raises(Exception, match="^no image format that PIL knows$") as error:
+    with pytest.raises(Exception, match=r"^no image format that PIL knows$") as error:
         decode(twelve)
     assert type(error.value) is Image.UnidentifiedImageError
 
