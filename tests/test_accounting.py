@@ -16,10 +16,11 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 @pytest.mark.parametrize(
     ("name", "verdict", "row"),
     [
-        (
+        pytest.param(
             "table_5_5_savings",
             "12 of 12 printed numbers are reproduced to the printed digits",
             "| shufflenet_v2_x0_5, 102 classes | 446,342 | – | 162,822 | – | 63.52 | 63.52 |",
+            marks=pytest.mark.slow,
         ),
         (
             "table_6_1",

@@ -70,6 +70,7 @@ CONFIGS = {
         ),
     ),
 }
+SLOW = pytest.mark.slow
 COMPILE_TWICE = ("smaller last batch", "four steps a dispatch", "every option at once")
 """Slow: each costs a second compilation."""
 
@@ -158,10 +159,17 @@ def stop_at_call(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, numb
     [
         pytest.param(RunDirectory, "write_rows", 2, False, id="before the second epoch's row"),
         pytest.param(RunDirectory, "write_rows", 2, True, id="between the row and its checkpoint"),
-        pytest.param(RunDirectory, "write", 6, True, id="between metrics.csv and metrics.jsonl of an epoch"),
-        pytest.param(Checkpoints, "save", 4, False, id="before a checkpoint inside an epoch"),
-        pytest.param(Checkpoints, "save", 5, True, id="after the checkpoint at the end of an epoch"),
-        pytest.param(RunDirectory, "write_predictions", 1, False, id="between the last checkpoint and the predictions"),
+        pytest.param(
+            RunDirectory, "write", 6, True, id="between metrics.csv and metrics.jsonl of an epoch", marks=SLOW
+        ),
+        pytest.param(Checkpoints, "save", 4, False, id="before a checkpoint inside an epoch", marks=SLOW),
+        pytest.param(Checkpoints, "save", 5, True, id="after the checkpoint at the end of an epoch", marks=SLOW),
+        pytest.param(
+            RunDirectory,
+            *("write_predictions", 1, False),
+            id="between the last checkpoint and the predictions",
+            marks=SLOW,
+        ),
         pytest.param(RunDirectory, "write_predictions", 1, True, id="between the predictions and the result"),
     ],
 )

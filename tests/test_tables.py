@@ -176,6 +176,7 @@ def test_run_directory_of_another_config_is_refused(
     assert "holds a run of another config (run.epochs: 1 != 2)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are shared out on Linux alone")
 def test_parallel_jobs_finish_the_table(
     experiment: str, tmp_path: Path, rendered: Path, monkeypatch: pytest.MonkeyPatch

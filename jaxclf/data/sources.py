@@ -90,7 +90,8 @@ class Folder:
 
     def __getitem__(self, index: int) -> Encoded:
         name = self.name(index)
-        return Encoded(Path(name).read_bytes(), int(self._labels[index]), name)
+        with Path(name).open("rb", buffering=0) as file:
+            return Encoded(file.readall(), int(self._labels[index]), name)
 
     def name(self, index: int) -> str:
         """Return the file's path."""

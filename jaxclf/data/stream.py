@@ -28,6 +28,8 @@ PART = 32
 """Most images in one task: small enough that many readers share a batch, large enough that a task's cost is theirs."""
 TRIES = 100
 """With data.on_error "skip": images in a row that may be broken before the run stops."""
+NOTHING_DRAWN = np.random.default_rng(0)
+"""Given to transforms that draw nothing."""
 ON_DEVICE = 2
 """Batches that are on the device or on their way while a step runs on an earlier one."""
 
@@ -116,7 +118,8 @@ class Task:
 
     def _read(self, index: int, epoch: int) -> tuple[np.ndarray, int]:
         encoded = self.source[index]
-        rng = example_rng(self.order.seed if self.order else 0, epoch, index)
+        draws = isinstance(self.transform, RandomResizedCrop)  # a generator costs a tenth of a tiny image
+        rng = example_rng(self.order.seed if self.order else 0, epoch, index) if draws else NOTHING_DRAWN
         try:
             image = self.transform(encoded.data, rng)
         except Exception as error:

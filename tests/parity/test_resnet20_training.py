@@ -203,6 +203,7 @@ def settled() -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_the_recipe_are_torchs(settled: nn.Module) -> None:
     check(create_model("resnet20", num_classes=10), settled, RECIPE, 1e-6, float64=True, steps=20, per_epoch=10)
 
