@@ -71,8 +71,8 @@ CONFIGS = {
     ),
 }
 SLOW = pytest.mark.slow
-COMPILE_TWICE = ("smaller last batch", "four steps a dispatch", "every option at once")
-"""Slow: each costs a second compilation."""
+LATER = ("saves where it does not evaluate", "smaller last batch", "four steps a dispatch", "every option at once")
+"""Slow: the last three cost a second compilation each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in COMPILE_TWICE else ()) for name in CONFIGS]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LATER else ()) for name in CONFIGS]
 )
 def test_run_stopped_three_times_equals_the_uninterrupted_one(
     name: str, tmp_path: Path, uninterrupted: Callable[[str], Ended]
