@@ -15,10 +15,10 @@ import rich.console
 import rich.table
 import tyro
 
-from jaxclf import loop, tables, throughput, weights
+from jaxclf import cluster, loop, tables, throughput, weights
 from jaxclf import predict as prediction
 from jaxclf.classifier import create_model
-from jaxclf.config import Config, Loader, RunError, UsageError, unknown
+from jaxclf.config import Cluster, Config, Loader, RunError, Stopped, UsageError, unknown
 from jaxclf.count import count
 from jaxclf.data import datasets, inspection, preparation, verification
 from jaxclf.experiment import CountTable, Table
@@ -41,6 +41,8 @@ USAGE = """usage: jaxclf COMMAND ...
 
 jaxclf COMMAND --help shows every field with type, default and meaning."""
 
+STOPPED = 75
+"""Exit code of a run that ended early and goes on by the same command: EX_TEMPFAIL of sysexits.h, try again."""
 COMMAND = (sys.executable, "-m", "jaxclf")
 """Starts this program in another process."""
 TOTALS = ("trainable", "fixed", "statistics", "macs", "flops_2020")
@@ -57,6 +59,7 @@ BARE = (".pth", ".pt")
 
 Recipe = Annotated[Path, tyro.conf.Positional]
 Fields = Annotated[Config, tyro.conf.arg(name="")]
+Machines = Annotated[Cluster, tyro.conf.arg(name="")]
 Request = Annotated[tables.Request, tyro.conf.arg(name="")]
 
 
@@ -69,6 +72,7 @@ class Train:
     workdir: Path
     """The run directory."""
     loader: Loader = dataclasses.field(default_factory=Loader)
+    cluster: Machines = dataclasses.field(default_factory=Cluster)
     config: Fields = dataclasses.field(default_factory=Config)
 
 
@@ -81,6 +85,7 @@ class Eval:
     checkpoint: Literal["last", "best"] = "last"
     """best: the checkpoint with the highest test accuracy, a diagnosis rather than a result."""
     loader: Loader = dataclasses.field(default_factory=Loader)
+    cluster: Machines = dataclasses.field(default_factory=Cluster)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +222,9 @@ class Predict:
 def train(args: Sequence[str]) -> None:
     """Run `jaxclf train`."""
     chosen = _with_recipe(Train, "jaxclf train", args)
-    print_result(loop.train(chosen.config, chosen.workdir, loader=chosen.loader))
+    cluster.join(chosen.cluster)
+    result = loop.train(chosen.config, chosen.workdir, loader=chosen.loader, devices=chosen.cluster.devices)
+    print_result(result)
 
 
 def _with_recipe(kind: type, prog: str, args: Sequence[str]) -> Any:
@@ -235,7 +242,9 @@ def evaluate(args: Sequence[str]) -> None:
     """Run `jaxclf eval`."""
     chosen = tyro.cli(Eval, prog="jaxclf eval", args=args)
     config = read_config(chosen.workdir)
-    print_result(loop.evaluate(config, chosen.workdir, checkpoint=chosen.checkpoint, loader=chosen.loader))
+    cluster.join(chosen.cluster)
+    given = {"checkpoint": chosen.checkpoint, "loader": chosen.loader, "devices": chosen.cluster.devices}
+    print_result(loop.evaluate(config, chosen.workdir, **given))
 
 
 def table(args: Sequence[str]) -> None:
@@ -384,7 +393,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 2 after one line on stderr that says what was wrong."""
+    """Run a command; return 0, or 2 after one line on stderr that says what was wrong, or 75 for `Stopped`."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
@@ -392,7 +401,12 @@ def main(args: Sequence[str] | None = None) -> int:
     _cache_compilations()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"jaxclf: warning: {message}", file=sys.stderr)
-        return _run(args)
+        code = _run(args)
+    if code and cluster.joined():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # a regular exit waits for the other processes, which wait for this one
+    return code
 
 
 def _run(args: Sequence[str]) -> int:
@@ -400,6 +414,9 @@ def _run(args: Sequence[str]) -> int:
         if args[0] not in COMMANDS:
             raise unknown("command", args[0], COMMANDS)
         COMMANDS[args[0]](args[1:])
+    except Stopped as error:
+        print(f"jaxclf: {error}", file=sys.stderr)
+        return STOPPED
     except (UsageError, RunError, OSError) as error:
         print(f"jaxclf: {error}", file=sys.stderr)
         return 2
@@ -438,7 +455,9 @@ def _override(prog: str, config: Config, args: Sequence[str]) -> Config:
 
 
 def print_result(result: Result) -> None:
-    """Print what a run ended with."""
+    """Print what a run ended with; of several processes, the first does."""
+    if jax.process_index():
+        return
     known = [top1 for top1 in result.per_class if top1 is not None]
     per_class = f"{min(known):.2f} to {max(known):.2f} %"
     print(f"test top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  per class {per_class}")
@@ -449,6 +468,8 @@ def print_result(result: Result) -> None:
         print(
             f"{result.skipped:,} images could not be read and were skipped: {result.workdir}/skipped.jsonl names them"
         )
+    if result.rollbacks:
+        print(f"went back {result.rollbacks} times after divergence: {result.workdir}/rollbacks.jsonl tells where")
     print(f"sha256 {result.sha256}  {result.workdir}")
 
 

@@ -5,26 +5,31 @@ SHA-256 over the arrays, and shape and hash of each fixed matrix, by its path, w
 not stored but regenerated, and their hash is compared (matrices.py says why random ones are stored).
 """
 
+import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
 
+from jaxclf.cluster import together
 from jaxclf.config import RunError, UsageError
+from jaxclf.layout import AXIS
 from jaxclf.matrices import MATRICES, digest, matrix
 from jaxclf.step import TrainState
 
 Flat = dict[str, np.ndarray]
 MANIFEST = "sha256.json"
 """In each checkpoint: the hashes of its files."""
+ORBAX_TIMES = "_CHECKPOINT_METADATA"
 NOT_EVALUATED = -1.0
 """Stands for the top-1 of a checkpoint inside an epoch: below every real one."""
 
@@ -75,52 +80,98 @@ def state_digest(state: TrainState) -> str:
     return _digest(_flatten(state))
 
 
+class Damaged(RunError):
+    """A checkpoint whose files or arrays are not what was written."""
+
+
 class Checkpoints:
-    """The checkpoints of one run directory."""
+    """The checkpoints of one run directory, which all processes of the run open together.
+
+    A checkpoint is written beside the training that goes on, in a directory of another name that gets its own when
+    every file is there. So the newest one is whole at any moment; what goes wrong is said by the call after.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Open (and create, if need be) the directory; half-written checkpoints of a killed run are removed."""
         self.directory = directory.absolute()
-        _hide_unreadable_metrics(self.directory)
+        if _first():
+            _hide_unreadable_metrics(self.directory)
+        self._writing: int | None = None
         keep = [
             checkpoint_managers.LatestN(2),
             checkpoint_managers.BestN(get_metric_fn=_top1, n=1),
         ]
         options = ocp.CheckpointManagerOptions(
-            enable_async_checkpointing=False,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             cleanup_tmp_directories=True,
             best_fn=_top1,  # without it Orbax does not write the metrics that the policy reads
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what is being written; an error of it is raised unless another one is on its way."""
+        with contextlib.suppress(RunError) if error is not None else contextlib.nullcontext():
+            self.settle()
+
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, oldest first."""
-        return sorted(self._manager.all_steps())
+        return sorted(step for step in self._manager.all_steps() if step != self._writing)
 
     def save(self, state: TrainState, *, rows: int, top1: float | None) -> None:
-        """Write a checkpoint; with `top1` it competes for best. Raises `RunError` if it cannot be written."""
+        """Begin to write a checkpoint; with `top1` it competes for best. Waits for the one before.
+
+        Raises `RunError` if either cannot be written.
+        """
+        self.settle()
         flat, step = _flatten(state), int(state.step)
-        stored = {name: value for name, value in flat.items() if not is_exact(name)}
+        stored = {name: _shared(value) for name, value in flat.items() if not is_exact(name)}
         record = {"rows": rows, "sha256": _digest(flat), "fixed": fixed_record(flat)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(stored), record=ocp.args.JsonSave(record))
         metrics = {"top1": NOT_EVALUATED if top1 is None else top1}
-        before = self.steps()
-        try:
+        self._writing = step
+        with self._or_say_what_is_kept():
             self._manager.save(step, args=items, metrics=metrics, force=True)
-            _write_manifest(self.directory / str(step))
+
+    def settle(self) -> None:
+        """Wait until what is being written is whole; raises `RunError` if it cannot be written."""
+        with self._or_say_what_is_kept():
+            self._manager.wait_until_finished()
+        self._writing = None
+
+    def _seal(self) -> None:
+        """Write the hashes of a checkpoint that is about to get its name; runs in Orbax's thread."""
+        if _first():
+            for unnamed in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
+                _write_manifest(unnamed)
+
+    @contextlib.contextmanager
+    def _or_say_what_is_kept(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # Orbax and TensorStore raise many types for a full or broken disk
-            shutil.rmtree(self.directory / str(step), ignore_errors=True)
-            kept = f"the last good one is of step {before[-1]}" if before else "there is none before it"
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                raise  # another process is gone
+            whole = [
+                int(file.parent.name) for file in self.directory.glob(f"*/{MANIFEST}") if file.parent.name.isdigit()
+            ]
+            kept = f"the last good one is of step {max(whole)}" if whole else "there is none before it"
             raise RunError(
-                f"step {step}: the checkpoint could not be written to {self.directory} ({first_line(error)}); {kept}"
+                f"step {self._writing}: the checkpoint could not be written to {self.directory} "
+                f"({first_line(error)}); {kept}"
             ) from error
 
     def restore(self, template: TrainState, *, step: int | None, warn: Callable[[str], None]) -> tuple[TrainState, int]:
         """Return the newest readable state (or that of `step`) and its number of metric rows.
 
         A damaged checkpoint is named through `warn` and moved to `damaged_checkpoints`, and the one before is taken.
-        Raises `RunError` when none can be read.
+        Its arrays lie on this process's default device, whatever devices wrote them. Raises `RunError` when none can
+        be read.
         """
         tried = []
         for candidate in [step] if step is not None else reversed(self.steps()):
@@ -161,7 +212,7 @@ class Checkpoints:
         return traverse_util.unflatten_dict({**flat, **regenerate(restored["record"]["fixed"])}, sep=".")
 
     def _read(self, template: TrainState, step: int) -> tuple[TrainState, int]:
-        _check_files(self.directory / str(step))
+        together(lambda: _check_files(self.directory / str(step)))
         flat = _flatten(template)
         stored = {name: value for name, value in flat.items() if not is_exact(name)}
         items = ocp.args.Composite(state=ocp.args.StandardRestore(stored), record=ocp.args.JsonRestore())
@@ -178,37 +229,50 @@ class Checkpoints:
         return state, record["rows"]
 
     def _set_aside(self, step: int) -> None:
-        target = self.directory.parent / "damaged_checkpoints"
-        target.mkdir(exist_ok=True)
-        number = len(list(target.glob(f"{step}.*")))
-        (self.directory / str(step)).rename(target / f"{step}.{number}")
+        def move() -> None:
+            target = self.directory.parent / "damaged_checkpoints"
+            target.mkdir(exist_ok=True)
+            number = len(list(target.glob(f"{step}.*")))
+            (self.directory / str(step)).rename(target / f"{step}.{number}")
+
+        together(move if _first() else lambda: None)
         self._manager.reload()
+
+
+def _first() -> bool:
+    """Whether this process is the one that writes what only one can."""
+    return jax.process_index() == 0
+
+
+def _shared(value: np.ndarray) -> np.ndarray | jax.Array:
+    """Return an array that all processes hold as one of JAX's, of which each writes its share."""
+    if jax.process_count() == 1:
+        return value
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), value)
 
 
 def _write_manifest(checkpoint: Path) -> None:
     """Write the SHA-256 of every file of a checkpoint into it.
 
     TensorStore meets a damaged file in the middle of many concurrent reads and prints a traceback for each of the
-    others, so files are compared before it sees them. A checkpoint whose writer was killed before this line has no
-    manifest; the digest over its arrays still holds.
+    others, so files are compared before it sees them. Orbax writes the time into its own file afterwards.
     """
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != ORBAX_TIMES)
     hashes = {str(path.relative_to(checkpoint)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    part = checkpoint / f".{MANIFEST}.part"
-    part.write_text(json.dumps(hashes, indent=2) + "\n")
-    part.replace(checkpoint / MANIFEST)
+    (checkpoint / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n")
 
 
 def _check_files(checkpoint: Path) -> None:
-    """Compare a checkpoint's files with its manifest; raises `ValueError`."""
+    """Compare a checkpoint's files with its manifest; raises `Damaged`."""
     if not (checkpoint / MANIFEST).exists():
         return
     for name, expected in json.loads((checkpoint / MANIFEST).read_text()).items():
         file = checkpoint / name
         if not file.is_file():
-            raise ValueError(f"{name} is missing")
+            raise Damaged(f"{name} is missing")
         if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            raise ValueError(f"{name} does not have the SHA-256 that was recorded")
+            raise Damaged(f"{name} does not have the SHA-256 that was recorded")
 
 
 def _hide_unreadable_metrics(directory: Path) -> None:

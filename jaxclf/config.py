@@ -30,6 +30,13 @@ class RunError(RuntimeError):
     """
 
 
+class Stopped(RunError):
+    """A run that was asked to stop, or lost another of its processes: the same command goes on from its checkpoint.
+
+    The command line prints it and exits with 75, EX_TEMPFAIL of sysexits.h: try again.
+    """
+
+
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
     """Return the error for a name that is not in a table, nearest valid names first.
 
@@ -155,6 +162,12 @@ class ModelConfig:
     """Start from the backbone of this weight file (.safetensors, .pth, a directory or run of ours); None: at random."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of convolutions and head; parameters, BatchNorm, loss and optimiser are float32 in any case."""
+    precision: Literal["default", "high", "highest"] = "default"
+    """Of float32 products. default: TF32 on GPUs that have it (as PyTorch's convolutions), bfloat16 on TPU; high: three
+    passes of those; highest: float32."""
+    ghost_batch: int | None = None
+    """BatchNorm in training sees groups of this many consecutive images of a batch, whatever the number of devices;
+    None: all that run.parallel shows it."""
     init: Literal["he_uniform", "orthogonal_last", "orthogonal"] = "he_uniform"
     """Draw convs as the modules do, or the last one or all semi-orthogonal, seen as out x (in * kh * kw)."""
 
@@ -263,6 +276,19 @@ class RunConfig:
     """After the last step, average BatchNorm's statistics over this many training batches (ShuffleNetV2's code)."""
     steps_per_dispatch: int | None = None
     """Training steps in one compiled call; None is 1 on CPU (a scan is slower there) and 8 elsewhere."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    """What BatchNorm sees in training. jit: the whole batch, on however many devices; pmap: each device its own part,
+    as in torch's DDP, so that the number of devices is part of the recipe."""
+    replicas: int | None = None
+    """pmap: devices, over all processes, that the recipe is meant for; None: those of its first start."""
+    replica_statistics: Literal["average", "first"] = "average"
+    """pmap: BatchNorm's running statistics, which evaluation uses. average: over the replicas; first: those of the
+    first replica, which torch's DDP keeps."""
+    max_loss: float | None = None
+    """A training batch with a higher mean loss (nats) counts as diverged; one that is not finite does in any case."""
+    rollbacks: int = 0
+    """After divergence, go back to the last checkpoint this many times at most, each time with other draws from there
+    on (order, augmentation, dropout); 0: stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +299,27 @@ class Loader:
     """Processes that read, decode and crop; 0: threads of this process, which is faster on few cores."""
     threads: int | None = None
     """Threads, in each process where there are some; None: as many as there are cores for it."""
+
+
+Launcher = Literal["auto", "none", "slurm", "ompi", "tpu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The devices and processes of a run, which change no recipe (run.parallel says where they do)."""
+
+    devices: int | None = None
+    """Devices of each process; None: all. On CPU as many virtual ones are made."""
+    launcher: Launcher = "auto"
+    """Who started the processes. auto: what the environment says; none: this process is alone."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no launcher says it; with --processes and --process."""
+    processes: int | None = None
+    """Processes in all."""
+    process: int | None = None
+    """Number of this one, from 0."""
+    peer_timeout: int = 100
+    """Seconds without a sign of life after which a process is taken for lost, and the others end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +363,7 @@ class Config:
         """Return a readable name that differs wherever two configs differ.
 
         >>> Config().run_id()
-        'digits-resnet20-learned-s0-1a3b95'
+        'digits-resnet20-learned-s0-9cd5a2'
         """
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"

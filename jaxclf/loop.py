@@ -1,29 +1,35 @@
 """Train and evaluate a config in a run directory: the only place where order in time matters."""
 
+import collections
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclf import losses
-from jaxclf.checkpoint import Checkpoints, state_digest
+from jaxclf import losses, parallel
+from jaxclf.checkpoint import Checkpoints, first_line, state_digest
 from jaxclf.classifier import Classifier, build
-from jaxclf.config import Config, Loader, RunError, UsageError
+from jaxclf.cluster import Votes, gather, together
+from jaxclf.config import Config, Loader, RunError, Stopped, UsageError
 from jaxclf.data import augment, datasets, pipeline
-from jaxclf.data.order import Batch, Fault, Order
+from jaxclf.data.order import Batch, Fault, Order, reseeded
+from jaxclf.layout import Layout, spread
 from jaxclf.optim import trainable
+from jaxclf.parallel import recalibrate_step, train_steps
+from jaxclf.preemption import Requests
 from jaxclf.progress import Lines, Progress
 from jaxclf.ranges import validate, validate_loader
 from jaxclf.results import Result, RunDirectory, per_class
 from jaxclf.schedules import Timeline, learning_rate
-from jaxclf.step import Program, TrainState, eval_step, init_state, recalibrate_step, train_steps
+from jaxclf.step import Program, TrainState, eval_step, init_state
 from jaxclf.torch_weights import transfer_torch
 from jaxclf.weights import read_state_dict
 
@@ -32,6 +38,17 @@ Which = Literal["last", "best"]
 Row = dict[str, Any]
 IN_THREADS = Loader()
 """Streamed sets are read by threads of this process."""
+AHEAD = 2
+"""Dispatches that the host is ahead of the devices."""
+
+
+class Diverged(RunError):
+    """A loss or an update that is not finite, or a loss above run.max_loss."""
+
+    def __init__(self, text: str, step: int) -> None:
+        """Keep the step (from 1) beside the text."""
+        super().__init__(text)
+        self.step = step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,9 +56,10 @@ class Setup:
     """A config made ready: what can be wrong with it has been checked, and nothing is compiled yet."""
 
     config: Config
+    layout: Layout
     data: pipeline.Data
     order: Order
-    """Of the training images."""
+    """Of the training images, until a run goes back after divergence."""
     program: Program
     fixed_seed: int
     """Seed of random fixed matrices."""
@@ -50,7 +68,8 @@ class Setup:
 
     def init_state(self) -> TrainState:
         """Return the state before the first step."""
-        return init_state(self.program, self.data.image_shape, self.config.run.seed, self.fixed_seed)
+        state = init_state(self.program, self.data.image_shape, self.config.run.seed, self.fixed_seed)
+        return self.layout.whole(state, training=True)
 
     def __enter__(self) -> "Setup":
         return self
@@ -68,27 +87,37 @@ class Session:
     directory: RunDirectory
     checkpoints: Checkpoints
     progress: Progress
+    requests: Requests
+    votes: Votes
     rows: list[Row]
     """metrics.jsonl so far."""
+    faults: list[dict[str, Any]]
+    """Images that this process has skipped and the run directory does not name yet."""
 
 
-def prepare(config: Config, loader: Loader = IN_THREADS) -> Setup:
-    """Check a config against data and model and open the data; every fault is a `UsageError`."""
+def prepare(config: Config, loader: Loader = IN_THREADS, devices: int | None = None) -> Setup:
+    """Check a config against data, model and devices and open the data; every fault is a `UsageError`.
+
+    `devices` is how many of each process's devices are used, None for all.
+    """
     validate(config)
     validate_loader(loader)
     info = datasets.info(config.data.dataset, config.data.data_dir)
     classes = info.num_classes if config.data.classes is None else min(config.data.classes, info.num_classes)
     # The steps read fixed matrices from the state, so the model they are compiled for needs no seed of its own.
     model = build(config, classes, seed=0)
-    data = pipeline.open_data(config, loader, report=Lines())
+    where = spread(devices, replicas=config.run.parallel == "pmap")
+    data = pipeline.open_data(config, loader, where, report=Lines())
     order = Order(config.run.seed, data.sizes["train"], config.data.batch_size, config.data.drop_last)
     if order.steps_per_epoch < 1:
         raise UsageError(f"data.batch_size {config.data.batch_size} leaves no whole batch of {order.examples}")
-    program = _program(config, model, order)
+    parallel.check_layout(config, where, order)
+    program = parallel.split(_program(config, model, order), config, where)
     _check_shapes(program, data.image_shape)
     one = info.streamed or jax.default_backend() == "cpu"
     return Setup(
         config=config,
+        layout=where,
         data=data,
         order=order,
         program=program,
@@ -109,6 +138,9 @@ def _program(config: Config, model: Classifier, order: Order) -> Program:
         std=std,
         init=config.model.init,
         dtype=config.model.dtype,
+        precision=config.model.precision,
+        ghost_batch=config.model.ghost_batch,
+        max_loss=config.run.max_loss,
     )
 
 
@@ -124,59 +156,145 @@ def _check_shapes(program: Program, image_shape: tuple[int, ...]) -> None:
     trainable(program.optim, variables["params"])
 
 
-def train(config: Config, workdir: Workdir, *, loader: Loader = IN_THREADS, quiet: bool = False) -> Result:
+def train(
+    config: Config, workdir: Workdir, *, loader: Loader = IN_THREADS, devices: int | None = None, quiet: bool = False
+) -> Result:
     """Train a config in a directory, or go on where a run of the same config stopped there.
 
     Stopped at any moment (kill -9 included) and called again, a run ends with the same bits as one that was never
     stopped: parameters, optimiser, metrics.jsonl. A complete run returns its result at once. `loader` says what reads a
-    streamed data set; it changes no bit, and no thread or process of it outlives the call.
+    streamed data set; it changes no bit, and no thread or process of it outlives the call. `devices` of each process
+    share every batch, None for all; processes that `jax.distributed` has connected train one run together, in a
+    directory that all of them see.
 
     Raises `UsageError`, before anything is compiled, for a config that cannot work and for a directory that cannot
     be written or holds another config or a run on other images; `RunError` when the loss is no number any more, an
-    image cannot be read, a reading process ends, the disk is full, or no checkpoint can be read.
+    image cannot be read, a reading process ends, the disk is full, or no checkpoint can be read; and of these `Stopped`
+    after SIGTERM, SIGINT or a maintenance notice, when a checkpoint of that moment is written.
     """
-    with prepare(config, loader) as setup, RunDirectory(workdir, config) as directory:
-        if (done := directory.result()) is not None:
+    with (
+        together(lambda: prepare(config, loader, devices)) as setup,
+        together(lambda: RunDirectory(workdir, config, layout=setup.layout)) as directory,
+    ):
+        if (done := together(directory.result)) is not None:
             return done
-        directory.write_data(_images(setup.data))
-        checkpoints = Checkpoints(directory.path / "checkpoints")
-        state, rows = setup.init_state(), []
-        if checkpoints.steps():
-            state, count = checkpoints.restore(state, step=None, warn=_warn)
-            rows = directory.rows(count)
-        elif config.model.weights is not None:
-            state = _from_weights(setup, state, config.model.weights, quiet=quiet)
-        if not rows and (directory.path / "damaged_checkpoints").exists() and not checkpoints.steps():
-            _warn(f"every checkpoint of {directory.path} was damaged and set aside; starting again from step 0")
-        total = setup.program.timeline.steps_per_epoch * config.run.epochs
-        with Progress(
-            config.run_id(), epochs=config.run.epochs, step=int(state.step), steps=total, quiet=quiet
-        ) as progress:
-            session = Session(setup, directory, checkpoints, progress, rows)
-            while int(state.step) < total:
-                state = _finish_epoch(session, _recalibrate(session, _train_epoch(session, state)))
-        test = _evaluate(setup, state, "test", _kept(session))
-        _note(session, "test", test.faults)
-        directory.write_predictions(test.labels, test.predictions)
-        result = _result(setup, directory, state, test, progress.images_per_second)
-        directory.write("result.json", result.to_json())
+        together(lambda: directory.write_data(_images(setup)))
+        try:
+            with Checkpoints(directory.path / "checkpoints") as checkpoints:
+                return _run(setup, directory, checkpoints, quiet=quiet or setup.layout.rank > 0)
+        except jax.errors.JaxRuntimeError as error:
+            if setup.layout.hosts == 1:
+                raise
+            raise Stopped(f"lost another process of the run ({first_line(error)}); start all of them again") from error
+
+
+def _run(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, *, quiet: bool) -> Result:
+    config, total = setup.config, setup.program.timeline.steps_per_epoch * setup.config.run.epochs
+    state, rows = setup.init_state(), []
+    if checkpoints.steps():
+        state, rows = _newest(setup, directory, checkpoints)
+    elif config.model.weights is not None:
+        state = _from_weights(setup, state, config.model.weights, quiet=quiet)
+    if not rows and (directory.path / "damaged_checkpoints").exists() and not checkpoints.steps():
+        _warn(f"every checkpoint of {directory.path} was damaged and set aside; starting again from step 0")
+    title = config.run_id()
+    with (
+        Progress(title, epochs=config.run.epochs, step=int(state.step), steps=total, quiet=quiet) as progress,
+        Requests() as requests,
+    ):
+        progress.say(f"{title}: {_header(setup)}")
+        session = Session(setup, directory, checkpoints, progress, requests, Votes(setup.layout), rows, [])
+        state = _train(session, state, total)
+    checkpoints.settle()
+    test = _evaluate(setup, state, "test", _kept(session))
+    _note(session, "test", test.faults)
+    _report(session)
+    directory.write_predictions(test.labels, test.predictions)
+    result = _result(setup, directory, state, test, progress.images_per_second)
+    directory.write("result.json", result.to_json())
     return result
 
 
-def _images(data: pipeline.Data) -> dict[str, Any]:
-    """Return what a run remembers of its images: on others it does not go on."""
-    prints = data.fingerprints()
+def _header(setup: Setup) -> str:
+    """Say what a run computes on, and how."""
+    where, config = setup.layout, setup.config
+    device = where.mesh.devices.flat[0].device_kind
+    words = [f"{where.devices} device{'s' * (where.devices > 1)} ({device})"]
+    if where.hosts > 1:
+        words += [f"{where.hosts} processes"]
+    if where.devices > 1:
+        seen = f"BatchNorm by {'replica' if where.replicas else 'batch'}"
+        words += [f"{config.run.parallel}, {config.data.batch_size // where.devices} images each, {seen}"]
+    precision = config.model.precision
+    if precision == "default":
+        precision = str(jax.config.values["jax_default_matmul_precision"] or "default")
+    return ", ".join([*words, config.model.dtype, f"matmul precision {precision}"])
+
+
+def _newest(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[TrainState, list[Row]]:
+    """Return the state of the newest checkpoint that can be read, and the metric rows until there."""
+    state, count = checkpoints.restore(setup.init_state(), step=None, warn=_warn)
+    return setup.layout.whole(state, training=True), directory.rows(count)
+
+
+def _train(session: Session, state: TrainState, total: int) -> TrainState:
+    """Return the state after the last step, going back after divergence as often as the config allows."""
+    run, number = session.setup.config.run, 0
+    while int(state.step) < total:
+        try:
+            state = _finish_epoch(session, _recalibrate(session, _train_epoch(session, state)))
+        except Diverged as error:
+            number = 1 + max(number, _rollbacks(run.seed, run.rollbacks, state))
+            if number > run.rollbacks:
+                raise RunError(str(error)) from error
+            state = _go_back(session, error, number)
+    return state
+
+
+def _rollbacks(seed: int, most: int, state: TrainState) -> int:
+    """Return how many times the run had gone back when this state was made: its seed tells."""
+    return next(number for number in range(most + 1) if reseeded(seed, number) == int(state.seed))
+
+
+def _go_back(session: Session, error: Diverged, number: int) -> TrainState:
+    """Return the last good state, or that before the first step, with the seed of the `number`-th other draws."""
+    setup, kept = session.setup, session.checkpoints
+    kept.settle()
+    state, rows = _newest(setup, session.directory, kept) if kept.steps() else (setup.init_state(), [])
+    session.rows[:] = rows
+    seed = reseeded(setup.config.run.seed, number)
+    record = {"number": number, "diverged": error.step, "back_to": int(state.step), "seed": seed}
+    session.directory.write_rollback(record)
+    of = f"{number} of at most {setup.config.run.rollbacks}"
+    _warn(f"{error}; going back to step {int(state.step)}, with other draws from there on ({of})")
+    return state.replace(seed=setup.layout.whole(jnp.asarray(seed, jnp.uint32), training=True))
+
+
+def _images(setup: Setup) -> dict[str, Any]:
+    """Return what a run remembers of its images, and of its replicas: with others it does not go on."""
+    data, prints = setup.data, setup.data.fingerprints()
     splits = {split: {"images": count, "sha256": prints[split]} for split, count in data.sizes.items()}
-    return {"class_names": list(data.class_names), "splits": splits}
+    replicas = {"replicas": setup.layout.devices} if setup.layout.replicas else {}
+    return {"class_names": list(data.class_names), "splits": splits, **replicas}
 
 
-def evaluate(config: Config, workdir: Workdir, *, checkpoint: Which = "last", loader: Loader = IN_THREADS) -> Result:
-    """Evaluate the last or best checkpoint of a run on the test images; writes nothing.
+def evaluate(
+    config: Config,
+    workdir: Workdir,
+    *,
+    checkpoint: Which = "last",
+    loader: Loader = IN_THREADS,
+    devices: int | None = None,
+) -> Result:
+    """Evaluate the last or best checkpoint of a run on the test images; writes nothing. `devices` is as in `train`.
 
     "best" is the best on these very images: a diagnosis, not a result to report.
     Raises `UsageError` for a directory without checkpoints and for one of another config.
     """
-    with prepare(config, loader) as setup, RunDirectory(workdir, config, create=False) as directory:
+    with (
+        together(lambda: prepare(config, loader, devices)) as setup,
+        together(lambda: RunDirectory(workdir, config, create=False, layout=setup.layout)) as directory,
+    ):
         state = restore(setup, directory, checkpoint=checkpoint)
         test = _evaluate(setup, state, "test")
         for fault in test.faults:
@@ -186,11 +304,12 @@ def evaluate(config: Config, workdir: Workdir, *, checkpoint: Which = "last", lo
 
 def restore(setup: Setup, directory: RunDirectory, *, checkpoint: Which = "last") -> TrainState:
     """Return the state of a run's last or best checkpoint; `UsageError` where there is none."""
-    checkpoints = Checkpoints(directory.path / "checkpoints")
-    step = max(checkpoints.steps(), default=None) if checkpoint == "last" else checkpoints.best_step()
-    if step is None:
-        raise UsageError(f"{directory.path} has no {checkpoint} checkpoint; train into it first")
-    return checkpoints.restore(setup.init_state(), step=step, warn=_warn)[0]
+    with Checkpoints(directory.path / "checkpoints") as checkpoints:
+        step = max(checkpoints.steps(), default=None) if checkpoint == "last" else checkpoints.best_step()
+        if step is None:
+            raise UsageError(f"{directory.path} has no {checkpoint} checkpoint; train into it first")
+        state = checkpoints.restore(setup.init_state(), step=step, warn=_warn)[0]
+    return setup.layout.whole(state, training=True)
 
 
 def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) -> TrainState:
@@ -198,38 +317,62 @@ def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) ->
     variables, sentences = transfer_torch(setup.program.model, state.variables, read_state_dict(file))
     for sentence in sentences if not quiet else ():
         print(f"{file}: {sentence}")
-    variables = jax.tree.map(jnp.asarray, variables)
+    variables = setup.layout.whole(jax.tree.map(np.asarray, variables), training=True)
     return state.replace(**{name: variables.get(name, {}) for name in ("params", "batch_stats", "fixed")})
 
 
 def _train_epoch(session: Session, state: TrainState) -> TrainState:
-    """Take the rest of the epoch's steps from wherever the state is, saving on the way as the config asks."""
-    setup, progress, shapes = session.setup, session.progress, set()
+    """Take the rest of the epoch's steps from wherever the state is, saving on the way as the config asks.
+
+    The host runs ahead of the devices by `AHEAD` dispatches: enough to keep them busy, few enough that divergence and
+    requests to stop are met soon.
+    """
+    setup, progress, shapes, ahead = session.setup, session.progress, set(), collections.deque()
     per_epoch, every = setup.program.timeline.steps_per_epoch, setup.config.run.checkpoint_every
     step = int(state.step)
-    batches = setup.data.train_batches(setup.order, step, setup.group)
-    for images, labels, rows, examples, _, faults in _or_say_what_is_kept(batches, _kept(session)):
-        _note(session, "train", faults)
-        if rows.shape not in shapes:  # may compile: off the clock
+    batches = setup.data.train_batches(_order(setup, state), step, setup.group)
+    for batch in _or_say_what_is_kept(batches, _kept(session)):
+        _note(session, "train", batch.faults)
+        shape = (batch.steps, batch.size)
+        if shape not in shapes:  # may compile: off the clock
             jax.block_until_ready(state)
             progress.stop_clock()
-        state = train_steps(setup.program, state, images, labels, rows, examples)
-        step += len(rows)
-        if rows.shape not in shapes:
+        state = train_steps(setup.program, state, batch.images, batch.labels, batch.rows, batch.examples)
+        step += batch.steps
+        ahead.append(jnp.copy(state.bad_step))
+        if shape not in shapes:
             jax.block_until_ready(state)
             progress.run_clock()
-            shapes.add(rows.shape)
+            shapes.add(shape)
         else:
-            progress.count(rows.size)
+            progress.count(batch.steps * batch.size)
         progress.at(step)
-        if every and step % per_epoch and step // every > (step - len(rows)) // every:
+        if len(ahead) > AHEAD and int(ahead.popleft()):
+            _check_finite(session, state)
+        inside = step % per_epoch  # the end of an epoch is saved behind its evaluation, and a stop waits for that
+        stop = session.votes.stop(session.requests.reason is not None) and inside
+        if stop or (every and inside and step // every > (step - batch.steps) // every):
             jax.block_until_ready(state)
             progress.stop_clock()
             _save(session, state)
             progress.run_clock()
+        if stop:
+            _stop(session, step)
     jax.block_until_ready(state)
     progress.stop_clock()
     return state
+
+
+def _order(setup: Setup, state: TrainState) -> Order:
+    """Return the order of the images that the state's seed gives."""
+    return dataclasses.replace(setup.order, seed=int(state.seed))
+
+
+def _stop(session: Session, step: int) -> NoReturn:
+    """End a run that was asked to stop, when its checkpoint is whole."""
+    session.checkpoints.settle()
+    asked = session.requests.reason or "another process of the run"
+    raise Stopped(f"stopped at step {step} by {asked}; the same command goes on from there")
 
 
 def _or_say_what_is_kept(batches: Iterator[Batch], kept: str | None) -> Iterator[Batch]:
@@ -241,16 +384,24 @@ def _or_say_what_is_kept(batches: Iterator[Batch], kept: str | None) -> Iterator
 
 
 def _note(session: Session, split: str, faults: tuple[Fault, ...]) -> None:
-    """Say once of every image that was skipped that it was, and keep it in the run directory."""
-    if faults:
-        known = {(row["split"], row["index"]) for row in session.directory.skipped()}
-        new = [
-            {"split": split, **fault._asdict()} for fault in dict.fromkeys(faults) if (split, fault.index) not in known
-        ]
-        for row in new:
-            _warn(f"skipped: {row['error']}")
-        if new:
-            session.directory.write_skipped([*session.directory.skipped(), *new])
+    """Remember images that were skipped; a process that is alone also says so at once."""
+    session.faults.extend({"split": split, **fault._asdict()} for fault in faults)
+    if faults and session.setup.layout.hosts == 1:
+        _report(session)
+
+
+def _report(session: Session) -> None:
+    """Say once of every image that was skipped, by any process, that it was, and keep it in the run directory."""
+    if session.setup.config.data.on_error != "skip":
+        return
+    everyone = [fault for said in gather(json.dumps(session.faults)) for fault in json.loads(said)]
+    session.faults.clear()
+    known = {(row["split"], row["index"]) for row in session.directory.skipped()}
+    new = {(row["split"], row["index"]): row for row in everyone if (row["split"], row["index"]) not in known}
+    for row in new.values():
+        _warn(f"skipped: {row['error']}")
+    if new:
+        session.directory.write_skipped([*session.directory.skipped(), *new.values()])
 
 
 def _recalibrate(session: Session, state: TrainState) -> TrainState:
@@ -260,12 +411,12 @@ def _recalibrate(session: Session, state: TrainState) -> TrainState:
     if int(state.step) < total or not state.batch_stats:
         return state
     while number < config.run.recalibrate:  # an epoch of batches at a time, from behind the last one
-        batches = setup.data.train_batches(setup.order, total + number, 1)
+        batches = setup.data.train_batches(_order(setup, state), total + number, 1)
         batches = itertools.islice(batches, config.run.recalibrate - number)
         for batch in _or_say_what_is_kept(batches, _kept(session)):
             _note(session, "train", batch.faults)
             number += 1
-            given = (batch.images, batch.labels, batch.rows[0], jnp.asarray(number), batch.examples[0])
+            given = (batch.images, batch.labels, batch.rows, number, batch.examples)
             state = recalibrate_step(setup.program, state, *given)
     return state
 
@@ -284,6 +435,7 @@ def _finish_epoch(session: Session, state: TrainState) -> TrainState:
         evaluated = _evaluate(setup, state, split, _kept(session))
         held_out = evaluated.metrics
         _note(session, split, evaluated.faults)
+    _report(session)
     row = {"epoch": epoch, "step": step, "lr": learning_rate(program.optim, program.timeline, step - 1)}
     row |= {f"train_{name}": train[name] for name in ("loss", "top1")}
     row |= {f"{split}_{name}": held_out.get(name) for name in ("loss", "top1", "top5")}
@@ -294,7 +446,7 @@ def _finish_epoch(session: Session, state: TrainState) -> TrainState:
     except RunError as error:
         raise RunError(f"step {step}: {error}; {_kept(session)}") from error
     session.progress.epoch(row, split, skipped=len(session.directory.skipped()))
-    state = state.replace(sums=losses.zeros(terms=program.terms))
+    state = state.replace(sums=setup.layout.whole(losses.zeros(terms=program.terms), training=True))
     if due or (run.checkpoint_every and step % run.checkpoint_every == 0):
         _save(session, state, top1=held_out.get("top1"))
     return state
@@ -308,13 +460,15 @@ def _save(session: Session, state: TrainState, *, top1: float | None = None) -> 
 def _check_finite(session: Session, state: TrainState) -> None:
     """Stop a run that has diverged; asked before every save, so that every checkpoint is a good one."""
     if bad := int(state.bad_step):
-        raise RunError(
-            f"step {bad}: loss or update is not finite (lr {session.setup.config.optim.lr:g}); {_kept(session)}"
-        )
+        config, what = session.setup.config, "loss or update is not finite"
+        if config.run.max_loss is not None:
+            what += f" or the loss above {config.run.max_loss:g}"
+        raise Diverged(f"step {bad}: {what} (lr {config.optim.lr:g}); {_kept(session)}", bad)
 
 
 def _kept(session: Session) -> str:
     """Say what a run that stops leaves."""
+    session.checkpoints.settle()
     steps = session.checkpoints.steps()
     last = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint before it"
     return f"{last} in {session.checkpoints.directory}"
@@ -335,19 +489,20 @@ class Evaluation:
 def _evaluate(setup: Setup, state: TrainState, split: str, kept: str | None = None) -> Evaluation:
     """Evaluate on a split; `kept` is for the error of an image that cannot be read."""
     count, parts, faults = setup.data.sizes[split], [], []
-    batches = setup.data.eval_batches(split, min(setup.config.data.eval_batch_size, count))
+    size = min(setup.config.data.eval_batch_size, count)
+    batches = setup.data.eval_batches(split, size + -size % setup.layout.devices)
+    program = dataclasses.replace(setup.program, replicas=None)
+    if setup.layout.training_mesh is not setup.layout.mesh:
+        state = setup.layout.whole(state)
     for batch in _or_say_what_is_kept(batches, kept):
-        sums, predicted = eval_step(setup.program, state, batch.images, batch.labels, batch.rows, batch.mask)
-        parts.append((sums, predicted, np.asarray(batch.labels)[batch.rows], batch.mask))  # and not its images
+        parts.append(eval_step(program, state, batch.images, batch.labels, batch.rows, batch.mask))
         faults += batch.faults
-    sums, predicted, labels, mask = zip(*jax.device_get(parts), strict=True)
+    sums, answers = zip(*jax.device_get(parts), strict=True)
     total = {name: sum(part[name].item() for part in sums) for name in losses.zeros()}
     if not total["count"]:
         raise RunError(f"no image of {split} could be read, the first of them: {faults[0].error}")
-    labels, predictions = (
-        np.where(np.concatenate(mask), np.concatenate(values), -1)[:count] for values in (labels, predicted)
-    )
-    return Evaluation(losses.means(total), labels.astype(np.int32), predictions.astype(np.int32), tuple(faults))
+    labels, predictions = (np.concatenate(values)[:count] for values in zip(*answers, strict=True))
+    return Evaluation(losses.means(total), labels, predictions, tuple(faults))
 
 
 def _result(
@@ -363,8 +518,10 @@ def _result(
         images_per_second=images_per_second,
         workdir=str(directory.path),
         skipped=len(directory.skipped()),
+        rollbacks=len(directory.rollbacks()),
     )
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=3)
+    if jax.process_index() == 0:
+        warnings.warn(text, stacklevel=3)

@@ -73,6 +73,10 @@ class Progress:
         """Count training images that the running clock covers."""
         self._images += images
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False)
+
     def at(self, step: int) -> None:
         """Move the bar."""
         speed = f"{self.images_per_second:,.0f} images/s" if self._seconds else ""
@@ -88,4 +92,4 @@ class Progress:
             words += [f"{self.images_per_second:,.0f} images/s"]
         if skipped:
             words += [f"{skipped:,} images skipped"]
-        self._console.print("  ".join(words), markup=False)
+        self.say("  ".join(words))

@@ -57,6 +57,7 @@ RULES: dict[str, Rule] = {
     "model.pool_power": POSITIVE,
     "model.pool_units": COUNT,
     "model.dropout": SHARE,
+    "model.ghost_batch": COUNT,
     "loss.label_smoothing": SHARE,
     "loss.l1": WEIGHT,
     "loss.l2": WEIGHT,
@@ -89,6 +90,9 @@ RULES: dict[str, Rule] = {
     "run.checkpoint_every": COUNT,
     "run.recalibrate": _at_least(0),
     "run.steps_per_dispatch": COUNT,
+    "run.replicas": COUNT,
+    "run.max_loss": POSITIVE,
+    "run.rollbacks": _at_least(0),
 }
 """By field; a field that is None is left to whom it belongs to."""
 
@@ -134,6 +138,10 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "optim.nesterov is True but must be off without momentum and with dampening"
     if optim.schedule == "hyperrule" and (optim.warmup or optim.warmup_start):
         yield f"optim.warmup is {optim.warmup} but must be 0 for hyperrule, which has a warm-up of its own"
+    run = config.run
+    if run.parallel == "jit" and (run.replicas is not None or run.replica_statistics != "average"):
+        given = f"run.replicas is {run.replicas} and run.replica_statistics {run.replica_statistics!r}"
+        yield f"{given}, but they must be None and 'average' unless run.parallel is 'pmap'"
     if optim.name == "lbfgs" and optim.accumulate > 1:
         yield f"optim.accumulate is {optim.accumulate} but must be 1 for lbfgs"
     if loss.name == "mse" and loss.label_smoothing > 0:

@@ -5,6 +5,7 @@
     checkpoints/       Orbax                        predictions.npz    labels and predicted classes of the test set
     data.json          class names; number and hash of the images: on others the run does not go on
     skipped.jsonl      images that could not be read and were skipped, where there are any
+    rollbacks.jsonl    where the run diverged and went back, if it did
     result.json        written last: a run that has it is complete
 
 metrics.* hold only what is determined by config, data and software; times are in result.json.
@@ -28,6 +29,7 @@ import jax
 import numpy as np
 
 from jaxclf.config import Config, RunError, UsageError
+from jaxclf.layout import Layout
 
 Rows = list[dict[str, Any]]
 
@@ -54,6 +56,8 @@ class Result:
     workdir: str
     skipped: int = 0
     """Images, of training and evaluation, that could not be read; skipped.jsonl names them."""
+    rollbacks: int = 0
+    """Times that the run went back to a checkpoint after divergence; rollbacks.jsonl tells of each."""
 
     def to_json(self) -> str:
         """Return JSON text."""
@@ -83,13 +87,23 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
 class RunDirectory:
     """One run's directory, locked while it is open."""
 
-    def __init__(self, workdir: str | os.PathLike[str], config: Config, *, create: bool = True) -> None:
-        """Reopen it or, unless `create` is False, make it.
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        config: Config,
+        *,
+        create: bool = True,
+        layout: Layout | None = None,
+    ) -> None:
+        """Reopen it or, unless `create` is False, make it. Of several processes of a layout the first one writes.
 
         Raises `UsageError` if it cannot be written, is not there, or holds another config; `RunError` if another
         process has it.
         """
         self.path = Path(workdir)
+        self._layout, self._writes = layout, layout is None or layout.rank == 0
+        if not self._writes:
+            return
         if not create:
             read_config(self.path)
         try:
@@ -110,7 +124,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Release the lock."""
-        self._lock.close()
+        if self._writes:
+            self._lock.close()
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -131,7 +146,7 @@ class RunDirectory:
         self._check_environment()
 
     def _check_environment(self) -> None:
-        now = environment()
+        now = environment(self._layout)
         file = self.path / "environment.json"
         if not file.exists():
             self.write("environment.json", json.dumps(now, indent=2) + "\n")
@@ -145,6 +160,8 @@ class RunDirectory:
 
     def write(self, name: str, text: str | bytes) -> None:
         """Replace a file of the directory as a whole; raises `RunError` when the disk refuses."""
+        if not self._writes:
+            return
         part, data = self.path / f".{name}.part", text.encode() if isinstance(text, str) else text
         try:
             with part.open("wb") as stream:
@@ -175,10 +192,17 @@ class RunDirectory:
     def write_data(self, record: dict[str, Any]) -> None:
         """Remember which images the run is on; `UsageError` where it was on others before."""
         file, text = self.path / "data.json", json.dumps(record, indent=2) + "\n"
+        if not self._writes:
+            return
         if not file.exists():
             self.write("data.json", text)
         elif (then := json.loads(file.read_text())) != record:
             changed = ["class names"] if then["class_names"] != record["class_names"] else []
+            if then.get("replicas") != record.get("replicas"):
+                raise UsageError(
+                    f"{self.path} holds a run over {then.get('replicas')} replicas, and {record.get('replicas')} "
+                    "devices would make it another one; choose as many by --devices, or another --workdir"
+                )
             for split, now in record["splits"].items():
                 if (old := then["splits"].get(split)) != now:
                     what = "other ones" if old and old["images"] == now["images"] else f"{now['images']:,}"
@@ -194,6 +218,16 @@ class RunDirectory:
         """Write skipped.jsonl anew, ordered by split and index."""
         ordered = sorted(rows, key=lambda row: (row["split"], row["index"]))
         self.write("skipped.jsonl", "".join(json.dumps(row) + "\n" for row in ordered))
+
+    def rollbacks(self) -> Rows:
+        """Return where the run went back after divergence so far: number, step, step gone back to, seed from there."""
+        file = self.path / "rollbacks.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def write_rollback(self, record: dict[str, Any]) -> None:
+        """Add to rollbacks.jsonl; what was there under this number or a later one was undone by a kill."""
+        rows = [row for row in self.rollbacks() if row["number"] < record["number"]]
+        self.write("rollbacks.jsonl", "".join(json.dumps(row) + "\n" for row in [*rows, record]))
 
     def write_rows(self, rows: Rows) -> None:
         """Write metrics.jsonl and metrics.csv anew."""
@@ -211,8 +245,8 @@ class RunDirectory:
         self.write("predictions.npz", file.getvalue())
 
 
-def environment() -> dict[str, str]:
-    """Return versions, device and git commit: what a number may depend on besides its config."""
+def environment(layout: Layout | None = None) -> dict[str, str]:
+    """Return versions, devices and git commit: what a number may depend on besides its config."""
     packages = ("jaxclf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
     packages += ("grain", "pillow", "simplejpeg")
     device = jax.devices()[0]
@@ -222,7 +256,8 @@ def environment() -> dict[str, str]:
         **{name: importlib.metadata.version(name) for name in packages},
         "platform": device.platform,
         "device": device.device_kind,
-        "devices": str(jax.device_count()),
+        "devices": str(layout.devices if layout else jax.device_count()),
+        "processes": str(layout.hosts if layout else jax.process_count()),
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "processor": f"{platform.machine()}, {_cores()} cores",
         # It splits its sums over them, so on CPU their number decides the last bit.

@@ -8,14 +8,15 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct, traverse_util
-from jaxtyping import Array, Bool, Int, UInt8
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jaxclf import losses
 from jaxclf.backbones.layers import BatchNorm
@@ -23,6 +24,7 @@ from jaxclf.classifier import Classifier
 from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
 from jaxclf.data.augment import augment, mix, normalise, views
 from jaxclf.initialisation import initialise
+from jaxclf.layout import AXIS
 from jaxclf.matrices import matrix
 from jaxclf.optim import apply_updates, average, decayed, transformation
 from jaxclf.schedules import Timeline
@@ -48,6 +50,18 @@ class Program:
     """ModelConfig.init."""
     dtype: str = "float32"
     """ModelConfig.dtype."""
+    precision: str = "default"
+    """ModelConfig.precision."""
+    ghost_batch: int | None = None
+    """ModelConfig.ghost_batch."""
+    max_loss: float | None = None
+    """RunConfig.max_loss."""
+    mesh: Mesh | None = None
+    """The devices that a batch is split over; None: one."""
+    replicas: int | None = None
+    """Training steps are compiled by pmap (parallel.py): each of so many devices takes its own part of the batch."""
+    replica_statistics: str = "average"
+    """RunConfig.replica_statistics."""
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -133,32 +147,44 @@ def train_step(
     state: TrainState,
     images: UInt8[Array, "m h w c"],
     labels: Int[Array, " m"],
-    indices: Int[Array, " b"],
+    indices: Int[Array, " b"] | None,
     examples: Int[Array, " b"] | None = None,
 ) -> TrainState:
-    """Take one step on the rows `indices` of some images: of a resident training set, or of a streamed batch.
+    """Take one step on the rows `indices` of some images, a resident training set; None: on the images as they are.
 
     `examples` are their numbers in the data set, the rows themselves where the images are the whole set. The keys of
     dropout and mixing are functions of (seed, step), augmentation's of (seed, epoch, example). Batches that
     `optim.accumulate` splits pass through the network one part after the other, so BatchNorm sees parts, as it does in
     PyTorch's loop; parts weigh as many examples as they have. Regularisers enter once.
+
+    On several devices a batch is computed where its rows are. Under pmap each replica does all of this on its own
+    part, with its own mixing and dropout, and gradients and statistics are averaged, as in torch's DDP.
     """
     key = jax.random.key(state.seed)
     epoch_key = jax.random.fold_in(key, state.step // program.timeline.steps_per_epoch)
     mixing, dropout = (
-        jax.random.fold_in(jax.random.fold_in(key, stream), state.step) for stream in (MIXING_STREAM, DROPOUT_STREAM)
+        _own(program, jax.random.fold_in(jax.random.fold_in(key, stream), state.step))
+        for stream in (MIXING_STREAM, DROPOUT_STREAM)
     )
+    if indices is None:
+        images = _spread(program, images)
+    else:
+        indices = _spread(program, indices)
     batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
-    hard = labels[indices]
+    batch, hard = _spread(program, batch), labels if indices is None else labels[indices]
     batch, targets = mix(program.augment, batch, jax.nn.one_hot(hard, program.model.head.num_classes), mixing)
-    grads, batch_stats, report = _gradients(program, state.variables, batch, targets, dropout)
+    grads, batch_stats, report = _over_replicas(program, *_gradients(program, state.variables, batch, targets, dropout))
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
     params, step = apply_updates(program.optim, state.params, updates), state.step + 1
-    sums = losses.metric_sums(report["logits"], hard, jnp.ones(indices.shape, bool), report["losses"]) | report["terms"]
-    loss = report["losses"].sum() + sum(report["terms"].values())
+    everyone = jnp.ones(len(batch), bool)
+    sums = losses.metric_sums(report["logits"], hard, everyone, report["losses"])
+    sums = (jax.lax.psum(sums, AXIS) if program.replicas else sums) | report["terms"]
+    loss, count = sums["loss"] + sum(report["terms"].values()), sums["count"].astype(jnp.float32)
     good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
+    if program.max_loss is not None:
+        good &= sums["loss"] <= program.max_loss * count
     trained = {"params": params, "batch_stats": batch_stats}
-    return state.replace(
+    state = state.replace(
         **trained,
         step=step,
         opt_state=opt_state,
@@ -166,6 +192,48 @@ def train_step(
         sums=jax.tree.map(jnp.add, state.sums, sums),
         bad_step=jnp.where((state.bad_step == 0) & ~good, step, state.bad_step),
     )
+    return _whole(program, state)
+
+
+def _spread(program: Program, rows: jax.Array) -> jax.Array:
+    """Split an array over the devices by its first axis, or by the second, or not at all, as their number allows."""
+    if program.mesh is None or program.replicas:
+        return rows
+    fits = (axis for axis in range(min(rows.ndim, 2)) if rows.shape[axis] % program.mesh.size == 0)
+    axis = next(fits, None)
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+    return jax.lax.with_sharding_constraint(rows, NamedSharding(program.mesh, spec))
+
+
+def _whole(program: Program, tree: Tree) -> Tree:
+    """Keep arrays whole on every device."""
+    if program.mesh is None or program.replicas:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(program.mesh, PartitionSpec()))
+
+
+def _own(program: Program, key: jax.Array) -> jax.Array:
+    """Return a replica's own key: the first one's is that of a run on one device."""
+    if not program.replicas:
+        return key
+    number = jax.lax.axis_index(AXIS)
+    return jnp.where(number == 0, key, jax.random.fold_in(key, number))
+
+
+def _over_replicas(program: Program, grads: Tree, batch_stats: Tree, report: Tree) -> tuple[Tree, Tree, Tree]:
+    """Average gradients over the replicas, and statistics too unless those of the first one are kept.
+
+    Running statistics are linear in a batch's and training does not read them, so their average after every step is
+    the average of what each replica would have gathered by itself.
+    """
+    if not program.replicas:
+        return grads, batch_stats, report
+    if program.replica_statistics == "first":
+        first = jax.lax.axis_index(AXIS) == 0
+        batch_stats = jax.lax.psum(jax.tree.map(lambda leaf: jnp.where(first, leaf, 0), batch_stats), AXIS)
+    else:
+        batch_stats = jax.lax.pmean(batch_stats, AXIS)
+    return jax.lax.pmean(grads, AXIS), batch_stats, report
 
 
 def apply_model(program: Program, variables: dict[str, Tree], images: jax.Array, **options: Any) -> Any:
@@ -173,6 +241,9 @@ def apply_model(program: Program, variables: dict[str, Tree], images: jax.Array,
 
     Only what BatchNorm owns stays float32 (the modules with a `weight`), as under torch.autocast.
     """
+    if program.precision != "default":
+        with jax.default_matmul_precision(program.precision):
+            return apply_model(dataclasses.replace(program, precision="default"), variables, images, **options)
     if program.dtype == "float32":
         return program.model.apply(variables, images, **options)
 
@@ -197,7 +268,7 @@ def _gradients(
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         part, own = slice(start, stop), jax.random.fold_in(rng, number) if number else rng
         share = (stop - start) / count
-        given = (variables, batch[part], targets[part], own)
+        given = (variables, _spread(program, batch[part]), targets[part], own)
         grads, (batch_stats, report) = _part_gradient(program, *given, share=share, first=number == 0)
         sums = grads if sums is None else jax.tree.map(jnp.add, sums, grads)
         variables = {**variables, "batch_stats": batch_stats}
@@ -220,35 +291,76 @@ def _part_gradient(
     model = program.model
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
-        options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": rng}}
-        logits, updated = apply_model(program, {**variables, "params": params}, images, **options)
+        logits, batch_stats = _train_forward(
+            program, {**variables, "params": params}, images, rng, group=program.ghost_batch
+        )
         each = losses.example_losses(program.loss, logits, targets)
         mask, last = decayed(program.optim, params, stem=model.backbone.stem), model.backbone.last_conv
         terms = losses.regularisers(program.loss, params, decayed=mask, last_conv=last) if first else {}
         report = {"logits": logits, "losses": each, "terms": terms}
-        return sum(terms.values(), each.mean() * share), (updated.get("batch_stats", {}), report)
+        return sum(terms.values(), each.mean() * share), (batch_stats, report)
 
     return jax.grad(loss_of, has_aux=True)(variables["params"])
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_steps(
+def _train_forward(
+    program: Program, variables: dict[str, Tree], images: jax.Array, rng: jax.Array, *, group: int | None
+) -> tuple[Float[Array, "n k"], Tree]:
+    """Return logits and new BatchNorm statistics of training images, each `group` of which BatchNorm sees by itself.
+
+    Groups are consecutive images; the last one may be smaller. Their statistics are averaged by their sizes.
+    """
+
+    def forward(part: jax.Array, own: jax.Array) -> tuple[jax.Array, Tree]:
+        options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": own}}
+        logits, updated = apply_model(program, variables, part, **options)
+        return logits, updated.get("batch_stats", {})
+
+    if group is None or group >= len(images):
+        return forward(images, rng)
+    count = len(images) // group
+    inside, rest = images[: count * group], images[count * group :]
+    groups = _spread(program, inside.reshape(count, group, *images.shape[1:]))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(jnp.arange(count))
+    logits, stats = jax.vmap(forward)(groups, keys)
+    logits, stats = logits.reshape(count * group, -1), jax.tree.map(lambda leaf: leaf.mean(0), stats)
+    if len(rest):
+        more, other = forward(rest, jax.random.fold_in(rng, count))
+        share = len(rest) / len(images)
+        logits, stats = jnp.concatenate([logits, more]), jax.tree.map(lambda a, b: a + share * (b - a), stats, other)
+    return _spread(program, logits), stats
+
+
+def take_steps(
     program: Program,
     state: TrainState,
     images: UInt8[Array, "m h w c"],
     labels: Int[Array, " m"],
-    indices: Int[Array, "s b"],
-    examples: Int[Array, "s b"] | None = None,
+    indices: Int[Array, "s b"] | None,
+    examples: Int[Array, "s b"] | Int[Array, " b"] | None = None,
 ) -> TrainState:
-    """Take s steps in one compiled call, each as `train_step`; the state given is consumed.
+    """Take s steps, each as `train_step`; without indices, one on the images as they are.
 
     s = 1 is no scan: on CPU a scan around convolution gradients is an order of magnitude slower.
     """
+    if indices is None:
+        return train_step(program, state, images, labels, None, examples)
     examples = indices if examples is None else examples
     if len(indices) == 1:
         return train_step(program, state, images, labels, indices[0], examples[0])
     both = (indices, examples)
     return jax.lax.scan(lambda s, i: (train_step(program, s, images, labels, *i), None), state, both)[0]
+
+
+train_steps = jax.jit(take_steps, static_argnums=0, donate_argnums=1)
+"""`take_steps`, compiled; the state given is consumed."""
+
+
+class Answers(NamedTuple):
+    """What was asked and answered of each row of an evaluation batch; -1 where the mask leaves it out."""
+
+    labels: Int[Array, " b"]
+    predictions: Int[Array, " b"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -257,25 +369,28 @@ def eval_step(
     state: TrainState,
     images: UInt8[Array, "m h w c"],
     labels: Int[Array, " m"],
-    indices: Int[Array, " b"],
+    indices: Int[Array, " b"] | None,
     mask: Bool[Array, " b"],
-) -> tuple[losses.Sums, Int[Array, " b"]]:
-    """Return masked metric sums and predicted classes of the examples `indices`, by the mean logits of their views."""
-    shown = views(program.augment, images[indices])  # [v n h w c]
-    count = len(indices)
+) -> tuple[losses.Sums, Answers]:
+    """Return masked metric sums and answers of the examples `indices` (None: of all), by the mean logits of views."""
+    if indices is not None:
+        indices = _spread(program, indices)
+        images, labels = images[indices], labels[indices]
+    shown = views(program.augment, images)  # [v n h w c]
+    count = len(images)
     batch = normalise(shown.reshape(-1, *shown.shape[2:]), program.mean, program.std)
     logits = apply_model(program, state.evaluated, batch)
     logits = logits.reshape(-1, count, logits.shape[-1]).mean(0) if len(shown) > 1 else logits
-    return losses.metric_sums(logits, labels[indices], mask), logits.argmax(-1).astype(jnp.int32)
+    answers = (jnp.where(mask, one.astype(jnp.int32), -1) for one in (labels, logits.argmax(-1)))
+    return _whole(program, (losses.metric_sums(logits, labels, mask), Answers(*answers)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def recalibrate_step(
+def recalibrate(
     program: Program,
     state: TrainState,
     images: UInt8[Array, "m h w c"],
     labels: Int[Array, " m"],
-    indices: Int[Array, " b"],
+    indices: Int[Array, " b"] | None,
     number: Int[Array, ""],
     examples: Int[Array, " b"] | None = None,
 ) -> TrainState:
@@ -287,11 +402,16 @@ def recalibrate_step(
     batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
     old = state.evaluated["batch_stats"]
     blank = {**state.evaluated, "batch_stats": jax.tree.map(jnp.zeros_like, old)}
-    rngs = {"dropout": jax.random.fold_in(jax.random.key(state.seed), DROPOUT_STREAM)}
-    _, updated = apply_model(program, blank, batch, train=True, mutable=["batch_stats"], rngs=rngs)
+    rng = jax.random.fold_in(jax.random.key(state.seed), DROPOUT_STREAM)
+    _, updated = _train_forward(program, blank, _spread(program, batch), rng, group=program.ghost_batch)
+    updated = jax.lax.pmean(updated, AXIS) if program.replicas else updated
     share = 1 / number.astype(jnp.float32)
     # From zero, one update leaves momentum times the batch's own statistics.
-    new = jax.tree.map(lambda a, b: a + share * (b / BatchNorm.momentum - a), old, updated["batch_stats"])
+    new = jax.tree.map(lambda a, b: a + share * (b / BatchNorm.momentum - a), old, updated)
     if state.average:
-        return state.replace(average={**state.average, "batch_stats": new})
-    return state.replace(batch_stats=new)
+        return _whole(program, state.replace(average={**state.average, "batch_stats": new}))
+    return _whole(program, state.replace(batch_stats=new))
+
+
+recalibrate_step = jax.jit(recalibrate, static_argnums=0)
+"""`recalibrate`, compiled."""

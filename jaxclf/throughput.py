@@ -18,7 +18,8 @@ from jaxclf.data.decoding import decode
 from jaxclf.data.order import Batch, Order, example_rng
 from jaxclf.data.sources import Source
 from jaxclf.data.stream import Stream
-from jaxclf.step import Program, TrainState, train_steps
+from jaxclf.parallel import train_steps
+from jaxclf.step import Program, TrainState
 
 WINDOWS = 3
 """Every rate is the median over so many windows of time."""
@@ -226,14 +227,14 @@ def _augmentation(program: Program, batch: Batch, seconds: float) -> Rate:
 
 def _step(program: Program, state: TrainState, batch: Batch, seconds: float) -> Rate:
     """Return the rate of training steps on one batch, which stays on the device."""
-    given = jax.device_put((batch.images, batch.labels, batch.rows, batch.examples))
+    given = (batch.images, batch.labels, batch.rows, batch.examples)
 
     def steps(count: int) -> int:
         nonlocal state
         for _ in range(count):
             state = train_steps(program, state, *given)
         jax.block_until_ready(state)
-        return count * batch.rows.size
+        return count * batch.steps * batch.size
 
     steps(1)  # compiles
     start = time.perf_counter()

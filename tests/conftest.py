@@ -3,7 +3,10 @@
 import importlib.util
 import json
 import os
+import socket
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,3 +93,36 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 picture = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
                 picture.save(root / split / name / f"{image}.{kind}")
     return root
+
+
+Launch = Callable[..., "list[subprocess.Popen[str]]"]
+
+
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    """Start `jaxclf COMMAND ... --workdir DIR` as one run of some processes over loopback, with some devices each."""
+
+    def start(
+        *command: str, workdir: Path, processes: int = 1, devices: int = 1, peer_timeout: int = 10
+    ) -> list[subprocess.Popen[str]]:
+        flags = ["--workdir", str(workdir), "--devices", str(devices)]
+        if processes > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            flags += ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes)]
+            flags += ["--peer-timeout", str(peer_timeout)]
+        ranks = [["--process", str(rank)] if processes > 1 else [] for rank in range(processes)]
+        return [
+            subprocess.Popen(
+                [sys.executable, "-m", "jaxclf", *command, *flags, *rank],
+                cwd=ROOT,
+                env=os.environ | {"NPROC": "8"},  # else virtual devices past the cores change XLA's threads, and bits
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in ranks
+        ]
+
+    return start

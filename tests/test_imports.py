@@ -15,12 +15,15 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-EFFECTS = {f"jaxclf.{name}" for name in ("checkpoint", "results", "loop", "tables", "progress", "weights", "__main__")}
+EFFECTS = {
+    f"jaxclf.{name}"
+    for name in ("checkpoint", "cluster", "preemption", "results", "loop", "tables", "progress", "weights", "__main__")
+}
 PURE = [name for name in MODULES if name.startswith("jaxclf.backbones")] + [
     f"jaxclf.{name}"
     for name in (
         *("config", "matrices", "heads", "classifier", "losses", "optim", "step", "class_maps"),
-        *("pooling", "initialisation", "count"),
+        *("pooling", "initialisation", "count", "layout", "parallel"),
         *(
             *("data.augment", "data.order", "data.transforms", "data.fast_transforms", "data.decoding"),
             *("data.datasets", "data.sources", "data.reading", "data.stream", "data.pipeline", "data.inspection"),

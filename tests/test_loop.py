@@ -28,7 +28,7 @@ def config(head: str = "orthogonal", *, maps_shortcut: str = "G", head_seed: int
         augment=AugmentConfig(pad=1, flip=False),
         model=ModelConfig(backbone="resnet8", head=head, head_seed=head_seed, **rebuilt),
         optim=OptimConfig(lr=0.1, milestones=(2,)),
-        run=RunConfig(**{"epochs": 3} | run),
+        run=RunConfig(**dict[str, Any]({"epochs": 3} | run)),
     )
 
 

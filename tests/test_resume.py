@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def config(*, drop_last: bool = True, **run: int) -> Config:
         augment=AugmentConfig(pad=1, flip=False),
         model=ModelConfig(backbone="resnet8", head="orthogonal"),
         optim=OptimConfig(lr=0.1, milestones=(2,)),
-        run=RunConfig(**{"epochs": 3} | run),
+        run=RunConfig(**dict[str, Any]({"epochs": 3} | run)),
     )
 
 

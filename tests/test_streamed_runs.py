@@ -45,7 +45,7 @@ def config(folder: Path, *, on_error: Any = "raise", data: Any = (), augment: An
         augment=AugmentConfig(crop="random_resized", pad=0, **dict(augment)),
         model=ModelConfig("resnet8"),
         optim=OptimConfig(lr=0.05, milestones=(2,)),
-        run=RunConfig(**{"epochs": 3, "checkpoint_every": 3} | run),
+        run=RunConfig(**dict[str, Any]({"epochs": 3, "checkpoint_every": 3} | run)),
     )
 
 

@@ -30,7 +30,7 @@ SHIFTS = np.array(
 def augment(
     config: AugmentConfig,
     images: UInt8[Array, "m h w c"],
-    indices: Int[Array, " n"],
+    indices: Int[Array, " n"] | None,
     key: jax.Array,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -39,9 +39,9 @@ def augment(
 ) -> Float[Array, "n h w c"]:
     """Pick `indices`, crop, mirror, RandAugment, jitter, normalise, light and erase them, as far as they are on.
 
-    Each example draws from fold_in(key, its number in the data set), so batch size and order change no example's
-    pixels: `examples`, or `indices` where the images are the whole set. `key` is the epoch's; `mean` and `std` are on
-    the 0..1 scale.
+    Without indices the images are the batch, in its order, and `examples` must be given. Each example draws from
+    fold_in(key, its number in the data set), so batch size and order change no example's pixels: `examples`, or
+    `indices` where the images are the whole set. `key` is the epoch's; `mean` and `std` are on the 0..1 scale.
 
     Raises:
         UsageError: for grey images with saturation, hue or lighting, or other than 1 or 3 channels in colour.
@@ -95,7 +95,7 @@ def draw_crop(pad: int, key: jax.Array) -> Crop:
 
 def crop_flip(
     images: UInt8[Array, "m h w c"],
-    indices: Int[Array, " n"],
+    indices: Int[Array, " n"] | None,
     key: jax.Array,
     *,
     pad: int,
@@ -111,21 +111,29 @@ def crop_flip(
     """
     height, width = images.shape[1:3]
 
-    def pick(index: Int[Array, ""], example: Int[Array, ""]) -> UInt8[Array, "h w c"]:
+    def pick(image: jax.Array | None, index: jax.Array | None, example: Int[Array, ""]) -> UInt8[Array, "h w c"]:
         (top, left), mirrored = draw_crop(pad, jax.random.fold_in(key, example))
         rows = jnp.arange(height) + top
         columns = jnp.arange(width)
         if flip:
             columns = jnp.where(mirrored, columns[::-1], columns)
         columns = columns + left
+
+        def take(rows: jax.Array, columns: jax.Array) -> jax.Array:
+            places = rows[:, None], columns[None, :]
+            return images[index, *places] if image is None else image[places]
+
         if pad_mode == "reflect":
-            return images[index, _reflect(rows, height)[:, None], _reflect(columns, width)[None, :]]
+            return take(_reflect(rows, height), _reflect(columns, width))
         inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None, :]
-        pixels = images[index, rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)[None, :]]
+        pixels = take(rows.clip(0, height - 1), columns.clip(0, width - 1))
         return jnp.where(inside[..., None], pixels, jnp.uint8(0))
 
-    examples = indices if examples is None else examples
-    return jax.vmap(pick)(indices, examples) if pad or flip else images[indices]
+    if not (pad or flip):
+        return images if indices is None else images[indices]
+    if indices is None:  # each device crops the images that it holds
+        return jax.vmap(lambda image, example: pick(image, None, example))(images, examples)
+    return jax.vmap(partial(pick, None))(indices, indices if examples is None else examples)
 
 
 def _reflect(places: Int[Array, " s"], size: int) -> Int[Array, " s"]:

@@ -22,20 +22,24 @@ class Fault(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a compiled step takes: some rows of a pool of images, which is a resident split or the batch itself."""
+    """What a compiled step takes: some rows of a resident split, or streamed images as they are."""
 
     images: Any
-    """uint8 [m h w c], on the device."""
+    """uint8 [m h w c], on the devices."""
     labels: Any
     """int32 [m]."""
     rows: Any
-    """int32 [s b] in training (s steps), [b] in evaluation: which of the images."""
+    """Which of the images, int32 [s b] in training (s steps), [b] in evaluation; None: all, and one step."""
     examples: Any
-    """int32, as `rows`: their numbers in the split, which augmentation draws from."""
+    """int32, as `rows`, or [m] without: their numbers in the split, which augmentation draws from."""
     mask: Any = None
     """bool [b] in evaluation: which rows count."""
     faults: tuple[Fault, ...] = ()
-    """What was met on the way."""
+    """What this process met on the way."""
+    steps: int = 1
+    """Training steps that it is for."""
+    size: int = 0
+    """Images in each, over all processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,15 @@ def _cached_order(seed: int, epoch: int, examples: int) -> Int32[np.ndarray, " n
     order = epoch_order(seed, epoch, examples)
     order.setflags(write=False)
     return order
+
+
+def reseeded(seed: int, number: int) -> int:
+    """Return the seed of a run that has gone back `number` times after divergence: its own for 0.
+
+    >>> reseeded(7, 0), reseeded(7, 1)
+    (7, 3443894203)
+    """
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) if number else seed
 
 
 def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

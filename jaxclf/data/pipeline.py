@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 from PIL import Image
@@ -17,6 +16,7 @@ from jaxclf.data import datasets, stream
 from jaxclf.data.order import Batch, Order, held_out, padded_batches
 from jaxclf.data.sources import Report, open_sources
 from jaxclf.data.transforms import Preprocessing
+from jaxclf.layout import Layout, one_device
 
 STREAMED_ONLY = ("resize", "interpolation", "pixels", "train_split", "test_split", "on_error")
 """Fields of `DataConfig` that say something of streamed sets alone."""
@@ -72,6 +72,7 @@ class Resident:
     train: datasets.Split
     test: datasets.Split
     validation: datasets.Split | None = None
+    layout: Layout = dataclasses.field(default_factory=one_device)
 
     @property
     def splits(self) -> dict[str, datasets.Split]:
@@ -91,8 +92,11 @@ class Resident:
 
     @functools.cached_property
     def arrays(self) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Images uint8 [m h w c] and labels int32 [m] by split, on the device."""
-        return {split: (jnp.asarray(part.images), jnp.asarray(part.labels)) for split, part in self.splits.items()}
+        """Images uint8 [m h w c] and labels int32 [m] by split, whole on every device."""
+        return {
+            split: self.layout.whole((part.images, part.labels), training=split == "train")
+            for split, part in self.splits.items()
+        }
 
     def fingerprints(self) -> dict[str, str]:
         """Return by split a hash of the labels; the images' bytes are checked where they are prepared."""
@@ -101,12 +105,12 @@ class Resident:
     def train_batches(self, order: Order, start: int, group: int) -> Iterator[Batch]:
         """Yield batches from step `start` to the end of its epoch: rows of the whole split."""
         for indices in order.dispatches(start, group):
-            yield Batch(*self.arrays["train"], indices, indices)
+            yield Batch(*self.arrays["train"], indices, indices, steps=indices.shape[0], size=indices.shape[1])
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Yield batches that show every image of a split once: rows of the whole split."""
         for indices, mask in padded_batches(self.sizes[split], batch_size):
-            yield Batch(*self.arrays[split], indices, indices, mask)
+            yield Batch(*self.arrays[split], indices, indices, mask, size=batch_size)
 
     def examples(self, split: str, indices: Int32[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
         """Return images uint8 [n h w c] and labels int32 [n] of some examples."""
@@ -122,24 +126,24 @@ def evaluated(data: Data) -> str:
     return "validation" if "validation" in data.sizes else "test"
 
 
-def open_data(config: Config, loader: Loader, report: Report | None = None) -> Data:
-    """Return the images of a run, resident or streamed as the data set is.
+def open_data(config: Config, loader: Loader, layout: Layout | None = None, *, report: Report | None = None) -> Data:
+    """Return the images of a run on its devices (None: one), resident or streamed as the data set is.
 
     Raises `UsageError` for unknown or missing sets, for what they do not allow, and for fields of the other kind.
     """
     data = config.data
     if datasets.info(data.dataset, data.data_dir).streamed:
-        return stream.Stream(data, config.augment, loader, report=report)
+        return stream.Stream(data, config.augment, loader, layout, report=report)
     plain, given = DataConfig(), [name for name in STREAMED_ONLY if getattr(data, name) != getattr(DataConfig(), name)]
     faults = [f"data.{name} is {getattr(data, name)!r} but must be {getattr(plain, name)!r}" for name in given]
     if config.augment.crop != "none":
         faults.append(f"augment.crop is {config.augment.crop!r} but must be 'none'")
     if faults:
         raise UsageError(f"{'; '.join(faults)} for {data.dataset}, whose images are not streamed")
-    return load(data)
+    return load(data, layout)
 
 
-def load(config: DataConfig) -> Resident:
+def load(config: DataConfig, layout: Layout | None = None) -> Resident:
     """Read both splits of a resident set. Raises `UsageError` for missing sets and constants of a wrong length."""
     info, (mean, std) = datasets.info(config.dataset), constants(config)
     splits = [
@@ -152,7 +156,8 @@ def load(config: DataConfig) -> Resident:
     if config.validation:
         chosen = held_out(train.labels, config.validation)
         train, validation = (datasets.Split(train.images[which], train.labels[which]) for which in (~chosen, chosen))
-    return Resident(info.class_names[: config.classes], mean, std, train, test, validation)
+    names = info.class_names[: config.classes]
+    return Resident(names, mean, std, train, test, validation, layout or one_device())
 
 
 def constants(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
@@ -21,6 +20,7 @@ from jaxclf.data.order import Batch, Fault, Order, example_rng, padded_batch, sh
 from jaxclf.data.reading import Reading
 from jaxclf.data.sources import Report, Source, open_sources
 from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop
+from jaxclf.layout import Layout, one_device
 
 Transform = Callable[[bytes, np.random.Generator], UInt8[np.ndarray, "h w c"]]
 
@@ -73,8 +73,10 @@ class Task:
     parts: int
     """Tasks that make up a batch."""
     rank: int
-    """This host's place among the hosts that share each batch."""
+    """This process's place among those that share each batch."""
     hosts: int
+    devices: int
+    """Of all of them; a batch that they do not divide is read whole by each process."""
 
     def __call__(self, number: int) -> Loaded:
         """Read a part of a batch."""
@@ -85,7 +87,8 @@ class Task:
         else:
             batches, epoch = -(-len(self.source) // self.batch_size), 0
             indices, mask = padded_batch(batch % batches * self.batch_size, len(self.source), self.batch_size)
-        for place, of in ((self.rank, self.hosts), (part, self.parts)):
+        shared = (self.rank, self.hosts) if len(indices) % self.devices == 0 else (0, 1)
+        for place, of in (shared, (part, self.parts)):
             own = shard(len(indices), place, of)
             indices, mask = indices[own], mask[own]
         return self.load(indices, mask, epoch)
@@ -137,15 +140,16 @@ class Task:
         return Fault(index, name, text)
 
 
-def to_device(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Copy images and labels to the device ahead: while a step runs, `ON_DEVICE` later batches are there or on the way.
+def to_device(batches: Iterable[Batch], layout: Layout, *, training: bool = False) -> Iterator[Batch]:
+    """Copy arrays to the devices ahead: while a step runs, `ON_DEVICE` later batches are there or on the way.
 
     Copies and steps are asynchronous, so waiting for the next batch here is waiting beside the device, not before it.
     """
     ready: collections.deque[Batch] = collections.deque()
+    names = ("images", "labels", "examples") if training else ("images", "labels", "mask")
     for batch in batches:
-        images, labels = jax.device_put((batch.images, batch.labels))
-        ready.append(batch._replace(images=images, labels=labels))
+        arrays = layout.rows({name: getattr(batch, name) for name in names}, batch.size, training=training)
+        ready.append(batch._replace(**arrays))
         if len(ready) > ON_DEVICE:
             yield ready.popleft()
     yield from ready
@@ -154,9 +158,9 @@ def to_device(batches: Iterable[Batch]) -> Iterator[Batch]:
 class Feed:
     """The batches of one task, from batch `start` on."""
 
-    def __init__(self, task: Task, start: int, loader: Loader) -> None:
+    def __init__(self, task: Task, start: int, loader: Loader, layout: Layout) -> None:
         """Prepare to read; nothing starts before the first batch is asked for."""
-        self.task = task
+        self.task, self._layout = task, layout
         self.position: int | None = start
         """Number of the next batch; None while batches are taken, and after a taker has left early."""
         self._reading = Reading(task, start * task.parts, loader, ahead=ON_DEVICE * task.parts)
@@ -165,15 +169,14 @@ class Feed:
         """Yield the next `count` batches, on the device; the reading goes on behind them."""
         start, self.position = self.position, None
         assert start is not None
-        yield from to_device(self._next() for _ in range(count))
+        batches = (self._next(number) for number in range(start, start + count))
+        yield from to_device(batches, self._layout, training=self.task.order is not None)
         self.position = start + count
 
-    def _next(self) -> Batch:
-        loaded = join(list(itertools.islice(self._reading, self.task.parts)))
-        rows, examples = np.arange(len(loaded.labels), dtype=np.int32), loaded.examples
-        if self.task.order is not None:  # one step a dispatch
-            rows, examples = rows[None], examples[None]
-        return Batch(loaded.images, loaded.labels, rows, examples, loaded.mask, loaded.faults)
+    def _next(self, number: int) -> Batch:
+        loaded, order = join(list(itertools.islice(self._reading, self.task.parts))), self.task.order
+        size = self.task.batch_size if order is None else len(order.indices(number))
+        return Batch(loaded.images, loaded.labels, None, loaded.examples, loaded.mask, loaded.faults, size=size)
 
     def close(self) -> None:
         """Stop reading."""
@@ -188,12 +191,11 @@ class Stream:
         data: DataConfig,
         augment: AugmentConfig,
         loader: Loader,
+        layout: Layout | None = None,
         *,
         report: Report | None = None,
-        rank: int = 0,
-        hosts: int = 1,
     ) -> None:
-        """Open the set for host `rank` of `hosts`, each of which reads its part of every batch.
+        """Open the set for one process of the layout (None: alone), which reads its own part of every batch.
 
         Raises what `open_sources` raises, and `UsageError` for a `data.image_size` that is None.
         """
@@ -206,7 +208,7 @@ class Stream:
             "train": training_transform(data, augment, channels),
             "test": test_transform(data, channels),
         }
-        self._on_error, self._loader, self._rank, self._hosts = data.on_error, loader, rank, hosts
+        self._on_error, self._loader, self._layout = data.on_error, loader, layout or one_device()
         self.sources = open_sources(data, report)
         self._feeds: dict[str, Feed] = {}
 
@@ -248,9 +250,10 @@ class Stream:
             on_error=self._on_error,
             order=order,
             batch_size=batch_size,
-            parts=max(1, -(-batch_size // (self._hosts * PART))),
-            rank=self._rank,
-            hosts=self._hosts,
+            parts=max(1, -(-batch_size // (self._layout.hosts * PART))),
+            rank=self._layout.rank,
+            hosts=self._layout.hosts,
+            devices=self._layout.devices,
         )
 
     def _feed(self, split: str, task: Task, start: int) -> Feed:
@@ -259,7 +262,7 @@ class Stream:
         if feed is None or (feed.position, feed.task) != (start, task):
             if feed is not None:
                 feed.close()
-            feed = self._feeds[split] = Feed(task, start, self._loader)
+            feed = self._feeds[split] = Feed(task, start, self._loader, self._layout)
         return feed
 
     def close(self) -> None:

@@ -512,7 +512,7 @@ def test_a_stream_that_skips_names_every_broken_record(pixels: Any, record_case:
     tested = within(lambda: list(opened.eval_batches("test", 32)))
     opened.close()
     assert {fault.index for batch in trained for fault in batch.faults} == {*record_case.unreadable}
-    assert not {*record_case.unreadable} & {int(index) for batch in trained for index in batch.examples[0]}
+    assert not {*record_case.unreadable} & {int(index) for batch in trained for index in np.asarray(batch.examples)}
     assert sorted(fault.index for batch in tested for fault in batch.faults) == record_case.unreadable
 
 

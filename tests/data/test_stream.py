@@ -27,6 +27,7 @@ from jaxclf.data.decoding import decode
 from jaxclf.data.order import Batch, Order, epoch_order, example_rng
 from jaxclf.data.stream import Stream
 from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop
+from jaxclf.layout import Layout, one_device
 
 CROP = AugmentConfig(crop="random_resized", pad=0)
 THREAD = Loader(threads=1)
@@ -47,7 +48,7 @@ def data(request: pytest.FixtureRequest) -> DataConfig:
 def open_stream(
     data: DataConfig, loader: Loader = THREAD, augment: AugmentConfig = CROP, *, rank: int = 0, hosts: int = 1
 ) -> Stream:
-    return Stream(data, augment, loader, rank=rank, hosts=hosts)
+    return Stream(data, augment, loader, Layout(one_device().mesh, rank, hosts))
 
 
 def digests(batches: Iterator[Batch]) -> list[str]:
@@ -76,10 +77,10 @@ def test_a_batch_is_a_pure_function_of_seed_epoch_and_index(data: DataConfig) ->
     for epoch in (0, 1):
         start = epoch * order.steps_per_epoch
         batches = list(opened.train_batches(order, start, 1))
-        shown = np.concatenate([batch.examples[0] for batch in batches])
+        shown = np.concatenate([batch.examples for batch in batches])
         assert np.array_equal(shown, epoch_order(3, epoch, order.examples))
         for batch in batches[:2]:
-            for image, label, index in zip(batch.images, batch.labels, batch.examples[0].tolist(), strict=True):
+            for image, label, index in zip(batch.images, batch.labels, batch.examples.tolist(), strict=True):
                 encoded = opened.sources["train"][index]
                 expected = crop(encoded.data, example_rng(3, epoch, index))
                 assert np.array_equal(image, expected)
@@ -114,7 +115,7 @@ def test_hosts_read_shards_of_the_same_batches(hosts: int, data: DataConfig) -> 
             for field in ("images", "labels"):
                 joined = np.concatenate([getattr(part, field) for part in own])
                 assert np.array_equal(joined, getattr(batch, field))
-            assert np.array_equal(np.concatenate([part.examples[0] for part in own]), batch.examples[0])
+            assert np.array_equal(np.concatenate([part.examples for part in own]), batch.examples)
     shares = [part.eval_batches("test", 7) for part in parts]
     for batch, *own in zip(whole.eval_batches("test", 7), *shares, strict=True):
         assert np.array_equal(np.concatenate([part.images for part in own]), batch.images)
@@ -130,7 +131,7 @@ def test_the_batch_size_changes_no_examples_pixels(data: DataConfig) -> None:
         found = {
             int(index): np.asarray(image).tobytes()
             for batch in batches
-            for index, image in zip(batch.examples[0], batch.images, strict=True)
+            for index, image in zip(np.asarray(batch.examples), batch.images, strict=True)
         }
         opened.close()
         return found
@@ -217,9 +218,9 @@ def test_batches_are_bytes_on_the_device_ahead_of_their_use() -> None:
         for number in range(5):
             taken.append(number)
             rows = np.arange(2, dtype=np.int32)
-            yield Batch(np.full((2, 1, 1, 3), number, np.uint8), rows, rows[None], rows[None])
+            yield Batch(np.full((2, 1, 1, 3), number, np.uint8), rows, None, rows, np.ones(2, bool), size=2)
 
-    ahead = stream.to_device(batches())
+    ahead = stream.to_device(batches(), one_device())
     for number in range(5):
         batch = next(ahead)
         assert isinstance(batch.images, jax.Array)
@@ -329,7 +330,7 @@ def test_skipping_replaces_in_training_and_masks_in_evaluation(loader: Loader, b
     bad = {index for index, name in enumerate(names) if name.endswith(("bee/2.jpg", "dog/7.jpg"))}
     assert bad == {10, 31}
     batches = list(opened.train_batches(order_of(opened, 8), 0, 1))
-    shown = np.concatenate([batch.examples[0] for batch in batches])
+    shown = np.concatenate([batch.examples for batch in batches])
     expected = epoch_order(3, 0, 32)
     assert shown.tolist() == [{10: 11, 31: 0}.get(index, index) for index in expected.tolist()]
     faults = [fault for batch in batches for fault in batch.faults]
@@ -472,7 +473,7 @@ def test_odd_images_are_what_pil_makes_of_them(kind: str, photo_folder: Path, tm
     images, _ = opened.examples("train", np.zeros(1, np.int32))
     assert np.array_equal(images[0], ResizeCenterCrop(resize=27, size=24).pixels(expected, np.random.default_rng()))
     for batch in opened.train_batches(order_of(opened, 32), 0, 1):
-        row = batch.examples[0].tolist().index(0)
+        row = batch.examples.tolist().index(0)
         crop = RandomResizedCrop(24).pixels(expected, example_rng(3, 0, 0))
         assert np.array_equal(batch.images[row], crop)
     opened.close()

@@ -1,0 +1,123 @@
+"""One run on one device, on several, and over several processes: the same order, the same answers, the same numbers.
+
+Training is chaotic: at the digits recipe's rate, rounding doubles every few steps, on any two layouts as between any
+two machines. What float32 can tell apart it tells at a small rate; the same is compared in float64 at the recipe's own
+rate in test_parallel.py.
+"""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclf.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
+LAYOUTS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 2)]
+"""Processes, and devices of each."""
+TOLERANCE = 1e-6
+
+RECIPE = """
+from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+
+def get_config():
+    return Config(
+        data=DataConfig(batch_size=64), augment=AugmentConfig(pad=1, flip=False),
+        model=ModelConfig(backbone="resnet8", head="orthogonal"),
+        optim=OptimConfig(lr=3e-4, milestones=(2,)),
+        run=RunConfig(epochs=3, eval_every=3),
+    )
+"""
+
+
+def output(started: list[subprocess.Popen[str]]) -> str:
+    """Wait for a good end of all, and return what the first one printed; of the others only gloo says something."""
+    ended = [process.communicate(timeout=600) for process in started]
+    for process, (_, errors) in zip(started, ended, strict=True):
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+    assert all(line.startswith("[Gloo]") for printed, _ in ended[1:] for line in printed.splitlines())
+    return ended[0][0]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., Any]) -> dict[tuple[int, int], Path]:
+    """A run directory of each layout."""
+    root = tmp_path_factory.mktemp("runs")
+    (root / "recipe.py").write_text(RECIPE)
+    found = {}
+    for processes, devices in LAYOUTS:
+        found[processes, devices] = root / f"{processes}x{devices}"
+        command = ("train", str(root / "recipe.py"))
+        output(launch(*command, workdir=found[processes, devices], processes=processes, devices=devices))
+    return found
+
+
+def variables(workdir: Path) -> list[tuple[str, np.ndarray]]:
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        tree = checkpoints.variables()
+    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: "{}x{}".format(*layout))
+def test_layouts_end_with_the_numbers_of_one_device(layout: tuple[int, int], runs: dict[tuple[int, int], Path]) -> None:
+    """66 steps, the last of each epoch on 8 images."""
+    alone, shared = runs[1, 1], runs[layout]
+    apart = [
+        (float(np.abs(a - b).max() / np.abs(a).max()), name)
+        for (name, a), (_, b) in zip(variables(alone), variables(shared), strict=True)
+    ]
+    print(f"farthest variable of {layout}: {max(apart)}")
+    assert max(apart)[0] < TOLERANCE, max(apart)
+    for ours, theirs in zip(rows(alone), rows(shared), strict=True):
+        for name in ("epoch", "step", "lr", "train_top1", "test_top1", "test_top5"):
+            assert ours[name] == theirs[name], name
+        for name in ("train_loss", "test_loss"):
+            assert theirs[name] == (None if ours[name] is None else pytest.approx(ours[name], rel=TOLERANCE))
+    with np.load(alone / "predictions.npz") as mine, np.load(shared / "predictions.npz") as other:
+        assert np.array_equal(mine["labels"], other["labels"])
+        assert np.array_equal(mine["predictions"], other["predictions"])
+    stated = json.loads((shared / "environment.json").read_text())
+    assert (int(stated["processes"]), int(stated["devices"])) == (layout[0], layout[0] * layout[1])
+
+
+def test_how_many_processes_share_the_devices_changes_no_bit(runs: dict[tuple[int, int], Path]) -> None:
+    def sha256(layout: tuple[int, int]) -> str:
+        return json.loads((runs[layout] / "result.json").read_text())["sha256"]
+
+    assert sha256((2, 1)) == sha256((1, 2))
+    assert sha256((4, 2)) == sha256((2, 4))
+
+
+@pytest.mark.parametrize("layout", [(1, 8), (2, 4)], ids=["1x8", "2x4"])
+def test_a_checkpoint_is_evaluated_alike_by_other_devices(
+    layout: tuple[int, int], runs: dict[tuple[int, int], Path], launch: Callable[..., Any]
+) -> None:
+    """And each image counts once, whatever the padding: 445 images in batches of 448."""
+    for trained in ((1, 1), (4, 2)):
+        result = json.loads((runs[trained] / "result.json").read_text())
+        said = output(launch("eval", workdir=runs[trained], processes=layout[0], devices=layout[1]))
+        assert f"test top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %" in said
+        assert f"sha256 {result['sha256']}" in said
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused_with_the_nearest(
+    runs: dict[tuple[int, int], Path], tmp_path: Path, launch: Callable[..., Any]
+) -> None:
+    command = ("train", str(runs[1, 1].parent / "recipe.py"), "--data.batch-size", "100")
+    for processes, devices in ((1, 8), (2, 4)):
+        for process in launch(*command, workdir=tmp_path / "w", processes=processes, devices=devices):
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 2
+            said = "jaxclf: data.batch_size is 100, which 8 devices do not divide; the nearest that they do: 96 and 104"
+            assert said in errors.splitlines()
+    assert not (tmp_path / "w").exists()
