@@ -15,7 +15,10 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-EFFECTS = {f"jaxclf.{name}" for name in ("checkpoint", "results", "loop", "tables", "progress", "weights", "__main__")}
+EFFECTS = {
+    f"jaxclf.{name}"
+    for name in ("checkpoint", "results", "loop", "tables", "ray_executor", "progress", "weights", "__main__")
+}
 PURE = [name for name in MODULES if name.startswith("jaxclf.backbones")] + [
     f"jaxclf.{name}"
     for name in (
@@ -93,7 +96,7 @@ def test_backbones_and_heads_know_nothing_of_what_is_built_from_them() -> None:
 
 def test_only_the_package_itself_and_the_command_line_import_the_loop() -> None:
     users = {name for name in MODULES if "jaxclf.loop" in imported(name)}
-    assert users <= {"jaxclf", "jaxclf.__main__", "jaxclf.tables"}
+    assert users <= {"jaxclf", "jaxclf.__main__", "jaxclf.tables", "jaxclf.ray_executor"}
 
 
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path: Path) -> None:
