@@ -103,7 +103,7 @@ def train_on_ray(runs: Sequence[Run], workdir: Path, cluster: Cluster) -> None:
         if fault := _first(ray, options, runs[0].config):
             raise UsageError(fault)
         limit = cluster.jobs or (len(runs) if cluster.address else 1)
-        failed = _train_all(ray, ray.remote(max_retries=0, **options)(work), runs, limit, token)
+        failed = _train_all(ray, ray.remote(max_retries=0, **options)(_work), runs, limit, token)
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}; their messages are above")
 
@@ -119,19 +119,24 @@ def _require_ray() -> Any:
 @contextlib.contextmanager
 def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
     """Connect to the cluster; at the end, interrupted or not, the processes of all runs are gone."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     where: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
         slots = (cluster.jobs or 1) * cluster.threads
         where = {"address": "local", "num_cpus": slots, "include_dashboard": False}
     elif cluster.address != "auto":
         _reach(cluster.address)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
-        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        with warnings.catch_warnings():
+            # JAX warns of forks beside its threads; what Ray forks touches nothing of JAX and becomes another program.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises many types
+        text = first_line(error)
         if cluster.address is None:
-            raise RunError(f"Ray did not start on this machine: {first_line(error)}") from error
-        raise UsageError(f"--address {cluster.address} is no cluster to be joined: {first_line(error)}") from error
+            raise RunError(f"Ray did not start on this machine: {text}") from error
+        text += " (where a token is asked for, RAY_AUTH_MODE=token must be set)"
+        raise UsageError(f"--address {cluster.address}: no Ray cluster can be joined there: {text}") from error
     try:
         yield
     finally:
@@ -193,12 +198,12 @@ def _first(ray: Any, options: dict[str, Any], config: Config) -> str | None:
     The driver does not look itself: JAX would take the memory of its GPU.
     """
     try:
-        return ray.get(ray.remote(**options)(find_fault).remote(config.to_json()))
+        return ray.get(ray.remote(**options)(_find_fault).remote(config.to_json()))
     except ray.exceptions.RayError as error:
         raise RunError(f"no worker could start; is jaxclf installed where they run? {_last_line(error)}") from error
 
 
-def find_fault(config: str) -> str | None:
+def _find_fault(config: str) -> str | None:
     """Return what is wrong with a config, as JSON, before anything is compiled."""
     try:
         prepare(Config.from_json(config)).data.close()
@@ -249,7 +254,7 @@ def _finish(run: Run, outcome: Outcome) -> str | None:
         return f"{outcome.error} (on {outcome.host})"
     if outcome.archive is not None:
         try:
-            unpack(outcome.archive, run.directory)
+            _unpack(outcome.archive, run.directory)
         except OSError as error:
             return f"the run of {outcome.host} could not be written to {run.directory}: {error.strerror}"
     said = f"{run.name}: test top-1 {outcome.top1:.2f} % after {outcome.seconds:.1f} s on {outcome.host}"
@@ -257,7 +262,7 @@ def _finish(run: Run, outcome: Outcome) -> str | None:
     return None
 
 
-def work(config: str, directory: str, token: str, begun: bool) -> Outcome:
+def _work(config: str, directory: str, token: str, begun: bool) -> Outcome:
     """Train one run, in a worker.
 
     `config` is JSON, `directory` the driver's, `token` a file in it that whoever sees it can see, `begun` whether the
@@ -275,7 +280,7 @@ def work(config: str, directory: str, token: str, begun: bool) -> Outcome:
             place = home if seen else _scratch(directory, config)
             ended["top1"] = train(parsed, place, quiet=True).top1
             if not seen:
-                ended["archive"] = pack(place)
+                ended["archive"] = _pack(place)
                 shutil.rmtree(place)
         except (UsageError, RunError, OSError) as error:
             ended["error"] = str(error)
@@ -290,7 +295,7 @@ def _scratch(directory: str, config: str) -> Path:
     return own / hashlib.sha256(f"{directory}\n{config}".encode()).hexdigest()[:16]
 
 
-def pack(directory: Path) -> np.ndarray:
+def _pack(directory: Path) -> np.ndarray:
     """Return a run directory as a tar, uint8 [bytes], without its lock."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
@@ -298,7 +303,7 @@ def pack(directory: Path) -> np.ndarray:
     return np.frombuffer(file.getbuffer(), np.uint8)
 
 
-def unpack(archive: np.ndarray, directory: Path) -> None:
+def _unpack(archive: np.ndarray, directory: Path) -> None:
     """Write a packed run directory, whole or not at all; `OSError` where there is one that is not empty."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as part:

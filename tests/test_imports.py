@@ -108,7 +108,7 @@ def test_training_imports_neither_tensorflow_nor_torch(tmp_path: Path) -> None:
         config = Config(data=DataConfig(batch_size=256), model=model, run=run)
         result = jaxclf.train(config, sys.argv[1], quiet=True)
         assert result.step == 6, result.step
-        print("loaded:", sorted({"tensorflow", "torch", "torchvision", "keras"} & set(sys.modules)))
+        print("loaded:", sorted({"tensorflow", "torch", "torchvision", "keras", "ray"} & set(sys.modules)))
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
