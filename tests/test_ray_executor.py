@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,6 +297,23 @@ def test_flags_that_make_no_sense_are_refused(
     assert main(["table", str(project / "heads.py"), "--workdir", str(tmp_path), *flags]) == 2
     assert capsys.readouterr().err == f"jaxclf: {message}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_driver_leaves_its_gpu_to_the_runs(tmp_path: Path) -> None:
+    """With a platform that does not exist, the first use of a device would fail."""
+    script = """
+        import sys
+        from jaxclf import tables
+        from jaxclf.__main__ import main
+        tables.train_on_ray = lambda runs, *_: print(*(run.name for run in runs), sep="; ")
+        recipe, workdir = sys.argv[1:]
+        sys.exit(main(["sweep", recipe, "--grid", "optim.lr=1,2", "--seeds", "0", "--workdir", workdir,
+                       "--executor", "ray", "--no-render"]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(ROOT / "configs" / "digits.py"), str(tmp_path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "nowhere"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "lr=1, seed 0; lr=2, seed 0\n"), done.stderr
 
 
 @pytest.mark.parametrize("address", ["nowhere", "ray://127.0.0.1:10001", "127.0.0.1:port"])
