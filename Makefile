@@ -19,7 +19,7 @@ lint: $(VENV)/.dev
 	$(RUN)/ruff check .
 	$(RUN)/pyright
 
-# Everything: with TensorFlow to prepare TFDS sets and PyTorch to compare with. CI runs the tests with these.
+# Everything: with TensorFlow to prepare TFDS sets, PyTorch to compare with, Ray. CI runs the tests with these.
 full: $(VENV)/.dev $(VENV)/.full
 
 $(VENV)/bin/python:
