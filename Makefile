@@ -19,7 +19,7 @@ lint: $(VENV)/.dev
 	$(RUN)/ruff check .
 	$(RUN)/pyright
 
-# Everything: with TensorFlow to prepare TFDS sets and PyTorch to compare with. CI runs the tests with these.
+# Everything: with TensorFlow to prepare TFDS sets, PyTorch to compare with, Ray. CI runs the tests with these.
 full: $(VENV)/.dev $(VENV)/.full
 
 $(VENV)/bin/python:
@@ -36,7 +36,7 @@ $(VENV)/.dev: $(VENV)/.base
 
 $(VENV)/.full: $(VENV)/.dev
 	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[parity]'
-	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[dev,prepare,fast,parity]'
+	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[dev,prepare,fast,ray,parity]'
 	$(RUN)/python -m pip install -q --disable-pip-version-check --no-deps torchvision==0.28.0
 	@touch $@
 

@@ -259,13 +259,13 @@ def environment(layout: Layout | None = None) -> dict[str, str]:
         "devices": str(layout.devices if layout else jax.device_count()),
         "processes": str(layout.hosts if layout else jax.process_count()),
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
-        "processor": f"{platform.machine()}, {_cores()} cores",
+        "processor": f"{platform.machine()}, {cores()} cores",
         # It splits its sums over them, so on CPU their number decides the last bit.
         "xla_threads": str(_xla_threads(device.platform)),
     }
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -278,7 +278,7 @@ def _xla_threads(backend: str) -> int:
     """
     if backend != "cpu":
         return 0
-    return max(int(os.environ.get("NPROC") or _cores()), jax.local_device_count())
+    return max(int(os.environ.get("NPROC") or cores()), jax.local_device_count())
 
 
 def _git_commit() -> str:

@@ -153,7 +153,8 @@ def check(table: Table) -> None:
             if (key := (config.data, config.model)) not in seen:
                 seen.add(key)
                 model, shape = _model(config)
-                jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+                images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+                jax.eval_shape(lambda x, model=model: model.init(jax.random.key(0), x), images)
         except UsageError as error:
             raise UsageError(f"{row.label}: {error}") from error
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from jaxclf.config import Config, RunError, UsageError, unknown
 from jaxclf.data import datasets
 from jaxclf.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
 from jaxclf.loop import prepare, restore, train
+from jaxclf.ray_executor import Cluster, Run, train_on_ray
 from jaxclf.results import RunDirectory
 
 Override = Callable[[Config], Config]
@@ -31,12 +33,24 @@ class Request:
 
     workdir: Path
     """Directory of the runs and the rendered table."""
-    jobs: int = 1
-    """Processes that train at the same time, each on its share of the cores."""
+    jobs: int | None = None
+    """Runs that train at the same time; None is one, or what an existing Ray cluster has room for. local: by row, each
+    process on its share of the cores."""
     rows: tuple[str, ...] = ()
     """Labels of the rows to run; empty runs all."""
     render: bool = True
     """Write the rendered files at the end."""
+    executor: Literal["local", "ray"] = "local"
+    """Who trains. local: this process, or --jobs of them; ray: workers of a Ray cluster, whose lost runs are taken over
+    (extra `ray`)."""
+    address: str | None = None
+    """ray: HOST:PORT of a cluster that this machine is part of, or auto for the one that runs here; None starts one on
+    this machine."""
+    cpus: int | None = None
+    """ray: CPUs of a run and threads that XLA computes with; None is what a run of this process would have, so that
+    results equal its own to the bit, and one CPU beside a GPU."""
+    gpus: int | None = None
+    """ray: GPUs of a run; None is one where the cluster has any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +61,11 @@ class Job:
     seed: int
     config: Config
     directory: Path
+
+    @property
+    def name(self) -> str:
+        """What a person calls the run."""
+        return f"{self.row.label}, seed {self.seed}"
 
     @property
     def done(self) -> bool:
@@ -84,19 +103,39 @@ def complete(table: Table, everything: Sequence[Job], request: Request, command:
     `command` starts the same in another process, to which it adds the request for a single row. `root` is that of
     `render`.
     """
-    if request.jobs < 1:
-        raise UsageError(f"--jobs is {request.jobs} but must be at least 1")
+    _check(request)
     wanted = {row.label for row in select(table, request.rows).rows}
     pending = [job for job in everything if job.row.label in wanted and not job.done]
-    for job in pending[:1]:
-        prepare(job.config)  # a fault that all runs share is said once, before any process starts
-    if request.jobs > 1 and len({job.row.label for job in pending}) > 1:
-        part = [*command, "--workdir", str(request.workdir), "--no-render", "--rows"]
-        run_missing_in_parallel(pending, request.jobs, lambda label: [*part, label])
+    if request.executor == "ray":
+        runs = [Run(job.name, job.config, job.directory) for job in pending]
+        cluster = Cluster(request.address, request.jobs, request.cpus, request.gpus)
+        if runs:
+            train_on_ray(runs, request.workdir, cluster)
     else:
-        run_missing(pending)
+        _complete_here(pending, request, command)
     if request.render:
         show(render(table, everything, request.workdir, root=root))
+
+
+def _check(request: Request) -> None:
+    for name, least in (("jobs", 1), ("cpus", 1), ("gpus", 0)):
+        value = getattr(request, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name} is {value} but must be at least {least}")
+    given = [f"--{name}" for name in ("address", "cpus", "gpus") if getattr(request, name) is not None]
+    if given and request.executor != "ray":
+        raise UsageError(f"{', '.join(given)} given with --executor {request.executor}, but only ray takes them")
+
+
+def _complete_here(pending: Sequence[Job], request: Request, command: Sequence[str]) -> None:
+    for job in pending[:1]:
+        prepare(job.config)  # a fault that all runs share is said once, before any process starts
+    jobs = request.jobs or 1
+    if jobs > 1 and len({job.row.label for job in pending}) > 1:
+        part = [*command, "--workdir", str(request.workdir), "--no-render", "--rows"]
+        run_missing_in_parallel(pending, jobs, lambda label: [*part, label])
+    else:
+        run_missing(pending)
 
 
 def show(files: Sequence[Path]) -> None:
@@ -113,7 +152,7 @@ def run_missing(pending: Sequence[Job]) -> None:
         start = time.perf_counter()
         result = train(job.config, job.directory, quiet=not sys.stderr.isatty())
         seconds = time.perf_counter() - start
-        print(f"{job.row.label}, seed {job.seed}: test top-1 {result.top1:.2f} % after {seconds:.1f} s", flush=True)
+        print(f"{job.name}: test top-1 {result.top1:.2f} % after {seconds:.1f} s", flush=True)
 
 
 def run_missing_in_parallel(pending: Sequence[Job], workers: int, command: Callable[[str], list[str]]) -> None:

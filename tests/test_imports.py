@@ -17,7 +17,10 @@ MODULES = {
 }
 EFFECTS = {
     f"jaxclf.{name}"
-    for name in ("checkpoint", "cluster", "preemption", "results", "loop", "tables", "progress", "weights", "__main__")
+    for name in (
+        *("checkpoint", "cluster", "preemption", "results", "loop", "tables", "ray_executor", "progress", "watch"),
+        *("weights", "__main__"),
+    )
 }
 PURE = [name for name in MODULES if name.startswith("jaxclf.backbones")] + [
     f"jaxclf.{name}"
@@ -96,7 +99,7 @@ def test_backbones_and_heads_know_nothing_of_what_is_built_from_them() -> None:
 
 def test_only_the_package_itself_and_the_command_line_import_the_loop() -> None:
     users = {name for name in MODULES if "jaxclf.loop" in imported(name)}
-    assert users <= {"jaxclf", "jaxclf.__main__", "jaxclf.tables"}
+    assert users <= {"jaxclf", "jaxclf.__main__", "jaxclf.tables", "jaxclf.ray_executor"}
 
 
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_training_imports_neither_tensorflow_nor_torch(tmp_path: Path) -> None:
         config = Config(data=DataConfig(batch_size=256), model=model, run=run)
         result = jaxclf.train(config, sys.argv[1], quiet=True)
         assert result.step == 6, result.step
-        print("loaded:", sorted({"tensorflow", "torch", "torchvision", "keras"} & set(sys.modules)))
+        print("loaded:", sorted({"tensorflow", "torch", "torchvision", "keras", "ray"} & set(sys.modules)))
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
