@@ -57,6 +57,7 @@ def create_model(
     pool: str = "average",
     relu_before_pool: bool = False,
     dropout: float | None = None,
+    remat: bool = False,
     **options: Any,
 ) -> Classifier:
     """Build a classifier: a Linen module from images [n h w c] float32 to logits [n k].
@@ -66,7 +67,8 @@ def create_model(
     channels, `shortcut` and `maps_shortcut` choose shortcuts of CIFAR ResNets.
     `pool` is "average", "max", "power" (option `pool_power`, 2) or "attention" (`pool_units`, 32); `relu_before_pool`
     puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout` is the rate before the head (VGG:
-    after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it.
+    after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it. `remat` computes the inside of
+    the backbone's blocks again in the backward pass instead of storing it; no number changes.
 
     Raises `UsageError` (a ValueError) for unknown names and options and for heads that are impossible here; warns
     where a head cannot separate all classes. `model.init` and `model.apply` are Linen's.
@@ -80,7 +82,7 @@ def create_model(
         options["seed"] = head_options["seed"]
     if dropout is not None and "dropout" in allowed and not rebuilt:
         options["dropout"], dropout = dropout, 0.0
-    body = create_backbone(backbone, **options)
+    body = create_backbone(backbone, **options, **({"remat": True} if remat else {}))
     own: float = 0.0 if rebuilt else getattr(body, "head_dropout", 0.0)
     return Classifier(
         backbone=body,
@@ -94,4 +96,5 @@ def create_model(
 def build(config: Config, num_classes: int, *, seed: int) -> Classifier:
     """Build the classifier of a config for a data set of `num_classes`; `seed` draws its random fixed matrices."""
     model = config.model
-    return create_model(model.backbone, num_classes=num_classes, head=model.head, seed=seed, **model.options())
+    options = {"seed": seed, "remat": model.remat, **model.options()}
+    return create_model(model.backbone, num_classes=num_classes, head=model.head, **options)

@@ -168,11 +168,17 @@ class ModelConfig:
     ghost_batch: int | None = None
     """BatchNorm in training sees groups of this many consecutive images of a batch, whatever the number of devices;
     None: all that run.parallel shows it."""
+    remat: bool = False
+    """Compute what is inside the backbone's blocks again in the backward pass instead of storing it: the same numbers,
+    less memory, about a third more operations. XLA undoes it on CPU. Every backbone but LeNets."""
     init: Literal["he_uniform", "orthogonal_last", "orthogonal"] = "he_uniform"
     """Draw convs as the modules do, or the last one or all semi-orthogonal, seen as out x (in * kh * kw)."""
 
     def options(self) -> dict[str, Any]:
-        """Return the options that are not at their defaults, as `create_model` takes them."""
+        """Return the options that are not at their defaults, as `create_model` takes them, but for `remat`.
+
+        They say what is computed, and weight files keep them; how much of it is stored in training is no part of that.
+        """
         names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout")
         names += ("pool", "pool_power", "pool_units", "relu_before_pool")
         plain = ModelConfig()

@@ -57,6 +57,11 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     """Build a backbone; options that it does not take raise `UsageError`."""
     allowed = backbone_options(name)
     for option in options:
+        if option == "remat" and option not in allowed:
+            without = ", ".join(other for other in BACKBONES if "remat" not in backbone_options(other))
+            raise UsageError(
+                f"backbone {name} has no blocks to compute again; remat is for all backbones but {without}"
+            )
         if option not in allowed:
             takes = ", ".join(sorted(set(allowed) - {"seed"})) or "none"
             raise UsageError(f"backbone {name} has no option {option!r}; its options: {takes}")

@@ -7,20 +7,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, avg_pool, check_size, conv, max_pool
+from jaxclf.backbones.layers import BatchNorm, Parts, avg_pool, block, check_size, conv, max_pool
 
 
 class DenseLayer(nn.Module):
-    """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, concatenated behind the input."""
+    """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, behind the channels so far."""
 
     growth: int
+    remat: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
+    def __call__(self, parts: Parts, train: bool) -> Parts:
         """Add `growth` channels."""
+        x = jnp.concatenate(parts, axis=-1)
         y = conv(4 * self.growth, 1, name="conv1")(jax.nn.relu(BatchNorm(name="norm1")(x, train)))
         y = conv(self.growth, 3, padding=1, name="conv2")(jax.nn.relu(BatchNorm(name="norm2")(y, train)))
-        return jnp.concatenate([x, y], axis=-1)
+        return (*parts, y) if self.remat else (jnp.concatenate([x, y], axis=-1),)
 
 
 class DenseBlock(nn.Module):
@@ -28,13 +30,16 @@ class DenseBlock(nn.Module):
 
     layers: int
     growth: int
+    remat: bool
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
         """Add `layers` x `growth` channels."""
+        parts = (x,)
         for index in range(self.layers):
-            x = DenseLayer(self.growth, name=f"denselayer{index + 1}")(x, train)
-        return x
+            layer = block(DenseLayer, self.remat)(self.growth, self.remat, name=f"denselayer{index + 1}")
+            parts = layer(parts, train)
+        return jnp.concatenate(parts, axis=-1)
 
 
 class Transition(nn.Module):
@@ -53,6 +58,7 @@ class Features(nn.Module):
     width: int
     growth: int
     blocks: tuple[int, int, int, int]
+    remat: bool
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
@@ -60,9 +66,9 @@ class Features(nn.Module):
         x = conv(self.width, 7, stride=2, padding=3, name="conv0")(images)
         x = max_pool(jax.nn.relu(BatchNorm(name="norm0")(x, train)), 3, stride=2, padding=1)
         for index, layers in enumerate(self.blocks, start=1):
-            x = DenseBlock(layers, self.growth, name=f"denseblock{index}")(x, train)
+            x = DenseBlock(layers, self.growth, self.remat, name=f"denseblock{index}")(x, train)
             if index < len(self.blocks):
-                x = Transition(name=f"transition{index}")(x, train)
+                x = block(Transition, self.remat)(name=f"transition{index}")(x, train)
         return jax.nn.relu(BatchNorm(name="norm5")(x, train))
 
 
@@ -73,8 +79,9 @@ class DenseNet(nn.Module):
     width: int
     growth: int
     blocks: tuple[int, int, int, int]
+    remat: bool = False
 
-    options = ()
+    options = ("remat",)
     head_names = ("classifier",)
     linear_layers = ()
     stem = "features/conv0"
@@ -98,7 +105,7 @@ class DenseNet(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         """Compute the last feature map."""
         check_size(f"densenet{self.depth}", images, 29)
-        return Features(self.width, self.growth, self.blocks, name="features")(images, train)
+        return Features(self.width, self.growth, self.blocks, self.remat, name="features")(images, train)
 
 
 VARIANTS = {

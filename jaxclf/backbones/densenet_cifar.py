@@ -12,22 +12,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, avg_pool, check_size, conv
+from jaxclf.backbones.layers import BatchNorm, Parts, avg_pool, block, check_size, conv
 
 
 class Bottleneck(nn.Module):
-    """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, concatenated behind the input."""
+    """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, behind the channels so far."""
 
     growth: int
+    remat: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
+    def __call__(self, parts: Parts, train: bool) -> Parts:
         """Add `growth` channels."""
+        x = jnp.concatenate(parts, axis=-1)
         y = jax.nn.relu(BatchNorm(name="bn1")(x, train))
         y = conv(4 * self.growth, 1, name="conv1")(y)
         y = jax.nn.relu(BatchNorm(name="bn2")(y, train))
         y = conv(self.growth, 3, padding=1, name="conv2")(y)
-        return jnp.concatenate([x, y], axis=-1)
+        return (*parts, y) if self.remat else (jnp.concatenate([x, y], axis=-1),)
 
 
 class Transition(nn.Module):
@@ -45,8 +47,9 @@ class CifarDenseNet(nn.Module):
 
     depth: int
     growth: int
+    remat: bool = False
 
-    options = ()
+    options = ("remat",)
     head_names = ("fc",)
     linear_layers = ()
     stem = "conv1"
@@ -77,10 +80,13 @@ class CifarDenseNet(nn.Module):
         check_size(f"densenet_bc_{self.depth}_{self.growth}", images, 4)
         x = conv(2 * self.growth, 3, padding=1, name="conv1")(images)
         for stage in (1, 2, 3):
+            parts = (x,)
             for index in range(self.blocks):
-                x = Bottleneck(self.growth, name=f"dense{stage}_{index}")(x, train)
+                layer = block(Bottleneck, self.remat)(self.growth, self.remat, name=f"dense{stage}_{index}")
+                parts = layer(parts, train)
+            x = jnp.concatenate(parts, axis=-1)
             if stage < 3:
-                x = Transition(name=f"trans{stage}")(x, train)
+                x = block(Transition, self.remat)(name=f"trans{stage}")(x, train)
         return jax.nn.relu(BatchNorm(name="bn")(x, train))
 
 

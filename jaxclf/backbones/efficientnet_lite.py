@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, check_size, conv, torch_default
+from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, torch_default
 
 # (expansion, channels, blocks, stride of the first, kernel): table 1 of Tan & Le 2019
 STAGES = (
@@ -64,8 +64,9 @@ class EfficientNetLite0(nn.Module):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
 
     maps: int | None = None
+    remat: bool = False
 
-    options = ("maps",)
+    options = ("maps", "remat")
     head_names = ("_fc",)
     linear_layers = ()
     stem = "_conv_stem"
@@ -90,7 +91,8 @@ class EfficientNetLite0(nn.Module):
         for expansion, features, blocks, first, kernel in STAGES:
             for index in range(blocks):
                 stride = first if index == 0 else 1
-                x = MBConv(expansion, features, stride, kernel, name=f"_blocks_{place}")(x, train)
+                name = f"_blocks_{place}"
+                x = block(MBConv, self.remat)(expansion, features, stride, kernel, name=name)(x, train)
                 place += 1
         if self.maps is not None:
             return conv(self.maps, 1, fan_in=320, bias=True, init=torch_default, name="_conv_head")(x)

@@ -5,7 +5,7 @@ joined path is a PyTorch key (torch_weights.py).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from jaxclf.config import UsageError
 from jaxclf.matrices import matrix
 
 Initializer = Callable[..., Any]
+Target = TypeVar("Target", bound=Callable[..., Any])
 
 he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 """U(+-sqrt(6 / fan_in)), torch's kaiming_uniform_(nonlinearity="relu"): the thesis's default."""
@@ -64,6 +65,14 @@ def conv(
     )
 
 
+Parts = tuple[Float[Array, "n h w _"], ...]
+"""Channels of a dense block: one array, or under `remat` one for its input and one for each layer.
+
+A block that is computed again stores what it is given. As one array, that would be all channels before it, anew for
+every layer; apart, each is stored once (Pleiss et al. 2017, arXiv 1707.06990).
+"""
+
+
 class BatchNorm(nn.Module):
     """torch.nn.BatchNorm2d: biased variance in the output, unbiased variance in the running average.
 
@@ -99,6 +108,16 @@ class BatchNorm(nn.Module):
         scale = jax.lax.rsqrt(var + self.eps) * weight
         mean, scale, bias = (value.reshape(1, 1, 1, -1) for value in (mean, scale, bias))
         return ((wide - mean) * scale + bias).astype(x.dtype)
+
+
+def block(target: Target, remat: bool) -> Target:
+    """Return a block that stores its input alone under `remat`: a module class or a compact f(module, x, train).
+
+    Its inside is then computed a second time in the backward pass (Chen et al. 2016, arXiv 1604.06174). Names, initial
+    values, random numbers and running statistics stay as they are. The unit is the block, as under timm's
+    grad_checkpointing: whole stages store less between the passes, but more while the widest of them is computed again.
+    """
+    return nn.remat(target, static_argnums=(2,)) if remat else target
 
 
 def max_pool(

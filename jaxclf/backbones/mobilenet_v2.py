@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, check_size, conv, torch_default
+from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, torch_default
 
 # (expansion, channels, blocks, stride of the first): table 2 of the paper
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -43,8 +43,9 @@ class MobileNetV2(nn.Module):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
 
     maps: int | None = None
+    remat: bool = False
 
-    options = ("maps",)
+    options = ("maps", "remat")
     head_names = ("classifier.1",)
     linear_layers = ()
     stem = "features_0_0"
@@ -68,7 +69,8 @@ class MobileNetV2(nn.Module):
         for expansion, features, blocks, first in STAGES:
             for index in range(blocks):
                 stride = first if index == 0 else 1
-                x = InvertedResidual(expansion, features, stride, name=f"features_{place}")(x, train)
+                name = f"features_{place}"
+                x = block(InvertedResidual, self.remat)(expansion, features, stride, name=name)(x, train)
                 place += 1
         if self.maps is not None:
             return conv(self.maps, 1, fan_in=320, bias=True, init=torch_default, name="features_18_0")(x)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, check_size, conv, fit_channels, max_pool, torch_default
+from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, fit_channels, max_pool, torch_default
 
 
 class BasicBlock(nn.Module):
@@ -78,8 +78,9 @@ class ResNet(nn.Module):
     blocks: tuple[int, int, int, int]
     bottleneck: bool
     maps: int | None = None
+    remat: bool = False
 
-    options = ("maps",)
+    options = ("maps", "remat")
     head_names = ("fc",)
     linear_layers = ()
     stem = "conv1"
@@ -111,8 +112,8 @@ class ResNet(nn.Module):
 
     def _block(self, features: int, stride: int, rebuilt: bool, name: str) -> nn.Module:
         if self.bottleneck:
-            return Bottleneck(features, stride, self.maps if rebuilt else None, name=name)
-        return BasicBlock(self.features if rebuilt else features, stride, rebuilt, name=name)
+            return block(Bottleneck, self.remat)(features, stride, self.maps if rebuilt else None, name=name)
+        return block(BasicBlock, self.remat)(self.features if rebuilt else features, stride, rebuilt, name=name)
 
 
 VARIANTS = {

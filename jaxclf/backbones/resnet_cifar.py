@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, FixedConv, check_size, conv, fit_channels
+from jaxclf.backbones.layers import BatchNorm, FixedConv, block, check_size, conv, fit_channels
 from jaxclf.config import unknown
 from jaxclf.matrices import matrix
 
@@ -76,8 +76,9 @@ class CifarResNet(nn.Module):
     maps_shortcut: str = "A"
     seed: int = 0
     """Seed of maps_shortcut "G"."""
+    remat: bool = False
 
-    options = ("shortcut", "maps", "maps_shortcut", "seed")
+    options = ("shortcut", "maps", "maps_shortcut", "seed", "remat")
     linear_layers = ()
     stem = "conv1"
     image_size = 32
@@ -121,16 +122,15 @@ class CifarResNet(nn.Module):
         check_size(f"resnet{self.depth}", images, 1)
         x = conv(16, 3, padding=1, name="conv1")(images)
         x = jax.nn.relu(BatchNorm(name="bn1")(x, train))
+        basic = block(BasicBlock, self.remat)
         for stage, features in enumerate((16, 32, self.width), start=1):
             for index in range(self.blocks):
                 stride = 2 if stage > 1 and index == 0 else 1
                 name = f"layer{stage}_{index}"
                 if self.maps is not None and (stage, index) == (3, self.blocks - 1):
-                    x = BasicBlock(self.maps, stride, self.maps_shortcut, rebuilt=True, seed=self.seed, name=name)(
-                        x, train
-                    )
+                    x = basic(self.maps, stride, self.maps_shortcut, rebuilt=True, seed=self.seed, name=name)(x, train)
                 else:
-                    x = BasicBlock(features, stride, self.shortcut, name=name)(x, train)
+                    x = basic(features, stride, self.shortcut, name=name)(x, train)
         return x
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, check_size, conv, max_pool, torch_default
+from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, max_pool, torch_default
 
 
 class Unit(nn.Module):
@@ -45,8 +45,9 @@ class ShuffleNetV2(nn.Module):
     widths: tuple[int, int, int, int]
     """Channels of stages 2, 3, 4 and of conv5."""
     maps: int | None = None
+    remat: bool = False
 
-    options = ("maps",)
+    options = ("maps", "remat")
     head_names = ("fc",)
     linear_layers = ()
     stem = "conv1_0"
@@ -67,7 +68,8 @@ class ShuffleNetV2(nn.Module):
         x = max_pool(jax.nn.relu(BatchNorm(name="conv1_1")(x, train)), 3, stride=2, padding=1)
         for stage, (features, units) in enumerate(zip(self.widths[:3], (4, 8, 4), strict=True), start=2):
             for index in range(units):
-                x = Unit(features, 2 if index == 0 else 1, name=f"stage{stage}_{index}")(x, train)
+                stride = 2 if index == 0 else 1
+                x = block(Unit, self.remat)(features, stride, name=f"stage{stage}_{index}")(x, train)
         if self.maps is not None:
             fan_in = x.shape[-1]
             return conv(self.maps, 1, fan_in=fan_in, bias=True, init=torch_default, name="conv5_0")(x)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, check_size, conv, max_pool, torch_default
+from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, max_pool, torch_default
 
 
 class VGG(nn.Module):
@@ -23,8 +23,9 @@ class VGG(nn.Module):
     norm: bool
     dropout: float = 0.5
     maps: int | None = None
+    remat: bool = False
 
-    options = ("maps", "dropout")
+    options = ("maps", "dropout", "remat")
     head_names = ("classifier.6",)
     linear_layers = ("classifier_0", "classifier_3")
     stem = "features_0"
@@ -46,27 +47,33 @@ class VGG(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         """Compute the last feature map; `train` needs an rng named "dropout" unless dropout is 0."""
         check_size(f"vgg{self.depth}", images, 224 if self.maps is None else 16)
-        x, place = images, 0  # place: torchvision numbers convs, norms, ReLUs and pools in one row
-        for stage, count in enumerate(self.convs):
-            width = min(64 * 2**stage, 512)
-            for index in range(count):
-                last = self.maps is not None and (stage, index) == (4, count - 1)
-                fan_in, name = 9 * x.shape[-1], f"features_{place}"
-                features = self.features if last else width
-                x = conv(features, 3, fan_in=fan_in, padding=1, bias=True, init=torch_default, name=name)(x)
-                if last:
-                    return x
-                if self.norm:
-                    x = BatchNorm(name=f"features_{place + 1}")(x, train)
-                x = jax.nn.relu(x)
-                place += 3 if self.norm else 2
-            x = max_pool(x, 2)
-            place += 1
+        x = images
+        for stage in range(len(self.convs)):
+            x = block(nn.compact(functools.partial(VGG._stage, stage=stage)), self.remat)(self, x, train)
+        if self.maps is not None:
+            return x
         for name, side in (("classifier_0", 7), ("classifier_3", 1)):
             fan_in = side * side * x.shape[-1]
             x = jax.nn.relu(conv(4096, side, fan_in=fan_in, bias=True, init=torch_default, name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return x
+
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, stage: int) -> Float[Array, "n i j k"]:
+        """Apply the convs of a stage and the pool after them; torchvision counts convs, norms, ReLUs and pools."""
+        step = 3 if self.norm else 2
+        place = step * sum(self.convs[:stage]) + stage
+        for index in range(self.convs[stage]):
+            last = self.maps is not None and (stage, index) == (4, self.convs[4] - 1)
+            features = self.features if last else min(64 * 2**stage, 512)
+            fan_in, name = 9 * x.shape[-1], f"features_{place}"
+            x = conv(features, 3, fan_in=fan_in, padding=1, bias=True, init=torch_default, name=name)(x)
+            if last:
+                return x
+            if self.norm:
+                x = BatchNorm(name=f"features_{place + 1}")(x, train)
+            x = jax.nn.relu(x)
+            place += step
+        return max_pool(x, 2)
 
 
 VARIANTS = {
