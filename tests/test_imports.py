@@ -15,7 +15,9 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-EFFECTS = {f"jaxclf.{name}" for name in ("checkpoint", "results", "loop", "tables", "progress", "weights", "__main__")}
+EFFECTS = {
+    f"jaxclf.{name}" for name in ("checkpoint", "results", "loop", "tables", "progress", "watch", "weights", "__main__")
+}
 PURE = [name for name in MODULES if name.startswith("jaxclf.backbones")] + [
     f"jaxclf.{name}"
     for name in (
