@@ -97,9 +97,10 @@ class WeightsAndBiases:
     def __init__(self, project: str, directory: Path, config: Config) -> None:
         """Start or resume the run; raises `UsageError` if nobody is logged in, and what wandb raises."""
         wandb = importlib.import_module("wandb")
-        self._file, record = directory / "wandb.json", {"id": secrets.token_hex(4), "step": 0}
-        if self._file.exists():
-            record = json.loads(self._file.read_text())
+        self._file = directory / "wandb.json"
+        if not self._file.exists():
+            self._remember(secrets.token_hex(4), step=0)
+        record = json.loads(self._file.read_text())
         self._id, self._sent = record["id"], record["step"]
         # By default it waits without end for an upload at the end of a run, and takes over stdout and stderr.
         settings = wandb.Settings(console="off", silent=True, finish_timeout=60)
@@ -108,18 +109,21 @@ class WeightsAndBiases:
             self._run = wandb.init(**names, resume="allow", config=config.to_dict(), settings=settings)
         except wandb.errors.UsageError as error:
             raise UsageError(f"wandb {project}: {error}") from error
-        self.url: str | None = self._run.url
+        self.url: str | None = None if self._run.offline else self._run.url
         """Page of the run; None offline."""
 
     def write(self, step: int, values: Values) -> None:
         """Send values of a step that is behind all that were sent before this process."""
         if step > self._sent:
             self._run.log(dict(values), step=step)
-            _replace(self._file, json.dumps({"id": self._id, "step": step}) + "\n")
+            self._remember(self._id, step)
 
     def close(self, *, failed: bool) -> None:
         """Wait up to a minute for what is still to be sent; what is left then, `wandb sync` sends."""
         self._run.finish(exit_code=int(failed))
+
+    def _remember(self, id: str, step: int) -> None:
+        _replace(self._file, json.dumps({"id": id, "step": step}) + "\n")
 
 
 class Trace:
@@ -385,7 +389,8 @@ class Watch:
             raise
         except Exception as error:
             if what not in self._faults:
-                warnings.warn(f"{what} failed and is {then}: {type(error).__name__}: {error}", stacklevel=4)
+                said = " ".join(str(error).split())
+                warnings.warn(f"{what} failed and is {then}: {type(error).__name__}: {said}", stacklevel=4)
             self._faults.add(what)
 
 

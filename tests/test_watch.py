@@ -479,7 +479,7 @@ class Wandb(ModuleType):
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.exit_codes: list[int] = []
         self.fault: Exception | None = None
-        self.url = "https://wandb.example/run"
+        self.offline, self.url = False, "https://wandb.example/run"
         self.errors = ModuleType("wandb.errors")
         self.errors.UsageError = type("UsageError", (Exception,), {})  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -535,18 +535,19 @@ def test_a_run_directory_is_one_run_at_wandb_and_sends_no_step_twice(tmp_path: P
 
 
 def test_without_network_wandb_is_one_warning_and_the_run_goes_on(tmp_path: Path, wandb: Wandb) -> None:
-    wandb.fault = ConnectionError("no such host")
+    wandb.fault = ConnectionError("no such\nhost")
     off = ["wandb failed and is off for the rest of this run: ConnectionError: no such host"]
     with warned() as texts, Run(tmp_path, Watching(wandb="thesis")) as run:
         run.watch.epoch(ROW)
     assert (texts, wandb.logged) == (off, [])
     wandb.fault = None
     with warned() as texts, Run(tmp_path, Watching(wandb="thesis")) as run:
-        wandb.fault = ConnectionError("no such host")
+        wandb.fault = ConnectionError("no such\nhost")
         run.watch.epoch(ROW)
         wandb.fault = None
         run.watch.epoch(ROW)
     assert (texts, wandb.logged) == (off, [])
+    assert wandb.inits[0]["id"] == wandb.inits[1]["id"]
 
 
 def test_nobody_logged_in_at_wandb_is_an_error_before_the_first_step(tmp_path: Path, wandb: Wandb) -> None:
