@@ -36,7 +36,7 @@ $(VENV)/.dev: $(VENV)/.base
 
 $(VENV)/.full: $(VENV)/.dev
 	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[parity]'
-	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[dev,prepare,fast,ray,parity]'
+	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[dev,prepare,fast,ray,tensorboard,parity]'
 	$(RUN)/python -m pip install -q --disable-pip-version-check --no-deps torchvision==0.28.0
 	@touch $@
 

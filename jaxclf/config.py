@@ -329,6 +329,21 @@ class Cluster:
 
 
 @dataclasses.dataclass(frozen=True)
+class Watching:
+    """What is seen of a run while it goes on; no field changes a number, so none of them is part of a `Config`."""
+
+    heartbeat: float = 60.0
+    """Seconds between two lines with speed, step times and share of time spent waiting for data, which are also in
+    WORKDIR/heartbeat.json; 0: none."""
+    profile: str | None = None
+    """START:STOP, a trace of steps START to STOP - 1 in WORKDIR/profile; they count from 1, as in metrics.jsonl."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into WORKDIR/tensorboard (extra `tensorboard`)."""
+    wandb: str | None = None
+    """Weights & Biases project that the run is sent to (extra `wandb`)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run."""
 

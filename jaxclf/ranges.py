@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxclf.config import Config, Loader, UsageError
+from jaxclf.config import Config, Loader, UsageError, Watching
 
 Rule = tuple[Callable[[Any], bool], str]
 """Whether a value is good, and what is allowed."""
@@ -110,6 +111,31 @@ def validate_loader(loader: Loader) -> None:
         raise UsageError(
             f"loader.workers is {loader.workers} and loader.threads {loader.threads}, but they must be at least 0 and 1"
         )
+
+
+def validate_watching(watching: Watching) -> None:
+    """Check the heartbeat, the steps of the profile and W&B's project; all faults are listed in one `UsageError`."""
+    faults = []
+    if not 0 <= watching.heartbeat < math.inf:
+        faults.append(f"heartbeat is {watching.heartbeat} but must be at least 0 and finite")
+    if watching.profile is not None and not profiled_steps(watching.profile):
+        faults.append(f"profile is {watching.profile!r} but must be START:STOP, steps from 1, START below STOP")
+    if watching.wandb is not None and not re.fullmatch(r"[^/\\#?%:]{1,128}", watching.wandb):
+        faults.append(
+            f"wandb is {watching.wandb!r} but must be a project name, 128 characters at most, none of /\\#?%:"
+        )
+    if faults:
+        raise UsageError("; ".join(faults))
+
+
+def profiled_steps(profile: str) -> range:
+    """Return the steps that START:STOP names, empty if it names none.
+
+    >>> profiled_steps("100:110"), profiled_steps("0:5"), profiled_steps("7")
+    (range(100, 110), range(0, 0), range(0, 0))
+    """
+    match = re.fullmatch(r"([1-9][0-9]*):([1-9][0-9]*)", profile)
+    return range(*map(int, match.groups())) if match else range(0)
 
 
 def _out_of_range(config: Config) -> Iterator[str]:
