@@ -18,7 +18,7 @@ import tyro
 from jaxclf import cluster, loop, tables, throughput, weights
 from jaxclf import predict as prediction
 from jaxclf.classifier import create_model
-from jaxclf.config import Cluster, Config, Loader, RunError, Stopped, UsageError, unknown
+from jaxclf.config import Cluster, Config, Loader, RunError, Stopped, UsageError, Watching, unknown
 from jaxclf.count import count
 from jaxclf.data import datasets, inspection, preparation, verification
 from jaxclf.experiment import CountTable, Table
@@ -60,6 +60,7 @@ BARE = (".pth", ".pt")
 Recipe = Annotated[Path, tyro.conf.Positional]
 Fields = Annotated[Config, tyro.conf.arg(name="")]
 Machines = Annotated[Cluster, tyro.conf.arg(name="")]
+Watched = Annotated[Watching, tyro.conf.arg(name="")]
 Request = Annotated[tables.Request, tyro.conf.arg(name="")]
 
 
@@ -73,6 +74,7 @@ class Train:
     """The run directory."""
     loader: Loader = dataclasses.field(default_factory=Loader)
     cluster: Machines = dataclasses.field(default_factory=Cluster)
+    watching: Watched = dataclasses.field(default_factory=Watching)
     config: Fields = dataclasses.field(default_factory=Config)
 
 
@@ -223,8 +225,8 @@ def train(args: Sequence[str]) -> None:
     """Run `jaxclf train`."""
     chosen = _with_recipe(Train, "jaxclf train", args)
     cluster.join(chosen.cluster)
-    result = loop.train(chosen.config, chosen.workdir, loader=chosen.loader, devices=chosen.cluster.devices)
-    print_result(result)
+    given = {"loader": chosen.loader, "devices": chosen.cluster.devices, "watching": chosen.watching}
+    print_result(loop.train(chosen.config, chosen.workdir, **given))
 
 
 def _with_recipe(kind: type, prog: str, args: Sequence[str]) -> Any:

@@ -1,6 +1,7 @@
 """Train and evaluate a config in a run directory: the only place where order in time matters."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -18,7 +19,7 @@ from jaxclf import losses, parallel
 from jaxclf.checkpoint import Checkpoints, first_line, state_digest
 from jaxclf.classifier import Classifier, build
 from jaxclf.cluster import Votes, gather, together
-from jaxclf.config import Config, Loader, RunError, Stopped, UsageError
+from jaxclf.config import Config, Loader, RunConfig, RunError, Stopped, UsageError, Watching
 from jaxclf.data import augment, datasets, pipeline
 from jaxclf.data.order import Batch, Fault, Order, reseeded
 from jaxclf.layout import Layout, spread
@@ -31,6 +32,7 @@ from jaxclf.results import Result, RunDirectory, per_class
 from jaxclf.schedules import Timeline, learning_rate
 from jaxclf.step import Program, TrainState, eval_step, init_state
 from jaxclf.torch_weights import transfer_torch
+from jaxclf.watch import Watch, check
 from jaxclf.weights import read_state_dict
 
 Workdir = str | os.PathLike[str]
@@ -38,6 +40,7 @@ Which = Literal["last", "best"]
 Row = dict[str, Any]
 IN_THREADS = Loader()
 """Streamed sets are read by threads of this process."""
+A_HEARTBEAT = Watching()
 AHEAD = 2
 """Dispatches that the host is ahead of the devices."""
 
@@ -87,12 +90,57 @@ class Session:
     directory: RunDirectory
     checkpoints: Checkpoints
     progress: Progress
+    watch: Watch
     requests: Requests
     votes: Votes
     rows: list[Row]
     """metrics.jsonl so far."""
-    faults: list[dict[str, Any]]
+    faults: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Images that this process has skipped and the run directory does not name yet."""
+    shapes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    """Steps and images of the dispatches that are compiled."""
+
+    def run_clocks(self) -> None:
+        """Let the clocks run; the devices must be idle."""
+        self.watch.resume()
+        self.progress.run_clock()
+
+    def stop_clocks(self, doing: str) -> None:
+        """Stop the clocks for something that is no step; the devices must be idle."""
+        self.progress.stop_clock()
+        self.watch.pause(doing)
+
+    @contextlib.contextmanager
+    def clocks_stopped(self, doing: str, ahead: "Ahead") -> Iterator[None]:
+        """Wait for the devices, and stop the clocks for what is done inside."""
+        ahead.drain()
+        self.stop_clocks(doing)
+        yield
+        self.run_clocks()
+
+
+class Ahead:
+    """The dispatches that the host is ahead of the devices.
+
+    Enough of them keep the devices busy; with few, divergence and requests to stop are met soon.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        """Begin with none."""
+        self._watch, self._under_way = watch, collections.deque()
+        self.diverged = False
+        """Whether the loss or an update of one that is finished was not finite."""
+
+    def add(self, state: TrainState, batch: Batch) -> None:
+        """Add the dispatch that gives `state`, which the next one consumes."""
+        self._under_way.append((jnp.copy(state.bad_step), batch))
+
+    def drain(self, keep: int = 0) -> None:
+        """Wait for all but the newest `keep`."""
+        while len(self._under_way) > keep:
+            bad_step, batch = self._under_way.popleft()
+            self.diverged |= bool(bad_step)
+            self._watch.dispatched(batch.steps, batch.steps * batch.size)
 
 
 def prepare(config: Config, loader: Loader = IN_THREADS, devices: int | None = None) -> Setup:
@@ -157,7 +205,13 @@ def _check_shapes(program: Program, image_shape: tuple[int, ...]) -> None:
 
 
 def train(
-    config: Config, workdir: Workdir, *, loader: Loader = IN_THREADS, devices: int | None = None, quiet: bool = False
+    config: Config,
+    workdir: Workdir,
+    *,
+    loader: Loader = IN_THREADS,
+    devices: int | None = None,
+    watching: Watching = A_HEARTBEAT,
+    quiet: bool = False,
 ) -> Result:
     """Train a config in a directory, or go on where a run of the same config stopped there.
 
@@ -165,13 +219,14 @@ def train(
     stopped: parameters, optimiser, metrics.jsonl. A complete run returns its result at once. `loader` says what reads a
     streamed data set; it changes no bit, and no thread or process of it outlives the call. `devices` of each process
     share every batch, None for all; processes that `jax.distributed` has connected train one run together, in a
-    directory that all of them see.
+    directory that all of them see. `watching` says what is seen of it meanwhile.
 
     Raises `UsageError`, before anything is compiled, for a config that cannot work and for a directory that cannot
     be written or holds another config or a run on other images; `RunError` when the loss is no number any more, an
     image cannot be read, a reading process ends, the disk is full, or no checkpoint can be read; and of these `Stopped`
     after SIGTERM, SIGINT or a maintenance notice, when a checkpoint of that moment is written.
     """
+    together(lambda: check(watching))
     with (
         together(lambda: prepare(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, layout=setup.layout)) as directory,
@@ -181,14 +236,14 @@ def train(
         together(lambda: directory.write_data(_images(setup)))
         try:
             with Checkpoints(directory.path / "checkpoints") as checkpoints:
-                return _run(setup, directory, checkpoints, quiet=quiet or setup.layout.rank > 0)
+                return _run(setup, directory, checkpoints, watching, quiet=quiet)
         except jax.errors.JaxRuntimeError as error:
             if setup.layout.hosts == 1:
                 raise
             raise Stopped(f"lost another process of the run ({first_line(error)}); start all of them again") from error
 
 
-def _run(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, *, quiet: bool) -> Result:
+def _run(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, watching: Watching, *, quiet: bool) -> Result:
     config, total = setup.config, setup.program.timeline.steps_per_epoch * setup.config.run.epochs
     state, rows = setup.init_state(), []
     if checkpoints.steps():
@@ -197,20 +252,29 @@ def _run(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, *, qui
         state = _from_weights(setup, state, config.model.weights, quiet=quiet)
     if not rows and (directory.path / "damaged_checkpoints").exists() and not checkpoints.steps():
         _warn(f"every checkpoint of {directory.path} was damaged and set aside; starting again from step 0")
-    title = config.run_id()
-    with (
-        Progress(title, epochs=config.run.epochs, step=int(state.step), steps=total, quiet=quiet) as progress,
-        Requests() as requests,
-    ):
+    title, first = config.run_id(), int(state.step)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(
+            Progress(title, epochs=config.run.epochs, step=first, steps=total, quiet=quiet or setup.layout.rank > 0)
+        )
+        given = {"config": config, "step": first, "steps": total, "say": progress.say}
+        watch = Watch(watching, directory.path, **given, active=setup.layout.rank == 0)
+        together(lambda: stack.enter_context(watch))
+        requests = stack.enter_context(Requests())
         progress.say(f"{title}: {_header(setup)}")
-        session = Session(setup, directory, checkpoints, progress, requests, Votes(setup.layout), rows, [])
-        state = _train(session, state, total)
-    checkpoints.settle()
-    test = _evaluate(setup, state, "test", _kept(session))
+        session = Session(setup, directory, checkpoints, progress, watch, requests, Votes(setup.layout), rows)
+        return _finish(session, _train(session, state, total))
+
+
+def _finish(session: Session, state: TrainState) -> Result:
+    """Evaluate the last state on the test images, and complete the run directory."""
+    setup, directory = session.setup, session.directory
+    session.checkpoints.settle()
+    test = _evaluate(setup, state, "test", session)
     _note(session, "test", test.faults)
     _report(session)
     directory.write_predictions(test.labels, test.predictions)
-    result = _result(setup, directory, state, test, progress.images_per_second)
+    result = _result(setup, directory, state, test, session.progress.images_per_second)
     directory.write("result.json", result.to_json())
     return result
 
@@ -241,19 +305,20 @@ def _train(session: Session, state: TrainState, total: int) -> TrainState:
     """Return the state after the last step, going back after divergence as often as the config allows."""
     run, number = session.setup.config.run, 0
     while int(state.step) < total:
+        seed = int(state.seed)  # steps consume the state
         try:
             state = _finish_epoch(session, _recalibrate(session, _train_epoch(session, state)))
         except Diverged as error:
-            number = 1 + max(number, _rollbacks(run.seed, run.rollbacks, state))
+            number = 1 + max(number, _rollbacks(run, seed))
             if number > run.rollbacks:
                 raise RunError(str(error)) from error
             state = _go_back(session, error, number)
     return state
 
 
-def _rollbacks(seed: int, most: int, state: TrainState) -> int:
-    """Return how many times the run had gone back when this state was made: its seed tells."""
-    return next(number for number in range(most + 1) if reseeded(seed, number) == int(state.seed))
+def _rollbacks(run: RunConfig, seed: int) -> int:
+    """Return how many times a run had gone back when its state had this seed."""
+    return next(number for number in range(run.rollbacks + 1) if reseeded(run.seed, number) == seed)
 
 
 def _go_back(session: Session, error: Diverged, number: int) -> TrainState:
@@ -322,45 +387,41 @@ def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) ->
 
 
 def _train_epoch(session: Session, state: TrainState) -> TrainState:
-    """Take the rest of the epoch's steps from wherever the state is, saving on the way as the config asks.
-
-    The host runs ahead of the devices by `AHEAD` dispatches: enough to keep them busy, few enough that divergence and
-    requests to stop are met soon.
-    """
-    setup, progress, shapes, ahead = session.setup, session.progress, set(), collections.deque()
+    """Take the rest of the epoch's steps from wherever the state is, saving on the way as the config asks."""
+    setup, progress, ahead = session.setup, session.progress, Ahead(session.watch)
     per_epoch, every = setup.program.timeline.steps_per_epoch, setup.config.run.checkpoint_every
     step = int(state.step)
-    batches = setup.data.train_batches(_order(setup, state), step, setup.group)
-    for batch in _or_say_what_is_kept(batches, _kept(session)):
+    batches = iter(_or_say_what_is_kept(setup.data.train_batches(_order(setup, state), step, setup.group), session))
+    session.run_clocks()
+    while (batch := _next(session, batches)) is not None:
         _note(session, "train", batch.faults)
-        shape = (batch.steps, batch.size)
-        if shape not in shapes:  # may compile: off the clock
-            jax.block_until_ready(state)
-            progress.stop_clock()
-        state = train_steps(setup.program, state, batch.images, batch.labels, batch.rows, batch.examples)
+        session.watch.dispatching(step + 1, step + batch.steps, ahead.drain)
+        new = (batch.steps, batch.size) not in session.shapes  # it may compile
+        with session.clocks_stopped("compilation", ahead) if new else contextlib.nullcontext():
+            state = train_steps(setup.program, state, batch.images, batch.labels, batch.rows, batch.examples)
+            ahead.add(state, batch)
+            ahead.drain(keep=0 if new else AHEAD)
+        session.shapes.add((batch.steps, batch.size))
+        progress.count(0 if new else batch.steps * batch.size)
         step += batch.steps
-        ahead.append(jnp.copy(state.bad_step))
-        if shape not in shapes:
-            jax.block_until_ready(state)
-            progress.run_clock()
-            shapes.add(shape)
-        else:
-            progress.count(batch.steps * batch.size)
         progress.at(step)
-        if len(ahead) > AHEAD and int(ahead.popleft()):
+        if ahead.diverged:
             _check_finite(session, state)
         inside = step % per_epoch  # the end of an epoch is saved behind its evaluation, and a stop waits for that
         stop = session.votes.stop(session.requests.reason is not None) and inside
         if stop or (every and inside and step // every > (step - batch.steps) // every):
-            jax.block_until_ready(state)
-            progress.stop_clock()
-            _save(session, state)
-            progress.run_clock()
+            with session.clocks_stopped("saving", ahead):
+                _save(session, state)
         if stop:
             _stop(session, step)
-    jax.block_until_ready(state)
-    progress.stop_clock()
+    ahead.drain()
+    session.stop_clocks("evaluation")
     return state
+
+
+def _next(session: Session, batches: Iterator[Batch]) -> Batch | None:
+    with session.watch.waiting():
+        return next(batches, None)
 
 
 def _order(setup: Setup, state: TrainState) -> Order:
@@ -375,12 +436,12 @@ def _stop(session: Session, step: int) -> NoReturn:
     raise Stopped(f"stopped at step {step} by {asked}; the same command goes on from there")
 
 
-def _or_say_what_is_kept(batches: Iterator[Batch], kept: str | None) -> Iterator[Batch]:
+def _or_say_what_is_kept(batches: Iterator[Batch], session: Session | None) -> Iterator[Batch]:
     """Yield the batches; where reading them fails, the error also says what is kept of the run, if there is one."""
     try:
         yield from batches
     except RunError as error:
-        raise RunError(f"{error}; {kept}" if kept else str(error)) from error
+        raise RunError(f"{error}; {_kept(session)}" if session else str(error)) from error
 
 
 def _note(session: Session, split: str, faults: tuple[Fault, ...]) -> None:
@@ -413,7 +474,7 @@ def _recalibrate(session: Session, state: TrainState) -> TrainState:
     while number < config.run.recalibrate:  # an epoch of batches at a time, from behind the last one
         batches = setup.data.train_batches(_order(setup, state), total + number, 1)
         batches = itertools.islice(batches, config.run.recalibrate - number)
-        for batch in _or_say_what_is_kept(batches, _kept(session)):
+        for batch in _or_say_what_is_kept(batches, session):
             _note(session, "train", batch.faults)
             number += 1
             given = (batch.images, batch.labels, batch.rows, number, batch.examples)
@@ -432,7 +493,7 @@ def _finish_epoch(session: Session, state: TrainState) -> TrainState:
     epoch = step // program.timeline.steps_per_epoch
     due, train, held_out = epoch == run.epochs or epoch % run.eval_every == 0, losses.means(state.sums), {}
     if due:
-        evaluated = _evaluate(setup, state, split, _kept(session))
+        evaluated = _evaluate(setup, state, split, session)
         held_out = evaluated.metrics
         _note(session, split, evaluated.faults)
     _report(session)
@@ -445,6 +506,7 @@ def _finish_epoch(session: Session, state: TrainState) -> TrainState:
         session.directory.write_rows(session.rows)
     except RunError as error:
         raise RunError(f"step {step}: {error}; {_kept(session)}") from error
+    session.watch.epoch(row)
     session.progress.epoch(row, split, skipped=len(session.directory.skipped()))
     state = state.replace(sums=setup.layout.whole(losses.zeros(terms=program.terms), training=True))
     if due or (run.checkpoint_every and step % run.checkpoint_every == 0):
@@ -486,15 +548,15 @@ class Evaluation:
     faults: tuple[Fault, ...]
 
 
-def _evaluate(setup: Setup, state: TrainState, split: str, kept: str | None = None) -> Evaluation:
-    """Evaluate on a split; `kept` is for the error of an image that cannot be read."""
+def _evaluate(setup: Setup, state: TrainState, split: str, session: Session | None = None) -> Evaluation:
+    """Evaluate on a split; the session is for the error of an image that cannot be read."""
     count, parts, faults = setup.data.sizes[split], [], []
     size = min(setup.config.data.eval_batch_size, count)
     batches = setup.data.eval_batches(split, size + -size % setup.layout.devices)
     program = dataclasses.replace(setup.program, replicas=None)
     if setup.layout.training_mesh is not setup.layout.mesh:
         state = setup.layout.whole(state)
-    for batch in _or_say_what_is_kept(batches, kept):
+    for batch in _or_say_what_is_kept(batches, session):
         parts.append(eval_step(program, state, batch.images, batch.labels, batch.rows, batch.mask))
         faults += batch.faults
     sums, answers = zip(*jax.device_get(parts), strict=True)

@@ -278,6 +278,7 @@ def fill(disk: Path) -> None:
             pass
 
 
+@pytest.mark.filterwarnings("default:heartbeat failed")
 @pytest.mark.parametrize("step", [27, 41], ids=["inside an epoch", "at the end of an epoch"])
 def test_full_disk_stops_with_the_step_and_goes_on_when_there_is_room(
     step: int,

@@ -1,0 +1,127 @@
+"""A run of two processes that is killed again and again ends with the bits of one that nothing disturbed.
+
+JAXCLF_KILLS says how many kills (6 in the slow tier; 100 take about half an hour on two cores). Each one is SIGKILL or
+SIGTERM, to one process or to both, at a random moment between the start of Python and the last step, and every third
+restart is one process with two devices instead of two processes with one.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+KILLS = int(os.environ.get("JAXCLF_KILLS", "6"))
+PER_EPOCH = 22
+SECONDS = 20
+"""After which what a kill left is killed too, as launchers do: a process waits minutes for others that never start."""
+
+RECIPE = """
+from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+
+def get_config():
+    return Config(
+        data=DataConfig(batch_size=64), augment=AugmentConfig(pad=1, flip=False),
+        model=ModelConfig(backbone="resnet8", head="orthogonal"),
+        optim=OptimConfig(lr=0.1, milestones=(2,)),
+        run=RunConfig(epochs={epochs}, checkpoint_every=3, eval_every=2),
+    )
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """What a kill met and left."""
+
+    signal: str
+    killed: tuple[int, ...]
+    processes: int
+    codes: tuple[int, ...]
+    step: int
+    """Of the newest checkpoint afterwards."""
+
+
+def steps(workdir: Path) -> list[int]:
+    directory = workdir / "checkpoints"
+    names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def disturb(
+    start: Callable[[int], list[subprocess.Popen[str]]], workdir: Path, target: int, number: int, rng: random.Random
+) -> Hit:
+    """Start the run, wait for a checkpoint of `target` or later, or no time at all, and kill it."""
+    processes = 1 if number % 3 == 2 else 2
+    started, deadline = start(processes), time.monotonic() + 300
+    if number % 5 == 4:
+        time.sleep(rng.uniform(0, 8))  # while it starts, connects, or compiles
+    else:
+        while max(steps(workdir), default=0) < target and all(one.poll() is None for one in started):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+    kind = rng.choice((signal.SIGKILL, signal.SIGTERM))
+    victims = tuple(range(processes)) if rng.random() < 0.5 else (rng.randrange(processes),)
+    for rank in victims:
+        started[rank].send_signal(kind)
+    give_up = time.monotonic() + SECONDS
+    while time.monotonic() < give_up and any(one.poll() is None for one in started):
+        time.sleep(0.05)
+    for one in started:
+        one.kill()
+        _, errors = one.communicate(timeout=60)
+        assert "no readable checkpoint" not in errors
+        assert "damaged" not in errors
+    codes = tuple(one.returncode for one in started)
+    return Hit(kind.name, victims, processes, codes, max(steps(workdir), default=0))
+
+
+def ended(workdir: Path) -> tuple[Any, ...]:
+    result = json.loads((workdir / "result.json").read_text())
+    with np.load(workdir / "predictions.npz") as file:
+        predictions = file["predictions"].tolist()
+    return result["sha256"], result["top1"], (workdir / "metrics.jsonl").read_bytes(), predictions
+
+
+def test_kills_of_one_and_of_all_processes_change_no_bit(tmp_path: Path, launch: Callable[..., Any]) -> None:
+    epochs, rng = max(4, KILLS // 5), random.Random(6)
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(epochs=epochs))
+
+    def run(workdir: Path, processes: int) -> list[subprocess.Popen[str]]:
+        return launch(
+            *("train", str(recipe)), workdir=workdir, processes=processes, devices=2 // processes, peer_timeout=5
+        )
+
+    def finish(workdir: Path) -> None:
+        for one in run(workdir, 2):
+            _, errors = one.communicate(timeout=600)
+            assert one.returncode == 0, errors
+
+    finish(tmp_path / "undisturbed")
+    killed, total = tmp_path / "killed", epochs * PER_EPOCH
+    hits: list[Hit] = []
+    for number in range(KILLS):
+        target = round(0.9 * total * (number + rng.random()) / KILLS)
+        hits.append(disturb(lambda n: run(killed, n), killed, target, number, rng))
+        print(hits[-1], flush=True)
+        assert not (killed / "result.json").exists(), hits
+    finish(killed)
+    assert ended(killed) == ended(tmp_path / "undisturbed")
+    rows = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(e, e * PER_EPOCH) for e in range(1, epochs + 1)]
+    assert not (killed / "damaged_checkpoints").exists()
+    assert {hit.signal for hit in hits} == {"SIGKILL", "SIGTERM"}
+    assert all(later.step >= hit.step for hit, later in itertools.pairwise(hits)), hits
+    asked = [hit for hit in hits if hit.signal == "SIGTERM" and 0 not in hit.codes and min(hit.codes) > 0]
+    assert any(set(hit.codes) == {75} for hit in asked), hits
