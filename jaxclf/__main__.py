@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import logging
 import os
 import sys
 import warnings
@@ -224,6 +225,7 @@ class Predict:
 def train(args: Sequence[str]) -> None:
     """Run `jaxclf train`."""
     chosen = _with_recipe(Train, "jaxclf train", args)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of what it raises as well
     cluster.join(chosen.cluster)
     given = {"loader": chosen.loader, "devices": chosen.cluster.devices, "watching": chosen.watching}
     print_result(loop.train(chosen.config, chosen.workdir, **given))

