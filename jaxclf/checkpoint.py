@@ -115,9 +115,10 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish what is being written; an error of it is raised unless another one is on its way."""
-        with contextlib.suppress(RunError) if error is not None else contextlib.nullcontext():
+        """Finish what is being written, and end Orbax's threads; an error is raised unless one is on its way."""
+        with contextlib.suppress(Exception) if error is not None else contextlib.nullcontext():
             self.settle()
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, oldest first."""

@@ -309,4 +309,5 @@ def _read_run(path: Path) -> tuple[Record, dict[str, Any]]:
         preprocessing=pipeline.preprocessing(config.data),
         class_names=names,
     )
-    return record, Checkpoints(path / "checkpoints").variables()
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        return record, checkpoints.variables()
