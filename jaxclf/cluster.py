@@ -144,7 +144,7 @@ def ompi(environment: Mapping[str, str]) -> Place:
     >>> uri = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"}
     >>> own = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
     >>> ompi(uri | own | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"})
-    Place(coordinator='10.96.0.1:62464', processes=2, process=1, device=None)
+    Place(coordinator='10.96.0.1:62624', processes=2, process=1, device=None)
     """
     uri, size, rank = _all_of(
         environment, "mpirun", "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"

@@ -338,10 +338,10 @@ def test_an_unknown_backbone_is_answered_with_the_nearest_names() -> None:
         (
             "resnet20",
             {"depth": 3},
-            "backbone resnet20 has no option 'depth'; its options: maps, maps_shortcut, shortcut",
+            "backbone resnet20 has no option 'depth'; its options: maps, maps_shortcut, remat, shortcut",
         ),
         ("lenet5", {"shortcut": "A"}, "backbone lenet5 has no option 'shortcut'; its options: maps"),
-        ("densenet_bc_100_12", {"maps": 100}, "backbone densenet_bc_100_12 has no option 'maps'; its options: none"),
+        ("densenet_bc_100_12", {"maps": 100}, "backbone densenet_bc_100_12 has no option 'maps'; its options: remat"),
         ("resnet20", {"maps_shortcut": "B"}, "give maps as well"),
         ("resnet20", {"maps": 0}, "maps is 0 but must be at least 1"),
         ("resnet20", {"shortcut": "C"}, "unknown shortcut 'C'"),

@@ -16,7 +16,7 @@ import pytest
 from jaxclf import __main__ as cli
 from jaxclf import tables
 from jaxclf.__main__ import main
-from jaxclf.config import Config, Loader
+from jaxclf.config import Cluster, Config, Loader, Watching
 from jaxclf.data import datasets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ def get_config():
 """
 
 
-PARTS = {"request": tables.Request, "loader": Loader}
+PARTS = {"request": tables.Request, "loader": Loader, "cluster": Cluster, "watching": Watching}
 """Arguments that are fields of their own."""
 
 
@@ -95,7 +95,7 @@ def test_help_shows_every_argument_with_its_meaning(
     shown, docs = squeeze(help_of(command, monkeypatch, capsys)), field_docs(kind)
     assert squeeze((kind.__doc__ or "").splitlines()[0]) in shown
     for field in dataclasses.fields(kind):
-        if field.name in ("request", "loader"):
+        if field.name in PARTS:
             assert all(squeeze(text) in shown for text in field_docs(PARTS[field.name]).values())
         elif field.name != "config":
             assert squeeze(docs[field.name]) in shown, field.name

@@ -404,7 +404,8 @@ def test_a_run_without_or_with_a_damaged_checkpoint_gives_no_weights(trained: Pa
     shutil.copytree(trained, copy)
     checkpoints = copy / "checkpoints"
     newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
-    next(file for file in sorted((checkpoints / str(newest)).rglob("*")) if file.is_file()).write_text("cut")
+    files = sorted(file for file in (checkpoints / str(newest) / "state").rglob("*") if file.is_file())
+    files[0].write_text("cut")
     with pytest.raises(UsageError, match=rf"{newest} is damaged: .* does not have the SHA-256"):
         read(copy)
     shutil.rmtree(checkpoints)

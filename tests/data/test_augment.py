@@ -121,11 +121,14 @@ def test_crops_of_a_seed_are_those_of_earlier_versions() -> None:
 
 
 @pytest.mark.parametrize("config", [AugmentConfig(), AugmentConfig(pad=0), AugmentConfig(flip=False), OFF])
-def test_with_crop_and_mirror_alone_pixels_are_cropped_and_normalised_bit_for_bit(config: AugmentConfig) -> None:
+def test_with_crop_and_mirror_alone_pixels_are_cropped_exactly_and_normalised(config: AugmentConfig) -> None:
     images, indices, key = pictures(), np.array([4, 0, 4, 49], np.int32), jax.random.key(7)
     got = whole_chain(config, images, indices, key, MEAN, STD)
     cropped = augment(images, indices, key, pad=config.pad, flip=config.flip)
-    assert np.array_equal(got, jax.jit(normalise, static_argnums=(1, 2))(cropped, MEAN, STD))
+    pixels = (np.asarray(got) * np.asarray(STD, np.float32) + np.asarray(MEAN, np.float32)) * 255
+    assert np.array_equal(np.round(pixels), cropped)
+    # The float arithmetic may be fused differently with the crop.
+    assert np.abs(got - jax.jit(normalise, static_argnums=(1, 2))(cropped, MEAN, STD)).max() < 1e-6
 
 
 def test_every_part_leaves_an_example_the_same_in_every_batch() -> None:

@@ -90,7 +90,7 @@ def test_the_evaluation_batch_size_changes_nothing(setup: Any, batch_size: int) 
     def evaluate(size: int) -> tuple[dict[str, Any], np.ndarray]:
         parts = [eval_step(program, state, *arrays["test"], i, m) for i, m in order.padded_batches(count, size)]
         total = {name: sum(part[name].item() for part, _ in parts) for name in losses.zeros()}
-        return total, np.concatenate([predicted for _, predicted in parts])[:count]
+        return total, np.concatenate([answers.predictions for _, answers in parts])[:count]
 
     (whole, expected), (parts, predicted) = evaluate(445), evaluate(batch_size)
     assert whole["count"] == parts["count"] == 445
