@@ -94,8 +94,7 @@ class Checkpoints:
     def __init__(self, directory: Path) -> None:
         """Open (and create, if need be) the directory; half-written checkpoints of a killed run are removed."""
         self.directory = directory.absolute()
-        if _first():
-            _hide_unreadable_metrics(self.directory)
+        together(lambda: _hide_unreadable_metrics(self.directory) if _first() else None)
         self._writing: int | None = None
         keep = [
             checkpoint_managers.LatestN(2),
@@ -203,7 +202,10 @@ class Checkpoints:
         step = self.steps()[-1]
         try:
             _check_files(self.directory / str(step))
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+            # Without shapes Orbax would put the arrays on the devices that wrote them, which may not be here.
+            shapes = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree
+            as_numpy = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(as_numpy), record=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
             raise UsageError(f"the checkpoint {self.directory / str(step)} is damaged: {first_line(error)}") from error

@@ -63,7 +63,7 @@ def _make_devices(count: int) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             jax.config.update("jax_num_cpu_devices", count)
-        except RuntimeError:  # in use already: layout() says if they are too few
+        except RuntimeError:  # JAX is in use already, with the devices that it has: layout.spread says if too few
             return
 
 
@@ -243,4 +243,6 @@ class Votes:
         counted, own = self._cast, self._layout.devices // self._layout.hosts
         flags = jax.make_array_from_process_local_data(self._split, np.full(own, int(wanted), np.int32))
         self._cast = self._largest(flags)
+        if not self._layout.ahead:
+            jax.block_until_ready(self._cast)
         return counted is not None and int(counted) > 0

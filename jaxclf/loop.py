@@ -41,8 +41,7 @@ Row = dict[str, Any]
 IN_THREADS = Loader()
 """Streamed sets are read by threads of this process."""
 A_HEARTBEAT = Watching()
-AHEAD = 2
-"""Dispatches that the host is ahead of the devices."""
+"""A run is watched by its heartbeat alone."""
 
 
 class Diverged(RunError):
@@ -330,6 +329,7 @@ def _go_back(session: Session, error: Diverged, number: int) -> TrainState:
     seed = reseeded(setup.config.run.seed, number)
     record = {"number": number, "diverged": error.step, "back_to": int(state.step), "seed": seed}
     session.directory.write_rollback(record)
+    session.watch.go_back(record["back_to"])
     of = f"{number} of at most {setup.config.run.rollbacks}"
     _warn(f"{error}; going back to step {int(state.step)}, with other draws from there on ({of})")
     return state.replace(seed=setup.layout.whole(jnp.asarray(seed, jnp.uint32), training=True))
@@ -400,7 +400,7 @@ def _train_epoch(session: Session, state: TrainState) -> TrainState:
         with session.clocks_stopped("compilation", ahead) if new else contextlib.nullcontext():
             state = train_steps(setup.program, state, batch.images, batch.labels, batch.rows, batch.examples)
             ahead.add(state, batch)
-            ahead.drain(keep=0 if new else AHEAD)
+            ahead.drain(keep=0 if new else setup.layout.ahead)
         session.shapes.add((batch.steps, batch.size))
         progress.count(0 if new else batch.steps * batch.size)
         step += batch.steps
@@ -479,6 +479,8 @@ def _recalibrate(session: Session, state: TrainState) -> TrainState:
             number += 1
             given = (batch.images, batch.labels, batch.rows, number, batch.examples)
             state = recalibrate_step(setup.program, state, *given)
+            if not setup.layout.ahead:
+                jax.block_until_ready(state)
     return state
 
 
@@ -558,6 +560,8 @@ def _evaluate(setup: Setup, state: TrainState, split: str, session: Session | No
         state = setup.layout.whole(state)
     for batch in _or_say_what_is_kept(batches, session):
         parts.append(eval_step(program, state, batch.images, batch.labels, batch.rows, batch.mask))
+        if not setup.layout.ahead:
+            jax.block_until_ready(parts[-1])
         faults += batch.faults
     sums, answers = zip(*jax.device_get(parts), strict=True)
     total = {name: sum(part[name].item() for part in sums) for name in losses.zeros()}

@@ -35,7 +35,7 @@ import jax
 import numpy as np
 
 from jaxclf.checkpoint import first_line
-from jaxclf.config import Config, RunError, UsageError
+from jaxclf.config import Config, RunError, Stopped, UsageError
 from jaxclf.loop import prepare, train
 from jaxclf.results import cores
 
@@ -58,7 +58,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cluster:
+class RayCluster:
     """Which cluster, and what one run takes of it."""
 
     address: str | None = None
@@ -87,11 +87,13 @@ class Outcome:
     top1: float = 0.0
     error: str | None = None
     """What another attempt would meet again."""
+    stopped: str | None = None
+    """Who asked this worker to stop; another one can go on."""
     archive: np.ndarray | None = None
     """The finished directory, tar as uint8 [bytes], where the worker did not see the driver's."""
 
 
-def train_on_ray(runs: Sequence[Run], workdir: Path, cluster: Cluster) -> None:
+def train_on_ray(runs: Sequence[Run], workdir: Path, cluster: RayCluster) -> None:
     """Train the runs, a line for each; their directories are below `workdir`.
 
     Raises `UsageError` without Ray, for a cluster that cannot be reached and for a fault of the first config, and
@@ -117,7 +119,7 @@ def _require_ray() -> Any:
 
 
 @contextlib.contextmanager
-def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
+def _connected(ray: Any, cluster: RayCluster) -> Iterator[None]:
     """Connect to the cluster; at the end, interrupted or not, the processes of all runs are gone."""
     where: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
@@ -166,7 +168,7 @@ def _token(workdir: Path) -> Iterator[str]:
         token.unlink(missing_ok=True)
 
 
-def _options(ray: Any, cluster: Cluster) -> dict[str, Any]:
+def _options(ray: Any, cluster: RayCluster) -> dict[str, Any]:
     """Return what a task takes and the environment that its process starts in."""
     gpus = cluster.gpus
     if gpus is None:
@@ -224,17 +226,23 @@ def _train_all(ray: Any, task: Any, runs: Sequence[Run], limit: int, token: str)
             running[task.remote(run.config.to_json(), directory, token, _is_begun(run.directory))] = run
         [ended], _ = ray.wait(list(running))
         run = running.pop(ended)
+        outcome, lost, fault = None, None, None
         try:
-            fault = _finish(run, ray.get(ended))
+            outcome = ray.get(ended)
+            lost = outcome.stopped
         except gone as error:
+            lost = type(error).__name__
+        except errors.RayError as error:
+            fault = f"unexpected: {error}"
+        if lost:
             losses[run.name] += 1
             if losses[run.name] < LOSSES:
                 waiting.append(run)
-                _say(f"{run.name}: its worker was lost ({type(error).__name__}); another takes the run over")
+                _say(f"{run.name}: its worker was lost ({lost}); another takes the run over")
                 continue
-            fault = f"{LOSSES} workers were lost, the last by {type(error).__name__}; Ray's logs say why"
-        except errors.RayError as error:
-            fault = f"unexpected: {error}"
+            fault = f"{LOSSES} workers were lost, the last by {lost}; Ray's logs say why"
+        elif outcome is not None:
+            fault = _finish(run, outcome)
         if fault:
             failed.append(run.name)
             _say(f"{run.name}: {fault}")
@@ -282,6 +290,8 @@ def _work(config: str, directory: str, token: str, begun: bool) -> Outcome:
             if not seen:
                 ended["archive"] = _pack(place)
                 shutil.rmtree(place)
+        except Stopped as error:
+            ended["stopped"] = str(error)
         except (UsageError, RunError, OSError) as error:
             ended["error"] = str(error)
     texts = tuple(str(warning.message) for warning in caught)

@@ -173,7 +173,8 @@ def train_step(
     batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
     batch, hard = _spread(program, batch), labels if indices is None else labels[indices]
     batch, targets = mix(program.augment, batch, jax.nn.one_hot(hard, program.model.head.num_classes), mixing)
-    grads, batch_stats, report = _over_replicas(program, *_gradients(program, state.variables, batch, targets, dropout))
+    grads, batch_stats, report = _gradients(program, state.variables, batch, targets, dropout)
+    grads, batch_stats = _over_replicas(program, grads, batch_stats)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
     params, step = apply_updates(program.optim, state.params, updates), state.step + 1
     everyone = jnp.ones(len(batch), bool)
@@ -220,20 +221,20 @@ def _own(program: Program, key: jax.Array) -> jax.Array:
     return jnp.where(number == 0, key, jax.random.fold_in(key, number))
 
 
-def _over_replicas(program: Program, grads: Tree, batch_stats: Tree, report: Tree) -> tuple[Tree, Tree, Tree]:
+def _over_replicas(program: Program, grads: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
     """Average gradients over the replicas, and statistics too unless those of the first one are kept.
 
     Running statistics are linear in a batch's and training does not read them, so their average after every step is
     the average of what each replica would have gathered by itself.
     """
     if not program.replicas:
-        return grads, batch_stats, report
+        return grads, batch_stats
     if program.replica_statistics == "first":
         first = jax.lax.axis_index(AXIS) == 0
         batch_stats = jax.lax.psum(jax.tree.map(lambda leaf: jnp.where(first, leaf, 0), batch_stats), AXIS)
     else:
         batch_stats = jax.lax.pmean(batch_stats, AXIS)
-    return jax.lax.pmean(grads, AXIS), batch_stats, report
+    return jax.lax.pmean(grads, AXIS), batch_stats
 
 
 def apply_model(program: Program, variables: dict[str, Tree], images: jax.Array, **options: Any) -> Any:
@@ -291,9 +292,7 @@ def _part_gradient(
     model = program.model
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
-        logits, batch_stats = _train_forward(
-            program, {**variables, "params": params}, images, rng, group=program.ghost_batch
-        )
+        logits, batch_stats = _train_forward(program, {**variables, "params": params}, images, rng)
         each = losses.example_losses(program.loss, logits, targets)
         mask, last = decayed(program.optim, params, stem=model.backbone.stem), model.backbone.last_conv
         terms = losses.regularisers(program.loss, params, decayed=mask, last_conv=last) if first else {}
@@ -304,12 +303,13 @@ def _part_gradient(
 
 
 def _train_forward(
-    program: Program, variables: dict[str, Tree], images: jax.Array, rng: jax.Array, *, group: int | None
+    program: Program, variables: dict[str, Tree], images: jax.Array, rng: jax.Array
 ) -> tuple[Float[Array, "n k"], Tree]:
-    """Return logits and new BatchNorm statistics of training images, each `group` of which BatchNorm sees by itself.
+    """Return logits and new BatchNorm statistics of training images, of which BatchNorm sees a ghost batch at a time.
 
-    Groups are consecutive images; the last one may be smaller. Their statistics are averaged by their sizes.
+    Ghost batches are consecutive images; the last one may be smaller. Their statistics are averaged by their sizes.
     """
+    group = program.ghost_batch
 
     def forward(part: jax.Array, own: jax.Array) -> tuple[jax.Array, Tree]:
         options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": own}}
@@ -403,7 +403,7 @@ def recalibrate(
     old = state.evaluated["batch_stats"]
     blank = {**state.evaluated, "batch_stats": jax.tree.map(jnp.zeros_like, old)}
     rng = jax.random.fold_in(jax.random.key(state.seed), DROPOUT_STREAM)
-    _, updated = _train_forward(program, blank, _spread(program, batch), rng, group=program.ghost_batch)
+    _, updated = _train_forward(program, blank, _spread(program, batch), rng)
     updated = jax.lax.pmean(updated, AXIS) if program.replicas else updated
     share = 1 / number.astype(jnp.float32)
     # From zero, one update leaves momentum times the batch's own statistics.

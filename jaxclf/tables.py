@@ -21,7 +21,7 @@ from jaxclf.config import Config, RunError, UsageError, unknown
 from jaxclf.data import datasets
 from jaxclf.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
 from jaxclf.loop import prepare, restore, train
-from jaxclf.ray_executor import Cluster, Run, train_on_ray
+from jaxclf.ray_executor import RayCluster, Run, train_on_ray
 from jaxclf.results import RunDirectory
 
 Override = Callable[[Config], Config]
@@ -108,7 +108,7 @@ def complete(table: Table, everything: Sequence[Job], request: Request, command:
     pending = [job for job in everything if job.row.label in wanted and not job.done]
     if request.executor == "ray":
         runs = [Run(job.name, job.config, job.directory) for job in pending]
-        cluster = Cluster(request.address, request.jobs, request.cpus, request.gpus)
+        cluster = RayCluster(request.address, request.jobs, request.cpus, request.gpus)
         if runs:
             train_on_ray(runs, request.workdir, cluster)
     else:

@@ -71,7 +71,12 @@ class TensorBoard:
         self._file = (directory / f"events.out.tfevents.{time.time_ns()}").open("xb")
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
-        self._add(step=step + 1, session_log=session(status=session.START))
+        self._start = session(status=session.START)
+        self.go_back(step)
+
+    def go_back(self, step: int) -> None:
+        """Let what was written of steps behind `step` be shown no more; raises `OSError`."""
+        self._add(step=step + 1, session_log=self._start)
 
     def write(self, step: int, values: Values) -> None:
         """Add values as scalars of a step; raises `OSError`."""
@@ -102,6 +107,7 @@ class WeightsAndBiases:
             self._remember(secrets.token_hex(4), step=0)
         record = json.loads(self._file.read_text())
         self._id, self._sent = record["id"], record["step"]
+        self._last = self._sent
         # By default it waits without end for an upload at the end of a run, and takes over stdout and stderr.
         settings = wandb.Settings(console="off", silent=True, finish_timeout=60)
         names = {"project": project, "id": self._id, "name": config.run_id(), "dir": str(directory)}
@@ -112,11 +118,16 @@ class WeightsAndBiases:
         self.url: str | None = None if self._run.offline else self._run.url
         """Page of the run; None offline."""
 
+    def go_back(self, step: int) -> None:
+        """Do nothing: what was sent cannot be taken back, and steps up to there are not sent again."""
+        self._sent = self._last
+
     def write(self, step: int, values: Values) -> None:
-        """Send values of a step that is behind all that were sent before this process."""
+        """Send values of a step that is behind all that were sent before this process, or before it went back."""
         if step > self._sent:
             self._run.log(dict(values), step=step)
             self._remember(self._id, step)
+            self._last = step
 
     def close(self, *, failed: bool) -> None:
         """Wait up to a minute for what is still to be sent; what is left then, `wandb sync` sends."""
@@ -320,6 +331,12 @@ class Watch:
         self._turn_to("training")
         self._mark, self._waited = self._clock(), 0.0
 
+    def go_back(self, step: int) -> None:
+        """Count from an earlier step on: the run has gone back there after divergence."""
+        self._step = step
+        self.pause("going back")
+        self._tell(lambda sink: sink.go_back(step))
+
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Write an epoch's metrics; those that are None are left out."""
         values = {_tag(name): float(value) for name, value in row.items() if value is not None and name != "step"}
@@ -375,10 +392,13 @@ class Watch:
                 self._trace.end(self._step)
 
     def _write(self, step: int, values: Values) -> None:
+        self._tell(lambda sink: sink.write(step, values))
+
+    def _tell(self, what: Callable[[TensorBoard | WeightsAndBiases], None]) -> None:
         for name, sink in self._sinks.items():
             if name not in self._faults:
                 with self._survive(name):
-                    sink.write(step, values)
+                    what(sink)
 
     @contextlib.contextmanager
     def _survive(self, what: str, then: str = "off for the rest of this run") -> Iterator[None]:

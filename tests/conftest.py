@@ -121,7 +121,8 @@ def launch() -> Launch:
             subprocess.Popen(
                 [sys.executable, "-m", "jaxclf", *command, *flags, *rank],
                 cwd=ROOT,
-                env=os.environ | {"NPROC": "8"},  # else virtual devices past the cores change XLA's threads, and bits
+                # Their number decides bits, and would otherwise be that of cores or of virtual devices.
+                env=os.environ | {"NPROC": "8"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

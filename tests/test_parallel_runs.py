@@ -1,8 +1,10 @@
 """One run on one device, on several, and over several processes: the same order, the same answers, the same numbers.
 
 Training is chaotic: at the digits recipe's rate, rounding doubles every few steps, on any two layouts as between any
-two machines. What float32 can tell apart it tells at a small rate; the same is compared in float64 at the recipe's own
-rate in test_parallel.py.
+two machines, so these runs take a small rate. Measured there in float32, over all layouts and 66 steps: losses 4e-7,
+parameters 2e-6 and running statistics 8e-6, each collection by its norm (a bias that starts at zero has no relative
+distance). PyTorch's own float32 is 3e-5 from its float64 after 20 steps at this rate (test_resnet20_training.py). What
+float64 tells of every single variable is in test_parallel.py: 1e-6 after 50 steps at a rate of 0.1.
 """
 
 import json
@@ -20,7 +22,7 @@ from jaxclf.checkpoint import Checkpoints
 pytestmark = pytest.mark.slow
 LAYOUTS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 2)]
 """Processes, and devices of each."""
-TOLERANCE = 1e-6
+LOSSES, VARIABLES = 1e-6, 2e-5
 
 RECIPE = """
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
@@ -58,32 +60,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., Any]) -
     return found
 
 
-def variables(workdir: Path) -> list[tuple[str, np.ndarray]]:
+def variables(workdir: Path) -> dict[str, np.ndarray]:
+    """All numbers of each collection of the newest checkpoint, which any topology can read."""
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         tree = checkpoints.variables()
-    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree.leaves_with_path(tree)]
+    return {name: np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(part)]) for name, part in tree.items()}
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.xfail(strict=False, reason="not yet measured: this mark goes with the first run to its end")
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: "{}x{}".format(*layout))
 def test_layouts_end_with_the_numbers_of_one_device(layout: tuple[int, int], runs: dict[tuple[int, int], Path]) -> None:
     """66 steps, the last of each epoch on 8 images."""
     alone, shared = runs[1, 1], runs[layout]
-    apart = [
-        (float(np.abs(a - b).max() / np.abs(a).max()), name)
-        for (name, a), (_, b) in zip(variables(alone), variables(shared), strict=True)
-    ]
-    print(f"farthest variable of {layout}: {max(apart)}")
-    assert max(apart)[0] < TOLERANCE, max(apart)
+    mine, theirs = variables(alone), variables(shared)
+    for collection in ("params", "batch_stats"):
+        assert np.linalg.norm(mine[collection] - theirs[collection]) < VARIABLES * np.linalg.norm(mine[collection])
+    assert np.array_equal(mine["fixed"], theirs["fixed"])
     for ours, theirs in zip(rows(alone), rows(shared), strict=True):
         for name in ("epoch", "step", "lr", "train_top1", "test_top1", "test_top5"):
             assert ours[name] == theirs[name], name
         for name in ("train_loss", "test_loss"):
-            assert theirs[name] == (None if ours[name] is None else pytest.approx(ours[name], rel=TOLERANCE))
+            assert theirs[name] == (None if ours[name] is None else pytest.approx(ours[name], rel=LOSSES))
     with np.load(alone / "predictions.npz") as mine, np.load(shared / "predictions.npz") as other:
         assert np.array_equal(mine["labels"], other["labels"])
         assert np.array_equal(mine["predictions"], other["predictions"])

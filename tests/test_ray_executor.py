@@ -24,7 +24,7 @@ import pytest
 from jaxclf import ray_executor
 from jaxclf.__main__ import main
 from jaxclf.config import Config, UsageError
-from jaxclf.ray_executor import Cluster, Outcome, Run
+from jaxclf.ray_executor import Outcome, RayCluster, Run
 
 ROOT = Path(__file__).resolve().parents[1]
 MIDDLE = 126
@@ -100,7 +100,7 @@ def cluster(secret: None) -> Iterator[Started]:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as home:  # short: it holds sockets
         (temporary := Path(home) / "tmp").mkdir()
-        threads = Cluster().threads
+        threads = RayCluster().threads
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
         command += ["--port", str(port), "--num-cpus", str(2 * threads), "--include-dashboard", "false"]
         command += ["--temp-dir", home, "--node-ip-address", "127.0.0.1"]
@@ -318,7 +318,7 @@ def test_the_driver_leaves_its_gpu_to_the_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["nowhere", "ray://127.0.0.1:10001", "127.0.0.1:port"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(UsageError) as refused, ray_executor._connected(SimpleNamespace(), Cluster(address)):
+    with pytest.raises(UsageError) as refused, ray_executor._connected(SimpleNamespace(), RayCluster(address)):
         pass
     assert str(refused.value) == f"--address is '{address}' but must be HOST:PORT of a Ray cluster, or auto"
 
@@ -328,7 +328,7 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         start = time.monotonic()
-        with pytest.raises(UsageError) as refused, ray_executor._connected(SimpleNamespace(), Cluster(address)):
+        with pytest.raises(UsageError) as refused, ray_executor._connected(SimpleNamespace(), RayCluster(address)):
             pass
     assert str(refused.value).startswith(f"--address {address}: no Ray cluster can be reached there (")
     assert time.monotonic() - start < 1
@@ -368,8 +368,8 @@ def seeded(seed: int, directory: Path) -> Run:
 
 
 def test_a_run_that_loses_every_worker_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good = Outcome("far", 2.0, (), top1=50.0)
-    ray = stand_in({"0": [Lost()] * 5, "1": [Lost(), good], "2": [Other("no such thing")]})
+    good, asked = Outcome("far", 2.0, (), top1=50.0), Outcome("far", 1.0, (), stopped="stopped at step 3 by SIGTERM")
+    ray = stand_in({"0": [Lost()] * 5, "1": [Lost(), asked, good], "2": [Other("no such thing")]})
     task = SimpleNamespace(remote=lambda config, *_: str(Config.from_json(config).run.seed))
     runs = [seeded(seed, tmp_path) for seed in range(3)]
     assert ray_executor._train_all(ray, task, runs, 1, "token") == ["row, seed 2", "row, seed 0"]
@@ -377,6 +377,9 @@ def test_a_run_that_loses_every_worker_is_given_up(tmp_path: Path, capsys: pytes
     assert out == "row, seed 1: test top-1 50.00 % after 2.0 s on far\n"
     assert err.count("row, seed 0: its worker was lost (Lost); another takes the run over\n") == 4
     assert err.count("row, seed 1: its worker was lost (Lost); another takes the run over\n") == 1
+    assert (
+        err.count("row, seed 1: its worker was lost (stopped at step 3 by SIGTERM); another takes the run over\n") == 1
+    )
     assert "row, seed 2: unexpected: no such thing\n" in err
     assert err.endswith("row, seed 0: 5 workers were lost, the last by Lost; Ray's logs say why\n")
 
@@ -386,11 +389,11 @@ def test_a_run_takes_a_gpu_where_there_are_any(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ray_executor, "cores", lambda: 6)
     ray = stand_in({}, ({"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}))
-    options = ray_executor._options(ray, Cluster("auto"))
+    options = ray_executor._options(ray, RayCluster("auto"))
     variables = options["runtime_env"]["env_vars"]
     assert (options["num_cpus"], options["num_gpus"], options["max_calls"]) == (1, 1, 1)
     assert "JAX_PLATFORMS" not in variables
-    options = ray_executor._options(ray, Cluster("auto", gpus=0))
+    options = ray_executor._options(ray, RayCluster("auto", gpus=0))
     variables = options["runtime_env"]["env_vars"]
     assert (options["num_cpus"], options["num_gpus"]) == (6, 0)
     assert {name: variables[name] for name in ("JAX_PLATFORMS", "NPROC", "OMP_NUM_THREADS")} == {
@@ -398,17 +401,17 @@ def test_a_run_takes_a_gpu_where_there_are_any(monkeypatch: pytest.MonkeyPatch) 
         "NPROC": "6",
         "OMP_NUM_THREADS": "6",
     }
-    variables = ray_executor._options(ray, Cluster("auto", gpus=0, cpus=2))["runtime_env"]["env_vars"]
+    variables = ray_executor._options(ray, RayCluster("auto", gpus=0, cpus=2))["runtime_env"]["env_vars"]
     assert (variables["NPROC"], variables["OMP_NUM_THREADS"]) == ("2", "6")
 
 
 def test_what_no_machine_has_is_waited_for_elsewhere_and_refused_here(capsys: pytest.CaptureFixture[str]) -> None:
     ray = stand_in({}, ({"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}))
     said = "a run takes 3 CPUs and 1 GPUs (--cpus, --gpus) of one machine, but there are 4 and 0 or 2 and 1"
-    assert ray_executor._options(ray, Cluster("auto", cpus=3, gpus=1))["num_gpus"] == 1
+    assert ray_executor._options(ray, RayCluster("auto", cpus=3, gpus=1))["num_gpus"] == 1
     assert capsys.readouterr().err == f"jaxclf: warning: {said}; waiting for a larger machine to join\n"
     with pytest.raises(UsageError) as refused:
-        ray_executor._options(ray, Cluster(cpus=3, gpus=1))
+        ray_executor._options(ray, RayCluster(cpus=3, gpus=1))
     assert str(refused.value) == said
 
 

@@ -49,6 +49,7 @@ def test_it_goes_back_once_and_says_so_and_a_kill_after_that_changes_no_bit(tmp_
         with pytest.warns(UserWarning, match=r"^step 30: loss or update is not finite .*; going back to step 21, with"):
             result = loop.train(given, tmp_path / "undisturbed", quiet=True)
     assert (result.rollbacks, result.step) == (1, 63)
+    assert json.loads((tmp_path / "undisturbed" / "heartbeat.json").read_text())["step"] == 63
     record = json.loads((tmp_path / "undisturbed" / "rollbacks.jsonl").read_text())
     assert record == {"number": 1, "diverged": 30, "back_to": 21, "seed": other}
     rows = [json.loads(line) for line in (tmp_path / "undisturbed" / "metrics.jsonl").read_text().splitlines()]
