@@ -138,6 +138,10 @@ class Checkpoints:
         with self._or_say_what_is_kept():
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
+    def drop(self, step: int) -> None:
+        """Delete the checkpoint of a step."""
+        self._manager.delete(step)
+
     def settle(self) -> None:
         """Wait until what is being written is whole; raises `RunError` if it cannot be written."""
         with self._or_say_what_is_kept():

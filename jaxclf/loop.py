@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -24,7 +24,7 @@ from jaxclf.data import augment, datasets, pipeline
 from jaxclf.data.order import Batch, Fault, Order, reseeded
 from jaxclf.layout import Layout, spread
 from jaxclf.optim import trainable
-from jaxclf.parallel import recalibrate_step, train_steps
+from jaxclf.parallel import recalibrate_step, stacked_steps, train_steps
 from jaxclf.preemption import Requests
 from jaxclf.progress import Lines, Progress
 from jaxclf.ranges import validate, validate_loader
@@ -73,6 +73,16 @@ class Setup:
         state = init_state(self.program, self.data.image_shape, self.config.run.seed, self.fixed_seed)
         return self.layout.whole(state, training=True)
 
+    @property
+    def total_steps(self) -> int:
+        """Training steps of the whole run."""
+        return self.program.timeline.steps_per_epoch * self.config.run.epochs
+
+    def seeded(self, config: Config) -> "Setup":
+        """Return the setup of a config that differs in seeds alone; images and program are shared."""
+        order = dataclasses.replace(self.order, seed=config.run.seed)
+        return dataclasses.replace(self, config=config, order=order, fixed_seed=_fixed_seed(config))
+
     def __enter__(self) -> "Setup":
         return self
 
@@ -83,7 +93,7 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """A run in progress."""
+    """A run in progress, by itself or stacked with others (stack.py), which share its device and its program."""
 
     setup: Setup
     directory: RunDirectory
@@ -109,13 +119,11 @@ class Session:
         self.progress.stop_clock()
         self.watch.pause(doing)
 
-    @contextlib.contextmanager
-    def clocks_stopped(self, doing: str, ahead: "Ahead") -> Iterator[None]:
-        """Wait for the devices, and stop the clocks for what is done inside."""
-        ahead.drain()
-        self.stop_clocks(doing)
-        yield
-        self.run_clocks()
+
+Runs = Sequence[Session]
+"""One, or those that are stacked; they stand at one step."""
+States = list[TrainState]
+"""Of the runs, in their order."""
 
 
 class Ahead:
@@ -124,22 +132,33 @@ class Ahead:
     Enough of them keep the devices busy; with few, divergence and requests to stop are met soon.
     """
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, runs: Runs) -> None:
         """Begin with none."""
-        self._watch, self._under_way = watch, collections.deque()
+        self._runs, self._under_way = runs, collections.deque()
         self.diverged = False
         """Whether the loss or an update of one that is finished was not finite."""
 
-    def add(self, state: TrainState, batch: Batch) -> None:
-        """Add the dispatch that gives `state`, which the next one consumes."""
-        self._under_way.append((jnp.copy(state.bad_step), batch))
+    def add(self, states: States, batch: Batch) -> None:
+        """Add the dispatch that gives `states`, which the next one consumes."""
+        self._under_way.append(([jnp.copy(state.bad_step) for state in states], batch))
 
     def drain(self, keep: int = 0) -> None:
         """Wait for all but the newest `keep`."""
         while len(self._under_way) > keep:
-            bad_step, batch = self._under_way.popleft()
-            self.diverged |= bool(bad_step)
-            self._watch.dispatched(batch.steps, batch.steps * batch.size)
+            bad_steps, batch = self._under_way.popleft()
+            self.diverged |= any(map(bool, bad_steps))
+            for run in self._runs:
+                run.watch.dispatched(batch.steps, batch.steps * batch.size)
+
+    @contextlib.contextmanager
+    def clocks_stopped(self, doing: str) -> Iterator[None]:
+        """Wait for the devices, and stop all clocks for what is done inside."""
+        self.drain()
+        for run in self._runs:
+            run.stop_clocks(doing)
+        yield
+        for run in self._runs:
+            run.run_clocks()
 
 
 def prepare(config: Config, loader: Loader = IN_THREADS, devices: int | None = None) -> Setup:
@@ -168,9 +187,13 @@ def prepare(config: Config, loader: Loader = IN_THREADS, devices: int | None = N
         data=data,
         order=order,
         program=program,
-        fixed_seed=config.run.seed if config.model.head_seed is None else config.model.head_seed,
+        fixed_seed=_fixed_seed(config),
         group=config.run.steps_per_dispatch or (1 if one else 8),
     )
+
+
+def _fixed_seed(config: Config) -> int:
+    return config.run.seed if config.model.head_seed is None else config.model.head_seed
 
 
 def _program(config: Config, model: Classifier, order: Order) -> Program:
@@ -232,37 +255,52 @@ def train(
     ):
         if (done := together(directory.result)) is not None:
             return done
-        together(lambda: directory.write_data(_images(setup)))
         try:
-            with Checkpoints(directory.path / "checkpoints") as checkpoints:
-                return _run(setup, directory, checkpoints, watching, quiet=quiet)
+            with (
+                Checkpoints(directory.path / "checkpoints") as checkpoints,
+                Requests() as requests,
+                opened(setup, directory, checkpoints, requests, watching, quiet=quiet) as (run, state),
+            ):
+                return run_all([run], [state])[0]
         except jax.errors.JaxRuntimeError as error:
             if setup.layout.hosts == 1:
                 raise
             raise Stopped(f"lost another process of the run ({first_line(error)}); start all of them again") from error
 
 
-def _run(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, watching: Watching, *, quiet: bool) -> Result:
-    config, total = setup.config, setup.program.timeline.steps_per_epoch * setup.config.run.epochs
-    state, rows = setup.init_state(), []
+@contextlib.contextmanager
+def opened(
+    setup: Setup,
+    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    requests: Requests,
+    watching: Watching,
+    *,
+    quiet: bool,
+) -> Iterator[tuple[Session, TrainState]]:
+    """Begin a run in its directory, or go on with it there: yield it, watched, and the state to go on from."""
+    together(lambda: directory.write_data(_images(setup)))
+    config, state, rows = setup.config, setup.init_state(), []
     if checkpoints.steps():
         state, rows = _newest(setup, directory, checkpoints)
     elif config.model.weights is not None:
         state = _from_weights(setup, state, config.model.weights, quiet=quiet)
     if not rows and (directory.path / "damaged_checkpoints").exists() and not checkpoints.steps():
         _warn(f"every checkpoint of {directory.path} was damaged and set aside; starting again from step 0")
-    title, first = config.run_id(), int(state.step)
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(
-            Progress(title, epochs=config.run.epochs, step=first, steps=total, quiet=quiet or setup.layout.rank > 0)
-        )
-        given = {"config": config, "step": first, "steps": total, "say": progress.say}
+    title, place = config.run_id(), {"step": int(state.step), "steps": setup.total_steps}
+    quiet = quiet or setup.layout.rank > 0
+    with Progress(title, epochs=config.run.epochs, **place, quiet=quiet) as progress, contextlib.ExitStack() as stack:
+        given = {"config": config, **place, "say": progress.say}
         watch = Watch(watching, directory.path, **given, active=setup.layout.rank == 0)
         together(lambda: stack.enter_context(watch))
-        requests = stack.enter_context(Requests())
         progress.say(f"{title}: {_header(setup)}")
-        session = Session(setup, directory, checkpoints, progress, watch, requests, Votes(setup.layout), rows)
-        return _finish(session, _train(session, state, total))
+        yield Session(setup, directory, checkpoints, progress, watch, requests, Votes(setup.layout), rows), state
+
+
+def run_all(runs: Runs, states: States) -> list[Result]:
+    """Train to the last step and complete the run directories; the states given are consumed."""
+    states = _train(runs, states)
+    return [_finish(run, state) for run, state in zip(runs, states, strict=True)]
 
 
 def _finish(session: Session, state: TrainState) -> Result:
@@ -300,19 +338,20 @@ def _newest(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> 
     return setup.layout.whole(state, training=True), directory.rows(count)
 
 
-def _train(session: Session, state: TrainState, total: int) -> TrainState:
-    """Return the state after the last step, going back after divergence as often as the config allows."""
-    run, number = session.setup.config.run, 0
-    while int(state.step) < total:
-        seed = int(state.seed)  # steps consume the state
+def _train(runs: Runs, states: States) -> States:
+    """Return the states after the last step; a run by itself goes back after divergence as often as it may."""
+    setup, number = runs[0].setup, 0
+    while int(states[0].step) < setup.total_steps:
+        seed = int(states[0].seed)  # steps consume the state
         try:
-            state = _finish_epoch(session, _recalibrate(session, _train_epoch(session, state)))
+            states = _finish_epochs(runs, _train_epoch(runs, states))
         except Diverged as error:
-            number = 1 + max(number, _rollbacks(run, seed))
-            if number > run.rollbacks:
+            number = 1 + max(number, _rollbacks(setup.config.run, seed))
+            if number > setup.config.run.rollbacks:
                 raise RunError(str(error)) from error
-            state = _go_back(session, error, number)
-    return state
+            [run] = runs
+            states = [_go_back(run, error, number)]
+    return states
 
 
 def _rollbacks(run: RunConfig, seed: int) -> int:
@@ -386,42 +425,77 @@ def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) ->
     return state.replace(**{name: variables.get(name, {}) for name in ("params", "batch_stats", "fixed")})
 
 
-def _train_epoch(session: Session, state: TrainState) -> TrainState:
-    """Take the rest of the epoch's steps from wherever the state is, saving on the way as the config asks."""
-    setup, progress, ahead = session.setup, session.progress, Ahead(session.watch)
+def _train_epoch(runs: Runs, states: States) -> States:
+    """Take the rest of the epoch's steps from wherever the states are, saving on the way as the config asks."""
+    first, ahead = runs[0], Ahead(runs)
+    setup, step = first.setup, int(states[0].step)
     per_epoch, every = setup.program.timeline.steps_per_epoch, setup.config.run.checkpoint_every
-    step = int(state.step)
-    batches = iter(_or_say_what_is_kept(setup.data.train_batches(_order(setup, state), step, setup.group), session))
-    session.run_clocks()
-    while (batch := _next(session, batches)) is not None:
-        _note(session, "train", batch.faults)
-        session.watch.dispatching(step + 1, step + batch.steps, ahead.drain)
-        new = (batch.steps, batch.size) not in session.shapes  # it may compile
-        with session.clocks_stopped("compilation", ahead) if new else contextlib.nullcontext():
-            state = train_steps(setup.program, state, batch.images, batch.labels, batch.rows, batch.examples)
-            ahead.add(state, batch)
+    streams = [_train_batches(run, state, step) for run, state in zip(runs, states, strict=True)]
+    for run in runs:
+        run.run_clocks()
+    while batches := _next(runs, streams):
+        for run, own in zip(runs, batches, strict=True):
+            _note(run, "train", own.faults)
+        batch = batches[0]
+        first.watch.dispatching(step + 1, step + batch.steps, ahead.drain)
+        new = (batch.steps, batch.size) not in first.shapes  # it may compile
+        with ahead.clocks_stopped("compilation") if new else contextlib.nullcontext():
+            states = _take_steps(setup.program, states, batches)
+            ahead.add(states, batch)
             ahead.drain(keep=0 if new else setup.layout.ahead)
-        session.shapes.add((batch.steps, batch.size))
-        progress.count(0 if new else batch.steps * batch.size)
+        first.shapes.add((batch.steps, batch.size))
         step += batch.steps
-        progress.at(step)
+        for run in runs:
+            run.progress.count(0 if new else batch.steps * batch.size)
+            run.progress.at(step)
         if ahead.diverged:
-            _check_finite(session, state)
+            _check_all(runs, states)
         inside = step % per_epoch  # the end of an epoch is saved behind its evaluation, and a stop waits for that
-        stop = session.votes.stop(session.requests.reason is not None) and inside
+        stop = first.votes.stop(first.requests.reason is not None) and inside
         if stop or (every and inside and step // every > (step - batch.steps) // every):
-            with session.clocks_stopped("saving", ahead):
-                _save(session, state)
+            with ahead.clocks_stopped("saving"):
+                _check_all(runs, states)
+                for run, state in zip(runs, states, strict=True):
+                    _save(run, state)
         if stop:
-            _stop(session, step)
+            _stop(runs, step)
     ahead.drain()
-    session.stop_clocks("evaluation")
-    return state
+    for run in runs:
+        run.stop_clocks("evaluation")
+    return states
 
 
-def _next(session: Session, batches: Iterator[Batch]) -> Batch | None:
-    with session.watch.waiting():
-        return next(batches, None)
+def _train_batches(session: Session, state: TrainState, step: int) -> Iterator[Batch]:
+    setup = session.setup
+    return iter(_or_say_what_is_kept(setup.data.train_batches(_order(setup, state), step, setup.group), session))
+
+
+def _next(runs: Runs, streams: Sequence[Iterator[Batch]]) -> list[Batch]:
+    """Return the next batch of each run; none at the end of the epoch, which all have together."""
+    with contextlib.ExitStack() as waiting:
+        for run in runs:
+            waiting.enter_context(run.watch.waiting())
+        batches = [next(stream, None) for stream in streams]
+    return [batch for batch in batches if batch is not None]
+
+
+def _take_steps(program: Program, states: States, batches: Sequence[Batch]) -> States:
+    """Take the steps of a dispatch in every run; the states given are consumed."""
+    batch = batches[0]
+    if len(states) == 1:
+        return [train_steps(program, states[0], batch.images, batch.labels, batch.rows, batch.examples)]
+    return stacked_steps(program, states, batch.images, batch.labels, np.stack([own.rows for own in batches]))
+
+
+def _check_all(runs: Runs, states: States) -> None:
+    """Stop if a run has diverged, and wait for what was saved; asked before any run saves.
+
+    So every checkpoint is a good one, and the newest of stacked runs are of one step or of two that follow each other.
+    """
+    for run, state in zip(runs, states, strict=True):
+        _check_finite(run, state)
+    for run in runs:
+        run.checkpoints.settle()
 
 
 def _order(setup: Setup, state: TrainState) -> Order:
@@ -429,10 +503,11 @@ def _order(setup: Setup, state: TrainState) -> Order:
     return dataclasses.replace(setup.order, seed=int(state.seed))
 
 
-def _stop(session: Session, step: int) -> NoReturn:
-    """End a run that was asked to stop, when its checkpoint is whole."""
-    session.checkpoints.settle()
-    asked = session.requests.reason or "another process of the run"
+def _stop(runs: Runs, step: int) -> NoReturn:
+    """End runs that were asked to stop, when their checkpoints are whole."""
+    for run in runs:
+        run.checkpoints.settle()
+    asked = runs[0].requests.reason or "another process of the run"
     raise Stopped(f"stopped at step {step} by {asked}; the same command goes on from there")
 
 
@@ -468,7 +543,7 @@ def _report(session: Session) -> None:
 def _recalibrate(session: Session, state: TrainState) -> TrainState:
     """Average BatchNorm's statistics over `run.recalibrate` batches after the last step; the state itself before."""
     setup, config = session.setup, session.setup.config
-    total, number = setup.program.timeline.steps_per_epoch * config.run.epochs, 0
+    total, number = setup.total_steps, 0
     if int(state.step) < total or not state.batch_stats:
         return state
     while number < config.run.recalibrate:  # an epoch of batches at a time, from behind the last one
@@ -484,13 +559,19 @@ def _recalibrate(session: Session, state: TrainState) -> TrainState:
     return state
 
 
+def _finish_epochs(runs: Runs, states: States) -> States:
+    """Complete an epoch of every run."""
+    states = [_recalibrate(run, state) for run, state in zip(runs, states, strict=True)]
+    _check_all(runs, states)
+    return [_finish_epoch(run, state) for run, state in zip(runs, states, strict=True)]
+
+
 def _finish_epoch(session: Session, state: TrainState) -> TrainState:
     """Evaluate if it is due, write the epoch's metric row, then the checkpoint that counts it.
 
     In this order: a kill between the two means that the row is computed and written once more, never that it is lost.
     """
     setup, run, step = session.setup, session.setup.config.run, int(state.step)
-    _check_finite(session, state)
     program, split = setup.program, pipeline.evaluated(setup.data)
     epoch = step // program.timeline.steps_per_epoch
     due, train, held_out = epoch == run.epochs or epoch % run.eval_every == 0, losses.means(state.sums), {}
@@ -517,12 +598,11 @@ def _finish_epoch(session: Session, state: TrainState) -> TrainState:
 
 
 def _save(session: Session, state: TrainState, *, top1: float | None = None) -> None:
-    _check_finite(session, state)
     session.checkpoints.save(state, rows=len(session.rows), top1=top1)
 
 
 def _check_finite(session: Session, state: TrainState) -> None:
-    """Stop a run that has diverged; asked before every save, so that every checkpoint is a good one."""
+    """Stop a run that has diverged."""
     if bad := int(state.bad_step):
         config, what = session.setup.config, "loss or update is not finite"
         if config.run.max_loss is not None:

@@ -1,4 +1,7 @@
-"""Training steps compiled by jit over a mesh, or by pmap over replicas, as the program says."""
+"""Training steps compiled by jit over a mesh, or by pmap over replicas, as the program says; by vmap for several runs.
+
+Runs that are stacked share a program and have each its own state and its own rows of the images, which are the same.
+"""
 
 import dataclasses
 import functools
@@ -6,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxclf import step
@@ -38,6 +42,16 @@ def split(program: Program, config: Config, layout: Layout) -> Program:
         replicas=layout.devices if layout.replicas else None,
         replica_statistics=config.run.replica_statistics,
     )
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def stacked_steps(
+    program: Program, states: list[TrainState], images: jax.Array, labels: jax.Array, rows: jax.Array
+) -> list[TrainState]:
+    """Take the steps of `step.take_steps` in r runs of a resident set, each on its own rows, int32 [r s b], by vmap."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    new = jax.vmap(lambda state, own: step.take_steps(program, state, images, labels, own))(stacked, rows)
+    return [jax.tree.map(lambda leaf, run=run: leaf[run], new) for run in range(len(states))]
 
 
 def train_steps(

@@ -94,14 +94,18 @@ class RunDirectory:
         *,
         create: bool = True,
         layout: Layout | None = None,
+        stacked: int = 1,
     ) -> None:
         """Reopen it or, unless `create` is False, make it. Of several processes of a layout the first one writes.
+
+        `stacked` is how many runs train in one program, this one among them.
 
         Raises `UsageError` if it cannot be written, is not there, or holds another config; `RunError` if another
         process has it.
         """
         self.path = Path(workdir)
         self._layout, self._writes = layout, layout is None or layout.rank == 0
+        self._stacked = stacked
         if not self._writes:
             return
         if not create:
@@ -146,7 +150,7 @@ class RunDirectory:
         self._check_environment()
 
     def _check_environment(self) -> None:
-        now = environment(self._layout)
+        now = environment(self._layout, self._stacked)
         file = self.path / "environment.json"
         if not file.exists():
             self.write("environment.json", json.dumps(now, indent=2) + "\n")
@@ -245,8 +249,8 @@ class RunDirectory:
         self.write("predictions.npz", file.getvalue())
 
 
-def environment(layout: Layout | None = None) -> dict[str, str]:
-    """Return versions, devices and git commit: what a number may depend on besides its config."""
+def environment(layout: Layout | None = None, stacked: int = 1) -> dict[str, str]:
+    """Return versions, devices, git commit and the like: what a number may depend on besides its config."""
     packages = ("jaxclf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
     packages += ("grain", "pillow", "simplejpeg")
     device = jax.devices()[0]
@@ -258,6 +262,7 @@ def environment(layout: Layout | None = None) -> dict[str, str]:
         "device": device.device_kind,
         "devices": str(layout.devices if layout else jax.device_count()),
         "processes": str(layout.hosts if layout else jax.process_count()),
+        "stacked": str(stacked),
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
         "processor": f"{platform.machine()}, {cores()} cores",
         # It splits its sums over them, so on CPU their number decides the last bit.

@@ -22,7 +22,8 @@ from jaxclf.data import datasets
 from jaxclf.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
 from jaxclf.loop import prepare, restore, train
 from jaxclf.ray_executor import RayCluster, Run, train_on_ray
-from jaxclf.results import RunDirectory
+from jaxclf.results import Result, RunDirectory
+from jaxclf.stack import but_for_seeds, room, train_stacked
 
 Override = Callable[[Config], Config]
 
@@ -51,6 +52,9 @@ class Request:
     results equal its own to the bit, and one CPU beside a GPU."""
     gpus: int | None = None
     """ray: GPUs of a run; None is one where the cluster has any."""
+    stack: bool = False
+    """local: train runs that differ in seeds alone in one program, as many as the device has room for, and say what
+    that gains."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +108,12 @@ def complete(table: Table, everything: Sequence[Job], request: Request, command:
     `render`.
     """
     _check(request)
-    wanted = {row.label for row in select(table, request.rows).rows}
-    pending = [job for job in everything if job.row.label in wanted and not job.done]
-    if request.executor == "ray":
+    labels = {row.label for row in select(table, request.rows).rows}
+    wanted = [job for job in everything if job.row.label in labels]
+    pending = [job for job in wanted if not job.done]
+    if request.stack:
+        run_missing_stacked(wanted)
+    elif request.executor == "ray":
         runs = [Run(job.name, job.config, job.directory) for job in pending]
         cluster = RayCluster(request.address, request.jobs, request.cpus, request.gpus)
         if runs:
@@ -125,6 +132,9 @@ def _check(request: Request) -> None:
     given = [f"--{name}" for name in ("address", "cpus", "gpus") if getattr(request, name) is not None]
     if given and request.executor != "ray":
         raise UsageError(f"{', '.join(given)} given with --executor {request.executor}, but only ray takes them")
+    if request.stack and (request.executor != "local" or (request.jobs or 1) > 1):
+        given = f"--executor {request.executor} --jobs {request.jobs or 1}"
+        raise UsageError(f"--stack given with {given}, but it is one program of one process: --executor local --jobs 1")
 
 
 def _complete_here(pending: Sequence[Job], request: Request, command: Sequence[str]) -> None:
@@ -151,8 +161,50 @@ def run_missing(pending: Sequence[Job]) -> None:
     for job in pending:
         start = time.perf_counter()
         result = train(job.config, job.directory, quiet=not sys.stderr.isatty())
-        seconds = time.perf_counter() - start
-        print(f"{job.name}: test top-1 {result.top1:.2f} % after {seconds:.1f} s", flush=True)
+        _say(job, result, time.perf_counter() - start)
+
+
+def _say(job: Job, result: Result, seconds: float) -> None:
+    print(f"{job.name}: test top-1 {result.top1:.2f} % after {seconds:.1f} s", flush=True)
+
+
+def run_missing_stacked(wanted: Sequence[Job]) -> None:
+    """Train those of some runs that are not complete, stacked where they differ in seeds alone; print what that gains.
+
+    Which are stacked hangs on all the runs, so that a table which was cut off goes on with the same stacks.
+    """
+    groups: dict[Config, list[Job]] = {}
+    for job in wanted:
+        groups.setdefault(but_for_seeds(job.config), []).append(job)
+    for group in groups.values():
+        if all(job.done for job in group):
+            continue
+        count = room([job.config for job in group])
+        if count < len(group):
+            print(f"{_labels(group)}: the device has room for {count} of {len(group)} runs at a time", flush=True)
+        for start in range(0, len(group), count):
+            _run_stacked(group[start : start + count])
+
+
+def _run_stacked(group: Sequence[Job]) -> None:
+    start, pending = time.perf_counter(), [job for job in group if not job.done]
+    if len(group) == 1:
+        run_missing(pending)
+        return
+    done = train_stacked([job.config for job in group], [job.directory for job in group], quiet=not sys.stderr.isatty())
+    for job, result in zip(group, done.results, strict=True):
+        if job in pending:
+            _say(job, result, time.perf_counter() - start)
+    if done.alone:
+        print(
+            f"{_labels(group)}: {len(pending)} runs in one program: {done.together:,.0f} images/s together, "
+            f"{done.alone:,.0f} images/s of one alone: {done.together / done.alone:.2f} times",
+            flush=True,
+        )
+
+
+def _labels(group: Sequence[Job]) -> str:
+    return ", ".join(dict.fromkeys(job.row.label for job in group))
 
 
 def run_missing_in_parallel(pending: Sequence[Job], workers: int, command: Callable[[str], list[str]]) -> None:

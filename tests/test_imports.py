@@ -19,7 +19,7 @@ EFFECTS = {
     f"jaxclf.{name}"
     for name in (
         *("checkpoint", "cluster", "preemption", "results", "loop", "tables", "ray_executor", "progress", "watch"),
-        *("weights", "__main__"),
+        *("stack", "weights", "__main__"),
     )
 }
 PURE = [name for name in MODULES if name.startswith("jaxclf.backbones")] + [
@@ -99,7 +99,7 @@ def test_backbones_and_heads_know_nothing_of_what_is_built_from_them() -> None:
 
 def test_only_the_package_itself_and_the_command_line_import_the_loop() -> None:
     users = {name for name in MODULES if "jaxclf.loop" in imported(name)}
-    assert users <= {"jaxclf", "jaxclf.__main__", "jaxclf.tables", "jaxclf.ray_executor"}
+    assert users <= {"jaxclf", "jaxclf.__main__", "jaxclf.tables", "jaxclf.ray_executor", "jaxclf.stack"}
 
 
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ def test_environment_names_versions_device_and_commit(finished: tuple[Path, Resu
         "devices",
         "processes",
         "matmul_precision",
+        "stacked",
         "processor",
         "xla_threads",
     }
