@@ -6,8 +6,10 @@ not stored but regenerated, and their hash is compared (matrices.py says why ran
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -70,9 +72,15 @@ def regenerate(record: Mapping[str, Any]) -> Flat:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, cut to 200 characters: Orbax's errors hold whole arrays."""
+    """Return the first line of an error's text, cut to 200 characters: Orbax's errors hold whole arrays.
+
+    What a disk refuses for is said in any case; TensorStore's errors name long paths before it.
+    """
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
+    whole = lines[0] if lines else type(error).__name__
+    cut = whole[:200]
+    reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO))
+    return next((f"{cut}... {reason}" for reason in reasons if reason in str(error) and reason not in cut), cut)
 
 
 def state_digest(state: TrainState) -> str:

@@ -44,14 +44,30 @@ def split(program: Program, config: Config, layout: Layout) -> Program:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def stacked_steps(
-    program: Program, states: list[TrainState], images: jax.Array, labels: jax.Array, rows: jax.Array
+    program: Program, states: list[TrainState], images: Any, labels: Any, rows: np.ndarray
 ) -> list[TrainState]:
-    """Take the steps of `step.take_steps` in r runs of a resident set, each on its own rows, int32 [r s b], by vmap."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    new = jax.vmap(lambda state, own: step.take_steps(program, state, images, labels, own))(stacked, rows)
-    return [jax.tree.map(lambda leaf, run=run: leaf[run], new) for run in range(len(states))]
+    """Take the steps of `step.take_steps` in r runs of a resident set, each on its own rows, int32 [r s b], by vmap.
+
+    The states given are consumed.
+    """
+    structure, each = jax.tree.structure(states[0]), [jax.tree.leaves(state) for state in states]
+    return [
+        jax.tree.unflatten(structure, new) for new in stacked_leaves(program, structure, each, images, labels, rows)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def stacked_leaves(
+    program: Program, structure: Any, each: list[list[jax.Array]], images: Any, labels: Any, rows: Any
+) -> list[list[jax.Array]]:
+    """Do what `stacked_steps` does on the leaves of states of a structure."""
+
+    def take(leaves: list[jax.Array], own: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(step.take_steps(program, jax.tree.unflatten(structure, leaves), images, labels, own))
+
+    new = jax.vmap(take)([jnp.stack(same) for same in zip(*each, strict=True)], rows)
+    return [[leaf[run] for leaf in new] for run in range(len(each))]
 
 
 def train_steps(

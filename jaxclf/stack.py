@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxclf.checkpoint import Checkpoints
 from jaxclf.config import Config, UsageError
 from jaxclf.data import datasets
 from jaxclf.loop import A_HEARTBEAT, Session, Setup, opened, prepare, run_all
-from jaxclf.parallel import stacked_steps, train_steps
+from jaxclf.parallel import stacked_leaves, train_steps
 from jaxclf.preemption import Requests
 from jaxclf.ranges import validate
 from jaxclf.results import Result, RunDirectory
@@ -172,11 +172,12 @@ def room(configs: Sequence[Config]) -> int:
 
 def step_bytes(setup: Setup, count: int) -> int:
     """Return the memory that a compiled step of `count` stacked runs takes: the images, the states, what is between."""
-    states = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), setup.init_state())] * count
+    state = setup.init_state()
     batch = next(iter(setup.data.train_batches(setup.order, 0, setup.group)))
-    rows = jax.ShapeDtypeStruct((count, *batch.rows.shape), jnp.int32)
-    sizes: Any = stacked_steps.lower(setup.program, states, batch.images, batch.labels, rows).compile()
-    sizes = sizes.memory_analysis()
+    rows = np.stack([batch.rows] * count)
+    given = ([jax.tree.leaves(state)] * count, batch.images, batch.labels, rows)
+    step = stacked_leaves.lower(setup.program, jax.tree.structure(state), *given).compile()
+    sizes: Any = step.memory_analysis()
     # The new states lie where the old ones were.
     new = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + new

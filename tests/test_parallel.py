@@ -1,5 +1,7 @@
 """50 steps with BatchNorm over several devices and processes, against one device: float64, at a rate of 0.1.
 
+And of four stacked seeds against each by itself.
+
 This file run as a program takes the steps, over virtual devices, which a test's own process does not have; the tests
 compare what it leaves.
 """
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 STEPS, BATCH, DEVICES, TOLERANCE = 50, 16, 4, 1e-6
+SEEDS = (0, 1, 2, 3)
 PROCESSES = [(2, 4), (4, 2)]
 """And devices of each."""
 
@@ -68,8 +71,10 @@ EQUAL = [
     ("a batch that does not split over devices", "a batch that does not split"),
     ("four steps a dispatch over devices", "batch"),
     ("four steps a dispatch of replicas", "replicas"),
+    *[(f"stacked seed {seed}", f"seed {seed}") for seed in SEEDS],
 ]
 OTHER = [("ghosts", "batch"), ("accumulated", "batch"), ("every draw", "batch"), ("ghosts with a rest", "batch")]
+OTHER += [("stacked seed 0", "stacked seed 1")]
 
 
 def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
@@ -102,6 +107,16 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
     images = rng.integers(0, 256, (64, 8, 8, 3), np.uint8)
     labels = rng.integers(0, 5, 64, np.int32)
 
+    def widened(state: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state)
+
+    def trained(state: Any) -> Any:
+        return jax.tree.map(np.asarray, {"params": state.params, "stats": state.batch_stats, "sums": state.sums})
+
+    def flat(tree: Any) -> dict[str, Any]:
+        leaves = jax.tree.leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
     def run(
         *,
         devices: int = 1,
@@ -123,8 +138,7 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
         mesh = layout.mesh if layout.devices > 1 else None
         program = dataclasses.replace(program, mesh=mesh, replicas=layout.devices if replicas else None)
         state = init_state(program, (8, 8, 3), 0, 0)
-        wide = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state)
-        state = layout.whole(wide, training=True)
+        state = layout.whole(widened(state), training=True)
         pool_images, pool_labels = layout.whole((images, labels), training=True)
         order = np.stack([rng.permutation(64)[:size] for rng in map(np.random.default_rng, range(STEPS))])
         order = order.astype(np.int32)
@@ -138,7 +152,7 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
                 state = parallel.train_steps(program, state, pool_images, pool_labels, rows, rows)
             if not layout.ahead:
                 jax.block_until_ready(state)
-        before = jax.tree.map(np.asarray, {"params": state.params, "stats": state.batch_stats, "sums": state.sums})
+        before = trained(state)
         for number, row in enumerate(order[:2], 1):
             one = row[None]
             state = parallel.recalibrate_step(program, state, pool_images, pool_labels, one, number, one)
@@ -148,13 +162,31 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
         tested_images, tested_labels = layout.whole((images, labels))
         sums, answers = eval_step(alone, state, tested_images, tested_labels, indices, mask)
         after = {"recalibrated": state.batch_stats, "tested": sums, "answers": answers._asdict()}
-        tree = before | jax.tree.map(np.asarray, after)
-        leaves = jax.tree.leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+        return flat(before | jax.tree.map(np.asarray, after))
+
+    def seeds(*, together: bool) -> dict[str, dict[str, Any]]:
+        """Train with an orthogonal head of each seed's own, in that seed's order and draws."""
+        model = Classifier(Small(), create_head("orthogonal", 5, 8, bias=None, seed=0), dropout=0.3)
+        drawn, mean = AugmentConfig(pad=1, flip=True, mixup=0.4), (0.5, 0.5, 0.5)
+        program = Program(model, OptimConfig(lr=0.1), Timeline(10, 5, 160), LossConfig(), drawn, mean, mean)
+        states = [widened(init_state(program, (8, 8, 3), seed, seed)) for seed in SEEDS]
+        for number in range(STEPS):
+            rows = np.stack([np.random.default_rng((seed, number)).permutation(64)[:BATCH] for seed in SEEDS])
+            each = rows.astype(np.int32)[:, None]
+            if together:
+                states = parallel.stacked_steps(program, states, images, labels, each)
+            else:
+                pairs = zip(states, each, strict=True)
+                states = [parallel.train_steps(program, state, images, labels, own, own) for state, own in pairs]
+        name = "stacked seed" if together else "seed"
+        return {f"{name} {seed}": flat(trained(state)) for seed, state in zip(SEEDS, states, strict=True)}
 
     for name, fields in chosen.items():
         found = run(**fields)
         if jax.process_index() == 0:
+            np.savez(out / f"{name}.npz", **found)
+    if jax.process_count() == 1:
+        for name, found in (seeds(together=True) | seeds(together=False)).items():
             np.savez(out / f"{name}.npz", **found)
 
 

@@ -1,13 +1,18 @@
-"""One run on one device, on several, and over several processes: the same order, the same answers, the same numbers.
+"""One run by itself, over devices, over processes, stacked with others: same order, same answers, same numbers.
 
 Training is chaotic: at the digits recipe's rate, rounding doubles every few steps, on any two layouts as between any
 two machines, so these runs take a small rate. Measured there in float32, over all layouts and 66 steps: losses 4e-7,
 parameters 2e-6 and running statistics 8e-6, each collection by its norm (a bias that starts at zero has no relative
 distance). PyTorch's own float32 is 3e-5 from its float64 after 20 steps at this rate (test_resnet20_training.py). What
 float64 tells of every single variable is in test_parallel.py: 1e-6 after 50 steps at a rate of 0.1.
+
+Four stacked seeds of `table --stack` are compared with their single runs in the same way.
 """
 
+import contextlib
+import io
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +22,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxclf.__main__ import load, main
 from jaxclf.checkpoint import Checkpoints
+from jaxclf.config import Config, RunError
+from jaxclf.loop import train
+from jaxclf.stack import train_stacked
 
 pytestmark = pytest.mark.slow
 LAYOUTS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 2)]
@@ -26,6 +35,7 @@ LOSSES, VARIABLES = 1e-6, 2e-5
 
 RECIPE = """
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.experiment import Row, Table
 
 def get_config():
     return Config(
@@ -34,6 +44,10 @@ def get_config():
         optim=OptimConfig(lr=3e-4, milestones=(2,)),
         run=RunConfig(epochs=3, eval_every=3),
     )
+
+def get_table():
+    return Table(name="seeds", title="Seeds", caption="", source="", recipe=get_config, rows=(Row("row", "group", {}),),
+                 seeds=(0, 1, 2, 3))
 """
 
 
@@ -74,7 +88,12 @@ def rows(workdir: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: "{}x{}".format(*layout))
 def test_layouts_end_with_the_numbers_of_one_device(layout: tuple[int, int], runs: dict[tuple[int, int], Path]) -> None:
     """66 steps, the last of each epoch on 8 images."""
-    alone, shared = runs[1, 1], runs[layout]
+    compare(runs[1, 1], runs[layout])
+    stated = json.loads((runs[layout] / "environment.json").read_text())
+    assert (int(stated["processes"]), int(stated["devices"])) == (layout[0], layout[0] * layout[1])
+
+
+def compare(alone: Path, shared: Path) -> None:
     mine, theirs = variables(alone), variables(shared)
     for collection in ("params", "batch_stats"):
         assert np.linalg.norm(mine[collection] - theirs[collection]) < VARIABLES * np.linalg.norm(mine[collection])
@@ -87,8 +106,7 @@ def test_layouts_end_with_the_numbers_of_one_device(layout: tuple[int, int], run
     with np.load(alone / "predictions.npz") as mine, np.load(shared / "predictions.npz") as other:
         assert np.array_equal(mine["labels"], other["labels"])
         assert np.array_equal(mine["predictions"], other["predictions"])
-    stated = json.loads((shared / "environment.json").read_text())
-    assert (int(stated["processes"]), int(stated["devices"])) == (layout[0], layout[0] * layout[1])
+    assert {file.name for file in alone.iterdir()} == {file.name for file in shared.iterdir()}
 
 
 def test_how_many_processes_share_the_devices_changes_no_bit(runs: dict[tuple[int, int], Path]) -> None:
@@ -122,3 +140,62 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_with_the_nearest(
             said = "jaxclf: data.batch_size is 100, which 8 devices do not divide; the nearest that they do: 96 and 104"
             assert said in errors.splitlines()
     assert not (tmp_path / "w").exists()
+
+
+@pytest.fixture(scope="module")
+def stacked(runs: dict[tuple[int, int], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Four seeds in one program: their table's directory, and what was said on the way."""
+    workdir, recipe = tmp_path_factory.mktemp("stacked"), runs[1, 1].parent / "recipe.py"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["table", str(recipe), "--workdir", str(workdir), "--stack"]) == 0
+    return workdir / "row", said.getvalue()
+
+
+def configs(runs: dict[tuple[int, int], Path]) -> list[Config]:
+    table = load(runs[1, 1].parent / "recipe.py", "get_table")()
+    return [table.config(table.rows[0], seed) for seed in table.seeds]
+
+
+def test_four_stacked_seeds_end_with_the_numbers_of_four_single_runs(
+    runs: dict[tuple[int, int], Path], stacked: tuple[Path, str], tmp_path: Path
+) -> None:
+    for seed, config in enumerate(configs(runs)):
+        train(config, tmp_path / str(seed), quiet=True)
+        compare(tmp_path / str(seed), stacked[0] / f"seed{seed}")
+        stated = json.loads((stacked[0] / f"seed{seed}" / "environment.json").read_text())
+        assert stated["stacked"] == "4"
+    heads = [variables(stacked[0] / f"seed{seed}")["fixed"] for seed in range(4)]
+    assert all(np.abs(heads[0] - other).max() > 0.01 for other in heads[1:])
+
+
+def test_the_table_says_what_stacking_gains(stacked: tuple[Path, str]) -> None:
+    line = r"row: 4 runs in one program: [\d,]+ images/s together, [\d,]+ images/s of one alone: \d+\.\d\d times\n"
+    assert re.search(line, stacked[1])
+    assert len((stacked[0].parent / "results.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_stack_cut_off_between_two_checkpoints_ends_with_the_same_bits(
+    runs: dict[tuple[int, int], Path], stacked: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs 0 and 1 have their last checkpoint, the others none."""
+    seeds, saves, save = configs(runs), [], Checkpoints.save
+    workdirs = [tmp_path / str(seed) for seed in range(4)]
+
+    def cut(self: Checkpoints, *args: Any, **named: Any) -> None:
+        saves.append(1)
+        if len(saves) == 3:
+            raise RunError("cut off")
+        save(self, *args, **named)
+
+    monkeypatch.setattr(Checkpoints, "save", cut)
+    with pytest.raises(RunError, match="cut off"):
+        train_stacked(seeds, workdirs, quiet=True)
+    monkeypatch.undo()
+    assert [(workdir / "checkpoints" / "66").is_dir() for workdir in workdirs] == [True, True, False, False]
+    ended = train_stacked(seeds, workdirs, quiet=True)
+    whole = [json.loads((stacked[0] / f"seed{seed}" / "result.json").read_text()) for seed in range(4)]
+    assert [result.sha256 for result in ended.results] == [result["sha256"] for result in whole]
+    for seed, workdir in enumerate(workdirs):
+        assert (workdir / "metrics.jsonl").read_text() == (stacked[0] / f"seed{seed}" / "metrics.jsonl").read_text()
+    again = train_stacked(seeds, workdirs, quiet=True)
+    assert again == (ended.results, 0.0, 0.0)
