@@ -1,5 +1,6 @@
 """backbone -> pool -> head, and the one function that couples head and backbone."""
 
+import typing
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxclf.backbones import backbone_options, create_backbone
-from jaxclf.config import Config, UsageError
+from jaxclf.config import Config, Remat, UsageError, unknown
 from jaxclf.heads import Head, create_head
 from jaxclf.pooling import Pool, average, create_pool
 
@@ -57,7 +58,7 @@ def create_model(
     pool: str = "average",
     relu_before_pool: bool = False,
     dropout: float | None = None,
-    remat: bool = False,
+    remat: str = "none",
     **options: Any,
 ) -> Classifier:
     """Build a classifier: a Linen module from images [n h w c] float32 to logits [n k].
@@ -67,12 +68,15 @@ def create_model(
     channels, `shortcut` and `maps_shortcut` choose shortcuts of CIFAR ResNets.
     `pool` is "average", "max", "power" (option `pool_power`, 2) or "attention" (`pool_units`, 32); `relu_before_pool`
     puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout` is the rate before the head (VGG:
-    after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it. `remat` computes the inside of
-    the backbone's blocks again in the backward pass instead of storing it; no number changes.
+    after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it. `remat` "block" or
+    "stage" computes the inside of the backbone's blocks or stages again in the backward pass instead of storing it; no
+    number changes.
 
     Raises `UsageError` (a ValueError) for unknown names and options and for heads that are impossible here; warns
     where a head cannot separate all classes. `model.init` and `model.apply` are Linen's.
     """
+    if remat not in typing.get_args(Remat):
+        raise unknown("remat", remat, typing.get_args(Remat))
     if dropout is not None and not 0 <= dropout < 1:
         raise UsageError(f"dropout is {dropout} but must be from 0 to below 1")
     head_options = {name: options.pop(name, default) for name, default in (("bias", None), ("seed", 0))}
@@ -82,7 +86,7 @@ def create_model(
         options["seed"] = head_options["seed"]
     if dropout is not None and "dropout" in allowed and not rebuilt:
         options["dropout"], dropout = dropout, 0.0
-    body = create_backbone(backbone, **options, **({"remat": True} if remat else {}))
+    body = create_backbone(backbone, **options, **({} if remat == "none" else {"remat": remat}))
     own: float = 0.0 if rebuilt else getattr(body, "head_dropout", 0.0)
     return Classifier(
         backbone=body,

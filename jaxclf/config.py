@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+Remat = Literal["none", "block", "stage"]
 
 
 class UsageError(ValueError):
@@ -168,9 +169,10 @@ class ModelConfig:
     ghost_batch: int | None = None
     """BatchNorm in training sees groups of this many consecutive images of a batch, whatever the number of devices;
     None: all that run.parallel shows it."""
-    remat: bool = False
-    """Compute what is inside the backbone's blocks again in the backward pass instead of storing it: the same numbers,
-    less memory, about a third more operations. XLA undoes it on CPU. Every backbone but LeNets."""
+    remat: Remat = "none"
+    """Compute what is inside the backbone's blocks, or inside its stages, again in the backward pass instead of storing
+    it: the same numbers, less memory, about a third more operations. Stages store less between the passes, and more
+    while one is computed again. XLA undoes it on CPU. Every backbone but LeNets."""
     init: Literal["he_uniform", "orthogonal_last", "orthogonal"] = "he_uniform"
     """Draw convs as the modules do, or the last one or all semi-orthogonal, seen as out x (in * kh * kw)."""
 

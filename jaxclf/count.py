@@ -59,7 +59,7 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     "relu" or the global "pool", and is not counted.
     """
     if "remat" in model.backbone.options:
-        model = model.clone(backbone=model.backbone.clone(remat=False))  # the same operations, not inside of others
+        model = model.clone(backbone=model.backbone.clone(remat="none"))  # the same operations, not inside of others
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)

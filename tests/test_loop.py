@@ -269,7 +269,14 @@ def stored_names(workdir: Path, step: int) -> str:
     return (workdir / "checkpoints" / str(step) / "state" / "_METADATA").read_text()
 
 
-@pytest.mark.parametrize("head", [head for head in heads.list_heads() if head != "conv3x3"])  # its maps are 2x2 here
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(head, marks=pytest.mark.slow if head == "hadamard_printed" else ())
+        for head in heads.list_heads()
+        if head != "conv3x3"  # its maps are 2x2 here
+    ],
+)
 def test_fixed_matrices_are_the_same_bits_after_training(head: str, tmp_path: Path) -> None:
     given = config(head, epochs=1)
     before = jax.device_get(prepare(given).init_state().fixed)

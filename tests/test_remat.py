@@ -26,7 +26,7 @@ from jaxclf.backbones.resnet_cifar import CifarResNet
 from jaxclf.backbones.shufflenet_v2 import ShuffleNetV2
 from jaxclf.backbones.vgg import VGG
 from jaxclf.classifier import build, create_model
-from jaxclf.config import Config, ModelConfig, UsageError
+from jaxclf.config import Config, ModelConfig, Remat, UsageError
 from jaxclf.count import count
 
 SMALL = {
@@ -71,7 +71,7 @@ def channels(maps: list[Any], side: int) -> dict[int, int]:
 
 
 @functools.cache
-def trained(family: str, remat: bool) -> tuple[Any, Any]:
+def trained(family: str, remat: Remat) -> tuple[Any, Any]:
     """Initial variables of a small network; loss, new statistics and gradients of one batch, in float64."""
     make, size = SMALL[family]
     model = make(remat=remat)
@@ -88,46 +88,60 @@ def trained(family: str, remat: bool) -> tuple[Any, Any]:
         return run(jax.random.key(3), jax.random.normal(jax.random.key(2), (4, size, size, 3), jnp.float64))
 
 
-FAMILIES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SMALL]
+UNITS: tuple[Remat, ...] = ("block", "stage")
+TRAINED = [(name, "block") for name in SMALL][:-3]  # three are long to compile, of depthwise convolutions
+TRAINED += [("resnet_cifar", "stage"), ("densenet_cifar", "stage"), ("resnet_bottleneck", "stage")]
 
 
-@pytest.mark.parametrize("family", FAMILIES[:-3])  # three are long to compile, of depthwise convolutions in such blocks
-def test_no_number_of_a_step_changes(family: str) -> None:
-    before, plain = trained(family, False)
-    same_before, remat = trained(family, True)
-    assert jax.tree.structure((before, plain)) == jax.tree.structure((same_before, remat))
+@pytest.mark.parametrize(
+    ("family", "unit"),
+    [pytest.param(name, unit, marks=[] if name == "resnet_cifar" else pytest.mark.slow) for name, unit in TRAINED],
+)
+def test_no_number_of_a_step_changes(family: str, unit: Remat) -> None:
+    before, plain = trained(family, "none")
+    same_before, again = trained(family, unit)
+    assert jax.tree.structure((before, plain)) == jax.tree.structure((same_before, again))
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(same_before), strict=True):
         assert np.array_equal(a, b)
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         assert a.dtype == np.float64
         np.testing.assert_allclose(b, a, rtol=0, atol=max(1e-9 * np.abs(a).max(), 1e-14))  # some gradients are 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in SMALL])
 def test_names_and_shapes_stay_and_less_is_stored(family: str) -> None:
     make, size = SMALL[family]
-    (variables, maps), (same, fewer) = (stored(make(remat=remat), size) for remat in (False, True))
-    assert traverse_util.flatten_dict(variables) == traverse_util.flatten_dict(same)
-    was, now = (sum(x.size * x.dtype.itemsize for x in leaves) for leaves in (maps, fewer))
-    assert now < 0.6 * was  # resnet_basic 0.57, with a stem that is no block; the others below 0.5
+    variables, maps = stored(make(remat="none"), size)
+    kept = [sum(x.size * x.dtype.itemsize for x in maps)]
+    for unit in UNITS:
+        same, fewer = stored(make(remat=unit), size)
+        assert traverse_util.flatten_dict(variables) == traverse_util.flatten_dict(same)
+        kept.append(sum(x.size * x.dtype.itemsize for x in fewer))
+    without, by_block, by_stage = kept
+    assert by_block < 0.6 * without  # resnet_basic 0.57, with a stem that is no block; the others below 0.5
+    assert by_stage <= by_block
 
 
-def test_counts_are_those_without() -> None:
-    plain, remat = (
-        count(create_model("resnet20", num_classes=10, remat=remat), (32, 32, 3)) for remat in (False, True)
-    )
-    assert remat == plain
-    assert remat.total("macs") == 40_551_040
+@pytest.mark.parametrize("unit", UNITS)
+def test_counts_are_those_without(unit: Remat) -> None:
+    plain, again = (count(create_model("resnet20", num_classes=10, remat=one), (32, 32, 3)) for one in ("none", unit))
+    assert again == plain
+    assert again.total("macs") == 40_551_040
 
 
 def test_a_block_stores_its_input_alone() -> None:
-    maps = stored(CifarResNet(8, remat=True), 32)[1]
-    assert channels(maps, 16) == {32: 1}  # nothing of layer2_0, then the input of layer3_0
+    maps = stored(CifarResNet(14, remat="block"), 32)[1]
+    assert channels(maps, 16) == {32: 2}  # the inputs of layer2_1 and of layer3_0
+
+
+def test_a_stage_stores_its_input_alone() -> None:
+    maps = stored(CifarResNet(14, remat="stage"), 32)[1]
+    assert channels(maps, 16) == {32: 1}  # the input of layer3_0
 
 
 def test_what_a_dense_block_stores_grows_with_its_depth_and_not_with_the_square() -> None:
     for depth, layers in ((16, 2), (28, 4)):
-        maps = stored(CifarDenseNet(depth, 4, remat=True), 16)[1]
+        maps = stored(CifarDenseNet(depth, 4, remat="block"), 16)[1]
         entering = (8 + 4 * layers) // 2
         assert channels(maps, 8) == {
             entering: 1,
@@ -147,7 +161,7 @@ class Noisy(nn.Module):
 class Net(nn.Module):
     """One such block."""
 
-    remat: bool
+    remat: Remat
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -156,7 +170,7 @@ class Net(nn.Module):
 
 def test_dropout_draws_one_mask_for_both_passes_and_statistics_move_once() -> None:
     x = jnp.tile(jnp.asarray([1.0, 3.0]).reshape(2, 1, 1, 1), (1, 4, 4, 1))
-    variables = Net(remat=True).init(jax.random.key(0), x, train=False)
+    variables = Net(remat="block").init(jax.random.key(0), x, train=False)
     rngs = {"dropout": jax.random.key(1)}
 
     def output(model: nn.Module, scale: jax.Array) -> tuple[jax.Array, Any]:
@@ -166,7 +180,7 @@ def test_dropout_draws_one_mask_for_both_passes_and_statistics_move_once() -> No
         return y.ravel(), updated
 
     jacobians = []
-    for remat in (False, True):
+    for remat in ("none", "block"):
         y, pull, updated = jax.vjp(functools.partial(output, Net(remat=remat)), jnp.zeros(()), has_aux=True)
         jacobian = jax.vmap(lambda row, pull=pull: pull(row)[0])(jnp.eye(32))
         assert 4 < (y == 0).sum() < 28
@@ -180,16 +194,21 @@ def test_dropout_draws_one_mask_for_both_passes_and_statistics_move_once() -> No
 
 @pytest.mark.parametrize("backbone", list_models("lenet*"))
 def test_a_backbone_without_blocks_is_refused(backbone: str) -> None:
-    text = "has no blocks to compute again; remat is for all backbones but lenet5, lenet5_sigmoid, lenet_like"
+    text = "has no blocks or stages to compute again; remat is for all backbones but lenet5, lenet5_sigmoid, lenet_like"
     with pytest.raises(UsageError, match=f"^backbone {backbone} {text}$"):
-        create_model(backbone, num_classes=10, remat=True)
-    assert create_model(backbone, num_classes=10, remat=False) == create_model(backbone, num_classes=10)
+        create_model(backbone, num_classes=10, remat="block")
+    assert create_model(backbone, num_classes=10, remat="none") == create_model(backbone, num_classes=10)
 
 
 def test_every_other_backbone_takes_it_from_the_config_and_weight_files_do_not_keep_it() -> None:
     for backbone in list_models():
         if not backbone.startswith("lenet"):
-            config = Config(model=ModelConfig(backbone, remat=True))
-            assert build(config, 10, seed=0).backbone.remat
+            config = Config(model=ModelConfig(backbone, remat="stage"))
+            assert build(config, 10, seed=0).backbone.remat == "stage"
             assert config.model.options() == {}
-            assert not build(Config(model=ModelConfig(backbone)), 10, seed=0).backbone.remat
+            assert build(Config(model=ModelConfig(backbone)), 10, seed=0).backbone.remat == "none"
+
+
+def test_an_unknown_unit_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^unknown remat 'layer'\. Valid: block, none, stage$"):
+        create_model("resnet20", num_classes=10, remat="layer")

@@ -118,6 +118,10 @@ def test_recalibration_is_the_mean_over_batches_whatever_was_there_before() -> N
     assert far(state.batch_stats, jax.tree.map(lambda a, b: (a + b) / 2, *own)) < 1e-5
 
 
+QUICK = ("sgd", "adamw", "lbfgs")
+"""Of the optimisers, for the default tier."""
+
+
 def combinations() -> list[tuple[str, str, OptimConfig]]:
     """Every optimiser, and in turn every head that is fixed, decay, average, number of parts and type."""
     found = []
@@ -153,7 +157,11 @@ def check_frozen_head(backbone: str, head: str, dtype: str, optim: OptimConfig, 
 
 @pytest.mark.filterwarnings("ignore:hadamard")
 @pytest.mark.parametrize(
-    ("head", "dtype", "optim"), combinations(), ids=[f"{o.name}-{h}" for h, _, o in combinations()]
+    ("head", "dtype", "optim"),
+    [
+        pytest.param(*one, id=f"{one[2].name}-{one[0]}", marks=[] if one[2].name in QUICK else pytest.mark.slow)
+        for one in combinations()
+    ],
 )
 def test_a_fixed_head_keeps_its_bits_under_every_optimiser(head: str, dtype: str, optim: OptimConfig) -> None:
     check_frozen_head("lenet5", head, dtype, optim, 28)

@@ -60,7 +60,7 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
         if option == "remat" and option not in allowed:
             without = ", ".join(other for other in BACKBONES if "remat" not in backbone_options(other))
             raise UsageError(
-                f"backbone {name} has no blocks to compute again; remat is for all backbones but {without}"
+                f"backbone {name} has no blocks or stages to compute again; remat is for all backbones but {without}"
             )
         if option not in allowed:
             takes = ", ".join(sorted(set(allowed) - {"seed"})) or "none"

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, Parts, avg_pool, block, check_size, conv, max_pool
+from jaxclf.backbones.layers import BatchNorm, Parts, avg_pool, block, check_size, conv, max_pool, stage
+from jaxclf.config import Remat
 
 
 class DenseLayer(nn.Module):
     """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, behind the channels so far."""
 
     growth: int
-    remat: bool
+    apart: bool
+    """Hand on the channels so far and the new ones as they are; else as one array."""
 
     @nn.compact
     def __call__(self, parts: Parts, train: bool) -> Parts:
@@ -22,7 +24,7 @@ class DenseLayer(nn.Module):
         x = jnp.concatenate(parts, axis=-1)
         y = conv(4 * self.growth, 1, name="conv1")(jax.nn.relu(BatchNorm(name="norm1")(x, train)))
         y = conv(self.growth, 3, padding=1, name="conv2")(jax.nn.relu(BatchNorm(name="norm2")(y, train)))
-        return (*parts, y) if self.remat else (jnp.concatenate([x, y], axis=-1),)
+        return (*parts, y) if self.apart else (jnp.concatenate([x, y], axis=-1),)
 
 
 class DenseBlock(nn.Module):
@@ -30,14 +32,14 @@ class DenseBlock(nn.Module):
 
     layers: int
     growth: int
-    remat: bool
+    remat: Remat
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
         """Add `layers` x `growth` channels."""
         parts = (x,)
         for index in range(self.layers):
-            layer = block(DenseLayer, self.remat)(self.growth, self.remat, name=f"denselayer{index + 1}")
+            layer = block(DenseLayer, self.remat)(self.growth, self.remat == "block", name=f"denselayer{index + 1}")
             parts = layer(parts, train)
         return jnp.concatenate(parts, axis=-1)
 
@@ -58,18 +60,22 @@ class Features(nn.Module):
     width: int
     growth: int
     blocks: tuple[int, int, int, int]
-    remat: bool
+    remat: Remat
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
         """Compute the last feature map, after its BatchNorm and ReLU."""
         x = conv(self.width, 7, stride=2, padding=3, name="conv0")(images)
         x = max_pool(jax.nn.relu(BatchNorm(name="norm0")(x, train)), 3, stride=2, padding=1)
-        for index, layers in enumerate(self.blocks, start=1):
-            x = DenseBlock(layers, self.growth, self.remat, name=f"denseblock{index}")(x, train)
-            if index < len(self.blocks):
-                x = block(Transition, self.remat)(name=f"transition{index}")(x, train)
+        for number in range(1, len(self.blocks) + 1):
+            x = stage(functools.partial(Features._stage, number=number), self.remat)(self, x, train)
         return jax.nn.relu(BatchNorm(name="norm5")(x, train))
+
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
+        x = DenseBlock(self.blocks[number - 1], self.growth, self.remat, name=f"denseblock{number}")(x, train)
+        if number == len(self.blocks):
+            return x
+        return block(Transition, self.remat)(name=f"transition{number}")(x, train)
 
 
 class DenseNet(nn.Module):
@@ -79,7 +85,7 @@ class DenseNet(nn.Module):
     width: int
     growth: int
     blocks: tuple[int, int, int, int]
-    remat: bool = False
+    remat: Remat = "none"
 
     options = ("remat",)
     head_names = ("classifier",)

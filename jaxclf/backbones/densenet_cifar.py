@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, Parts, avg_pool, block, check_size, conv
+from jaxclf.backbones.layers import BatchNorm, Parts, avg_pool, block, check_size, conv, stage
+from jaxclf.config import Remat
 
 
 class Bottleneck(nn.Module):
     """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, behind the channels so far."""
 
     growth: int
-    remat: bool
+    apart: bool
+    """Hand on the channels so far and the new ones as they are; else as one array."""
 
     @nn.compact
     def __call__(self, parts: Parts, train: bool) -> Parts:
@@ -29,7 +31,7 @@ class Bottleneck(nn.Module):
         y = conv(4 * self.growth, 1, name="conv1")(y)
         y = jax.nn.relu(BatchNorm(name="bn2")(y, train))
         y = conv(self.growth, 3, padding=1, name="conv2")(y)
-        return (*parts, y) if self.remat else (jnp.concatenate([x, y], axis=-1),)
+        return (*parts, y) if self.apart else (jnp.concatenate([x, y], axis=-1),)
 
 
 class Transition(nn.Module):
@@ -47,7 +49,7 @@ class CifarDenseNet(nn.Module):
 
     depth: int
     growth: int
-    remat: bool = False
+    remat: Remat = "none"
 
     options = ("remat",)
     head_names = ("fc",)
@@ -70,8 +72,8 @@ class CifarDenseNet(nn.Module):
     def features(self) -> int:
         """Channels of the feature map."""
         channels = 2 * self.growth
-        for stage in range(3):
-            channels = (channels // 2 if stage else channels) + self.blocks * self.growth
+        for number in range(3):
+            channels = (channels // 2 if number else channels) + self.blocks * self.growth
         return channels
 
     @nn.compact
@@ -79,15 +81,17 @@ class CifarDenseNet(nn.Module):
         """Compute the last feature map, after its BatchNorm and ReLU."""
         check_size(f"densenet_bc_{self.depth}_{self.growth}", images, 4)
         x = conv(2 * self.growth, 3, padding=1, name="conv1")(images)
-        for stage in (1, 2, 3):
-            parts = (x,)
-            for index in range(self.blocks):
-                layer = block(Bottleneck, self.remat)(self.growth, self.remat, name=f"dense{stage}_{index}")
-                parts = layer(parts, train)
-            x = jnp.concatenate(parts, axis=-1)
-            if stage < 3:
-                x = block(Transition, self.remat)(name=f"trans{stage}")(x, train)
+        for number in (1, 2, 3):
+            x = stage(functools.partial(CifarDenseNet._stage, number=number), self.remat)(self, x, train)
         return jax.nn.relu(BatchNorm(name="bn")(x, train))
+
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
+        parts = (x,)
+        for index in range(self.blocks):
+            layer = block(Bottleneck, self.remat)(self.growth, self.remat == "block", name=f"dense{number}_{index}")
+            parts = layer(parts, train)
+        x = jnp.concatenate(parts, axis=-1)
+        return x if number == 3 else block(Transition, self.remat)(name=f"trans{number}")(x, train)
 
 
 VARIANTS = {

@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, torch_default
+from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, stage, torch_default
+from jaxclf.config import Remat
 
 # (expansion, channels, blocks, stride of the first, kernel): table 1 of Tan & Le 2019
 STAGES = (
@@ -64,7 +65,7 @@ class EfficientNetLite0(nn.Module):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
 
     maps: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
 
     options = ("maps", "remat")
     head_names = ("_fc",)
@@ -87,16 +88,19 @@ class EfficientNetLite0(nn.Module):
         padding = tf_padding(images.shape[1:3], 3, 2)
         x = conv(32, 3, stride=2, padding=padding, name="_conv_stem")(images)
         x = jax.nn.relu6(norm(name="_bn0")(x, train))
-        place = 0
-        for expansion, features, blocks, first, kernel in STAGES:
-            for index in range(blocks):
-                stride = first if index == 0 else 1
-                name = f"_blocks_{place}"
-                x = block(MBConv, self.remat)(expansion, features, stride, kernel, name=name)(x, train)
-                place += 1
+        for number in range(len(STAGES)):
+            x = stage(functools.partial(EfficientNetLite0._stage, number=number), self.remat)(self, x, train)
         if self.maps is not None:
             return conv(self.maps, 1, fan_in=320, bias=True, init=torch_default, name="_conv_head")(x)
         return jax.nn.relu6(norm(name="_bn1")(conv(1280, 1, name="_conv_head")(x), train))
+
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
+        expansion, features, blocks, first, kernel = STAGES[number]
+        before = sum(blocks for _, _, blocks, _, _ in STAGES[:number])
+        for index in range(blocks):
+            stride, name = first if index == 0 else 1, f"_blocks_{before + index}"
+            x = block(MBConv, self.remat)(expansion, features, stride, kernel, name=name)(x, train)
+        return x
 
 
 VARIANTS = {"efficientnet_lite0": functools.partial(EfficientNetLite0)}

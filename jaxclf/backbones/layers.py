@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.config import UsageError
+from jaxclf.config import Remat, UsageError
 from jaxclf.matrices import matrix
 
 Initializer = Callable[..., Any]
@@ -110,14 +110,21 @@ class BatchNorm(nn.Module):
         return ((wide - mean) * scale + bias).astype(x.dtype)
 
 
-def block(target: Target, remat: bool) -> Target:
-    """Return a block that stores its input alone under `remat`: a module class or a compact f(module, x, train).
+def block(target: Target, remat: Remat) -> Target:
+    """Return a block, a module class, that stores its input alone under `remat` "block".
 
     Its inside is then computed a second time in the backward pass (Chen et al. 2016, arXiv 1604.06174). Names, initial
-    values, random numbers and running statistics stay as they are. The unit is the block, as under timm's
-    grad_checkpointing: whole stages store less between the passes, but more while the widest of them is computed again.
+    values, random numbers and running statistics stay as they are.
     """
-    return nn.remat(target, static_argnums=(2,)) if remat else target
+    return nn.remat(target, static_argnums=(2,)) if remat == "block" else target
+
+
+def stage(target: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """Return a stage, a method f(module, x, train) of a backbone, that stores its input alone under `remat` "stage".
+
+    Between the passes stages store less than blocks, but all of a stage's inside while that is computed again.
+    """
+    return nn.remat(nn.compact(target), static_argnums=(2,)) if remat == "stage" else target
 
 
 def max_pool(

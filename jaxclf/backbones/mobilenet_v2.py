@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, torch_default
+from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, stage, torch_default
+from jaxclf.config import Remat
 
 # (expansion, channels, blocks, stride of the first): table 2 of the paper
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -43,7 +44,7 @@ class MobileNetV2(nn.Module):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
 
     maps: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
 
     options = ("maps", "remat")
     head_names = ("classifier.1",)
@@ -65,17 +66,20 @@ class MobileNetV2(nn.Module):
         check_size("mobilenet_v2", images, 1)
         x = conv(32, 3, stride=2, padding=1, name="features_0_0")(images)
         x = jax.nn.relu6(BatchNorm(name="features_0_1")(x, train))
-        place = 1
-        for expansion, features, blocks, first in STAGES:
-            for index in range(blocks):
-                stride = first if index == 0 else 1
-                name = f"features_{place}"
-                x = block(InvertedResidual, self.remat)(expansion, features, stride, name=name)(x, train)
-                place += 1
+        for number in range(len(STAGES)):
+            x = stage(functools.partial(MobileNetV2._stage, number=number), self.remat)(self, x, train)
         if self.maps is not None:
             return conv(self.maps, 1, fan_in=320, bias=True, init=torch_default, name="features_18_0")(x)
         x = conv(1280, 1, name="features_18_0")(x)
         return jax.nn.relu6(BatchNorm(name="features_18_1")(x, train))
+
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
+        expansion, features, blocks, first = STAGES[number]
+        before = sum(blocks for _, _, blocks, _ in STAGES[:number])
+        for index in range(blocks):
+            stride, name = first if index == 0 else 1, f"features_{1 + before + index}"
+            x = block(InvertedResidual, self.remat)(expansion, features, stride, name=name)(x, train)
+        return x
 
 
 VARIANTS = {"mobilenet_v2": functools.partial(MobileNetV2)}

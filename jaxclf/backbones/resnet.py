@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, fit_channels, max_pool, torch_default
+from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, fit_channels, max_pool, stage, torch_default
+from jaxclf.config import Remat
 
 
 class BasicBlock(nn.Module):
@@ -78,7 +79,7 @@ class ResNet(nn.Module):
     blocks: tuple[int, int, int, int]
     bottleneck: bool
     maps: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
 
     options = ("maps", "remat")
     head_names = ("fc",)
@@ -103,11 +104,16 @@ class ResNet(nn.Module):
         check_size(f"resnet{self.depth}", images, 1)
         x = conv(64, 7, stride=2, padding=3, name="conv1")(images)
         x = max_pool(jax.nn.relu(BatchNorm(name="bn1")(x, train)), 3, stride=2, padding=1)
-        for stage, count in enumerate(self.blocks, start=1):
-            for index in range(count):
-                stride = 2 if stage > 1 and index == 0 else 1
-                last = (stage, index) == (4, count - 1) and self.maps is not None
-                x = self._block(32 * 2**stage, stride, last, f"layer{stage}_{index}")(x, train)
+        for number in range(1, len(self.blocks) + 1):
+            x = stage(functools.partial(ResNet._stage, number=number), self.remat)(self, x, train)
+        return x
+
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
+        count = self.blocks[number - 1]
+        for index in range(count):
+            stride = 2 if number > 1 and index == 0 else 1
+            last = (number, index) == (4, count - 1) and self.maps is not None
+            x = self._block(32 * 2**number, stride, last, f"layer{number}_{index}")(x, train)
         return x
 
     def _block(self, features: int, stride: int, rebuilt: bool, name: str) -> nn.Module:

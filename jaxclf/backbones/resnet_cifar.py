@@ -18,8 +18,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, FixedConv, block, check_size, conv, fit_channels
-from jaxclf.config import unknown
+from jaxclf.backbones.layers import BatchNorm, FixedConv, block, check_size, conv, fit_channels, stage
+from jaxclf.config import Remat, unknown
 from jaxclf.matrices import matrix
 
 FIXED_SHORTCUTS = {
@@ -76,7 +76,7 @@ class CifarResNet(nn.Module):
     maps_shortcut: str = "A"
     seed: int = 0
     """Seed of maps_shortcut "G"."""
-    remat: bool = False
+    remat: Remat = "none"
 
     options = ("shortcut", "maps", "maps_shortcut", "seed", "remat")
     linear_layers = ()
@@ -122,15 +122,19 @@ class CifarResNet(nn.Module):
         check_size(f"resnet{self.depth}", images, 1)
         x = conv(16, 3, padding=1, name="conv1")(images)
         x = jax.nn.relu(BatchNorm(name="bn1")(x, train))
+        for number in (1, 2, 3):
+            x = stage(functools.partial(CifarResNet._stage, number=number), self.remat)(self, x, train)
+        return x
+
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
         basic = block(BasicBlock, self.remat)
-        for stage, features in enumerate((16, 32, self.width), start=1):
-            for index in range(self.blocks):
-                stride = 2 if stage > 1 and index == 0 else 1
-                name = f"layer{stage}_{index}"
-                if self.maps is not None and (stage, index) == (3, self.blocks - 1):
-                    x = basic(self.maps, stride, self.maps_shortcut, rebuilt=True, seed=self.seed, name=name)(x, train)
-                else:
-                    x = basic(features, stride, self.shortcut, name=name)(x, train)
+        for index in range(self.blocks):
+            stride = 2 if number > 1 and index == 0 else 1
+            name = f"layer{number}_{index}"
+            if self.maps is not None and (number, index) == (3, self.blocks - 1):
+                x = basic(self.maps, stride, self.maps_shortcut, rebuilt=True, seed=self.seed, name=name)(x, train)
+            else:
+                x = basic(self.width * 2**number // 8, stride, self.shortcut, name=name)(x, train)
         return x
 
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, max_pool, torch_default
+from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, max_pool, stage, torch_default
+from jaxclf.config import Remat
 
 
 class Unit(nn.Module):
@@ -45,7 +46,7 @@ class ShuffleNetV2(nn.Module):
     widths: tuple[int, int, int, int]
     """Channels of stages 2, 3, 4 and of conv5."""
     maps: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
 
     options = ("maps", "remat")
     head_names = ("fc",)
@@ -66,14 +67,18 @@ class ShuffleNetV2(nn.Module):
         check_size(self.kind, images, 1)
         x = conv(24, 3, stride=2, padding=1, name="conv1_0")(images)
         x = max_pool(jax.nn.relu(BatchNorm(name="conv1_1")(x, train)), 3, stride=2, padding=1)
-        for stage, (features, units) in enumerate(zip(self.widths[:3], (4, 8, 4), strict=True), start=2):
-            for index in range(units):
-                stride = 2 if index == 0 else 1
-                x = block(Unit, self.remat)(features, stride, name=f"stage{stage}_{index}")(x, train)
+        for number in (2, 3, 4):
+            x = stage(functools.partial(ShuffleNetV2._stage, number=number), self.remat)(self, x, train)
         if self.maps is not None:
             fan_in = x.shape[-1]
             return conv(self.maps, 1, fan_in=fan_in, bias=True, init=torch_default, name="conv5_0")(x)
         return jax.nn.relu(BatchNorm(name="conv5_1")(conv(self.widths[-1], 1, name="conv5_0")(x), train))
+
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
+        for index in range(8 if number == 3 else 4):
+            stride, name = 2 if index == 0 else 1, f"stage{number}_{index}"
+            x = block(Unit, self.remat)(self.widths[number - 2], stride, name=name)(x, train)
+        return x
 
 
 VARIANTS = {

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.backbones.layers import BatchNorm, block, check_size, conv, max_pool, torch_default
+from jaxclf.backbones.layers import BatchNorm, check_size, conv, max_pool, stage, torch_default
+from jaxclf.config import Remat
 
 
 class VGG(nn.Module):
@@ -23,7 +24,7 @@ class VGG(nn.Module):
     norm: bool
     dropout: float = 0.5
     maps: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
 
     options = ("maps", "dropout", "remat")
     head_names = ("classifier.6",)
@@ -47,9 +48,9 @@ class VGG(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         """Compute the last feature map; `train` needs an rng named "dropout" unless dropout is 0."""
         check_size(f"vgg{self.depth}", images, 224 if self.maps is None else 16)
-        x = images
-        for stage in range(len(self.convs)):
-            x = block(nn.compact(functools.partial(VGG._stage, stage=stage)), self.remat)(self, x, train)
+        x, unit = images, "none" if self.remat == "none" else "stage"  # which are VGG's blocks
+        for number in range(len(self.convs)):
+            x = stage(functools.partial(VGG._stage, number=number), unit)(self, x, train)
         if self.maps is not None:
             return x
         for name, side in (("classifier_0", 7), ("classifier_3", 1)):
@@ -58,13 +59,13 @@ class VGG(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return x
 
-    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, stage: int) -> Float[Array, "n i j k"]:
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
         """Apply the convs of a stage and the pool after them; torchvision counts convs, norms, ReLUs and pools."""
         step = 3 if self.norm else 2
-        place = step * sum(self.convs[:stage]) + stage
-        for index in range(self.convs[stage]):
-            last = self.maps is not None and (stage, index) == (4, self.convs[4] - 1)
-            features = self.features if last else min(64 * 2**stage, 512)
+        place = step * sum(self.convs[:number]) + number
+        for index in range(self.convs[number]):
+            last = self.maps is not None and (number, index) == (4, self.convs[4] - 1)
+            features = self.features if last else min(64 * 2**number, 512)
             fan_in, name = 9 * x.shape[-1], f"features_{place}"
             x = conv(features, 3, fan_in=fan_in, padding=1, bias=True, init=torch_default, name=name)(x)
             if last:
