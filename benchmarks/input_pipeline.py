@@ -610,14 +610,20 @@ class Process:
 
     def close(self) -> None:
         """Let it end by itself, or else kill it."""
-        with self._process, self._errors, contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGCONT)
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            try:
-                self._process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
+        with self._errors:
+            end_process(self._process)
+
+
+def end_process(process: subprocess.Popen[str]) -> None:
+    """Let a process end by itself, stopped or not, by closing its stdin, or else kill its group."""
+    with process, contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGCONT)
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def measure(everyone: Sequence[Contestant], plan: Plan, rounds: int, seconds: float) -> dict[str, list[Any]]:

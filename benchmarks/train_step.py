@@ -61,7 +61,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tyro
-from input_pipeline import environment, import_torchvision, ratios, spread
+from input_pipeline import end_process, environment, import_torchvision, ratios, spread
 
 # Nothing of jaxclf up here: it imports JAX, and the environment that JAX reads is set first.
 
@@ -497,14 +497,8 @@ class Process:
 
     def close(self) -> None:
         """Let it end by itself, or else kill it."""
-        with self._process, self._errors, contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGCONT)
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            try:
-                self._process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
+        with self._errors:
+            end_process(self._process)
 
 
 # The rounds

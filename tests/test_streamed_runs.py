@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -413,7 +414,8 @@ def test_memory_files_and_threads_stay_flat_over_twenty_epochs(
     process = start(recipe, workdir, *flags, "--loader.workers", str(workers))
     found = held(process.pid, workdir / "metrics.jsonl")
     finish(process)
-    # The least of an epoch: batches on their way hold memory and files, more or fewer as the machine has other work.
+    # The least of an epoch, and of that the median over six: batches and checkpoints on their way hold memory and
+    # files, through a whole short epoch where the machine has other work.
     least = {
         epoch: {field.name: min(getattr(one, field.name) for one in seen) for field in dataclasses.fields(Used)}
         for epoch, seen in found.items()
@@ -425,5 +427,5 @@ def test_memory_files_and_threads_stay_flat_over_twenty_epochs(
     assert min(one["processes"] for one in early + late) == max(one["processes"] for one in early + late)
     assert early[0]["processes"] >= 1 + workers
     for field in ("memory", "files", "threads"):
-        before, after = (max(one[field] for one in part) for part in (early, late))
+        before, after = (statistics.median(one[field] for one in part) for part in (early, late))
         assert after <= before * 1.02 + 2, (field, least)
