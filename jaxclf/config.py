@@ -386,7 +386,7 @@ class Config:
         """Return a readable name that differs wherever two configs differ.
 
         >>> Config().run_id()
-        'digits-resnet20-learned-s0-d5430c'
+        'digits-resnet20-learned-s0-276aea'
         """
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"

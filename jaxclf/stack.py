@@ -70,10 +70,10 @@ def train_stacked(configs: Sequence[Config], workdirs: Sequence[str | os.PathLik
     """Train configs that differ in seeds alone in one program, each in its own directory, or go on where they stopped.
 
     Stopped at any moment and called again with the same directories, the runs end with the same bits as never stopped.
-    One that diverges ends all of them; what is complete already is not trained again. Runs on one device.
+    One that diverges ends all of them; what is complete already is not trained again. They take one device, the first.
 
-    Raises `UsageError`, before anything is compiled, for configs that cannot be stacked, for several devices or
-    processes, and for directories that stand at different steps; otherwise as `loop.train`.
+    Raises `UsageError`, before anything is compiled, for configs that cannot be stacked, for several processes, and for
+    directories that stand at different steps; otherwise as `loop.train`.
     """
     check_stack(configs)
     pending = [
@@ -81,9 +81,9 @@ def train_stacked(configs: Sequence[Config], workdirs: Sequence[str | os.PathLik
         for config, path in zip(configs, workdirs, strict=True)
         if not (Path(path) / "result.json").exists()
     ]
-    done, together, alone = {}, 0.0, 0.0
-    with prepare(configs[0]) as setup:
-        _check_devices(setup)
+    done: dict[Path, Result] = {}
+    together = alone = 0.0
+    with _one_device(configs[0]) as setup:
         if pending:
             done, together = _train(setup, pending, quiet=quiet)
         if together:
@@ -91,18 +91,20 @@ def train_stacked(configs: Sequence[Config], workdirs: Sequence[str | os.PathLik
     for config, path in zip(configs, map(Path, workdirs), strict=True):
         if path not in done:
             with RunDirectory(path, config, create=False) as directory:
-                done[path] = directory.result()
-    results = [done[Path(path)] for path in workdirs]
-    return Stacked([result for result in results if result is not None], together, alone)
+                result = directory.result()
+            assert result is not None
+            done[path] = result
+    return Stacked([done[Path(path)] for path in workdirs], together, alone)
 
 
-def _check_devices(setup: Setup) -> None:
-    where = setup.layout
-    if where.devices > 1:
-        raise UsageError(f"stacked runs take one device, but there are {where.devices} of {where.hosts} process(es)")
+def _one_device(config: Config) -> Setup:
+    setup = prepare(config, devices=1)
+    if (hosts := setup.layout.hosts) > 1:
+        raise UsageError(f"stacked runs take one device of one process, but {hosts} processes share this run")
+    return setup
 
 
-def _train(setup: Setup, pending: Sequence[tuple[Config, Path]], *, quiet: bool) -> tuple[dict[Path, Any], float]:
+def _train(setup: Setup, pending: Sequence[tuple[Config, Path]], *, quiet: bool) -> tuple[dict[Path, Result], float]:
     """Train to the end; return results by directory, and training images/s of all runs."""
     with contextlib.ExitStack() as stack:
         directories = [
@@ -161,8 +163,7 @@ def _images_per_second_alone(setup: Setup) -> float:
 def room(configs: Sequence[Config]) -> int:
     """Return how many of the runs the device has memory for in one program, halving; all, where it does not say."""
     check_stack(configs)
-    with prepare(configs[0]) as setup:
-        _check_devices(setup)
+    with _one_device(configs[0]) as setup:
         limit = (setup.layout.mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
         count = len(configs)
         while limit is not None and count > 1 and step_bytes(setup, count) > limit:
