@@ -429,4 +429,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return float(value)
         if isinstance(kind, type) and type(value) is kind:
             return value
-    raise UsageError(f"config field {path} is {value!r} but must be {getattr(hint, '__name__', hint)}")
+    allowed = getattr(hint, "__name__", hint)
+    if origin is Literal:
+        allowed = "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    raise UsageError(f"config field {path} is {value!r} but must be {allowed}")

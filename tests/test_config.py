@@ -111,6 +111,7 @@ def test_missing_fields_are_defaults_and_whole_numbers_become_floats() -> None:
         ({"optim": {"name": "sdg"}}, "config field optim.name is 'sdg' but must be"),
         ({"optim": {"schedule": "cosines"}}, "config field optim.schedule is 'cosines' but must be"),
         ({"model": {"maps": "10"}}, "config field model.maps is '10' but must be int | None"),
+        ({"model": {"remat": False}}, "config field model.remat is False but must be one of 'none', 'block', 'stage'"),
     ],
 )
 def test_wrong_field_is_named(values: dict[str, Any], message: str) -> None:
