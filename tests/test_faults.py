@@ -1,5 +1,6 @@
 """Each bad input gives one clear line on stderr, no traceback, and exit code 2; what was good stays on the disk."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 
 from jaxclf import loop
 from jaxclf.__main__ import main
+from jaxclf.checkpoint import first_line
 from jaxclf.classifier import create_model
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig, UsageError
 from jaxclf.loop import prepare, restore
@@ -277,6 +279,13 @@ def fill(disk: Path) -> None:
                 file.write(b"x" * 4096)
         except OSError:
             pass
+
+
+def test_what_the_disk_refuses_for_is_said_behind_a_long_path() -> None:
+    path, reason = "/long" * 50, os.strerror(errno.ENOSPC)
+    assert first_line(OSError(f"Error writing {path}: [{reason}]")).endswith(f"... {reason}")
+    assert first_line(OSError(f"Error writing: [{reason}]")) == f"Error writing: [{reason}]"
+    assert first_line(OSError(path)) == path[:200]
 
 
 @pytest.mark.filterwarnings("default:heartbeat failed")
