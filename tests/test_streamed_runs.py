@@ -4,7 +4,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from jaxclf import loop
@@ -296,7 +296,7 @@ def kill_after(process: subprocess.Popen[str], reached: Callable[[], bool]) -> N
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        workers = children(process.pid)
+        workers = psutil.Process(process.pid).children()
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -306,15 +306,12 @@ def kill_after(process: subprocess.Popen[str], reached: Callable[[], bool]) -> N
         time.sleep(0.01)
 
 
-def children(pid: int) -> list[int]:
-    """List the processes that any thread of a process has started: workers are started by the one that reads ahead."""
-    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
-
-
-def runs(pid: int) -> bool:
+def runs(process: psutil.Process) -> bool:
     """Tell whether a process is more than an entry that its new parent has yet to fetch."""
-    file = Path(f"/proc/{pid}/stat")
-    return file.exists() and file.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def newest(workdir: Path) -> int:
@@ -376,28 +373,28 @@ class Used:
     processes: int
 
 
-def used(pid: int) -> Used | None:
-    """Return what is held now; None where a process came or went while it was asked."""
-    pids = [pid, *children(pid)]
+def used(process: psutil.Process) -> Used | None:
+    """Return what is held now; None where a process or a thread came or went while it was asked."""
     try:
-        status = [Path(f"/proc/{one}/status").read_text() for one in pids]
-        shares = [Path(f"/proc/{one}/smaps_rollup").read_text() for one in pids]
-        files = sum(len(list(Path(f"/proc/{one}/fd").iterdir())) for one in pids)
-        memory = sum(int(re.findall(r"^Pss: +(\d+) kB", text, re.M)[0]) for text in shares)
-        threads = sum(int(re.findall(r"^Threads:\s+(\d+)", text, re.M)[0]) for text in status)
-    except (FileNotFoundError, ProcessLookupError, IndexError):  # a process that ended has no lines
+        every = [process, *process.children(recursive=True)]
+        return Used(
+            memory=sum(one.memory_full_info().pss for one in every) // 2**20,
+            files=sum(one.num_fds() for one in every),
+            threads=sum(one.num_threads() for one in every),
+            processes=len(every),
+        )
+    except psutil.Error:
         return None
-    return Used(memory // 1024, files, threads, len(pids))
 
 
-def held(pid: int, rows: Path) -> dict[int, list[Used]]:
+def held(process: psutil.Process, rows: Path) -> dict[int, list[Used]]:
     """Ask again and again, until the process ends, what it holds, by epochs that are done."""
     found: dict[int, list[Used]] = {}
     deadline = time.monotonic() + 600
-    while runs(pid):
+    while runs(process):
         assert time.monotonic() < deadline
         epoch = len(rows.read_text().splitlines()) if rows.exists() else 0
-        if (now := used(pid)) is not None:
+        if (now := used(process)) is not None:
             found.setdefault(epoch, []).append(now)
         time.sleep(0.02)
     return found
@@ -406,13 +403,16 @@ def held(pid: int, rows: Path) -> dict[int, list[Used]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_memory_files_and_threads_stay_flat_over_twenty_epochs(
-    workers: int, synthetic_imagenet: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    workers: int, synthetic_imagenet: Path, tmp_path: Path
 ) -> None:
     recipe, workdir = tmp_path / "recipe.py", tmp_path / "run"
     recipe.write_text(RECIPE.format(directory=str(synthetic_imagenet)))
     flags = ["--data.classes", "20", "--data.batch-size", "8", "--run.epochs", "20"]
     process = start(recipe, workdir, *flags, "--loader.workers", str(workers))
-    found = held(process.pid, workdir / "metrics.jsonl")
+    try:
+        found = held(psutil.Process(process.pid), workdir / "metrics.jsonl")
+    finally:
+        process.kill()  # nothing, where it has ended
     finish(process)
     # The least of an epoch, and of that the median over six: batches and checkpoints on their way hold memory and
     # files, through a whole short epoch where the machine has other work.
@@ -421,7 +421,6 @@ def test_memory_files_and_threads_stay_flat_over_twenty_epochs(
         for epoch, seen in found.items()
         if 0 < epoch < 20 and len(seen) >= 3
     }
-    record_property("least of an epoch", repr(least))
     early, late = ([least[epoch] for epoch in least if epoch in part] for part in (range(3, 9), range(14, 20)))
     assert len(least) >= 15, least
     assert min(one["processes"] for one in early + late) == max(one["processes"] for one in early + late)
