@@ -4,12 +4,14 @@ Convolution kernels are Flax's HWIO under the name `kernel`; everything else is 
 joined path is a PyTorch key (torch_weights.py).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxclf.config import Remat, UsageError
@@ -58,11 +60,49 @@ def conv(
         strides=stride,
         padding=[(padding, padding)] * 2 if isinstance(padding, int) else padding,
         feature_group_count=groups,
+        conv_general_dilated=depthwise if groups == features > 1 else None,
         use_bias=bias,
         kernel_init=init,
         bias_init=uniform(fan_in**-0.5) if bias else nn.initializers.zeros,
         name=name,
     )
+
+
+def depthwise(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "k l m c"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "n i j c"]:
+    """Return lax.conv_general_dilated of one filter for each channel (m = 1), with Flax's arguments for it.
+
+    For CPUs it is compiled as a sum of k * l shifted products, for XLA's own depthwise convolutions take many times as
+    long there. Other platforms compile the convolution.
+    """
+
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+    # Computed again in the backward pass, so that this stores what the convolution does: its two arguments.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        wide = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+        padded = jnp.pad(x.astype(wide), [(0, 0), *padding, (0, 0)])
+        taps = kernel.astype(wide).reshape(*kernel.shape[:2], 1, 1, 1, -1)
+        rows, columns = (
+            range(0, size - length + 1, stride)
+            for size, length, stride in zip(padded.shape[1:3], kernel.shape[:2], strides, strict=True)
+        )
+        products = [
+            padded[:, i : i + rows[-1] + 1 : strides[0], j : j + columns[-1] + 1 : strides[1]] * taps[i, j]
+            for i, j in np.ndindex(*kernel.shape[:2])
+        ]
+        return functools.reduce(jnp.add, products).astype(x.dtype)
+
+    if kernel.shape[2] != 1:
+        return convolution(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=convolution)
 
 
 Parts = tuple[Float[Array, "n h w _"], ...]
