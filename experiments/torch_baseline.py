@@ -37,8 +37,9 @@ from jaxclf.__main__ import Fields, Recipe, load, print_result
 from jaxclf.config import Config, LossConfig, OptimConfig, RunError, UsageError
 from jaxclf.data import augment, pipeline
 from jaxclf.experiment import Record, evaluated_on
-from jaxclf.loop import Evaluation, Setup, prepare
+from jaxclf.loop import Evaluation
 from jaxclf.results import Result, RunDirectory, environment, per_class
+from jaxclf.setup import Setup, prepare
 from jaxclf.step import MIXING_STREAM, Program
 from jaxclf.torch_weights import to_torch
 

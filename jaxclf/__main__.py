@@ -25,6 +25,7 @@ from jaxclf.data import datasets, inspection, preparation, verification
 from jaxclf.experiment import CountTable, Table
 from jaxclf.progress import Lines
 from jaxclf.results import Result, read_config
+from jaxclf.setup import prepare
 from jaxclf.sweep import check, outline, parse_grid, parse_seeds, sweep_table
 
 USAGE = """usage: jaxclf COMMAND ...
@@ -371,7 +372,7 @@ def _data(chosen: Data) -> Iterator[str]:
         config = throughput.bench_config(
             name, data_dir=where, image_size=chosen.image_size, batch_size=chosen.batch_size, backbone=chosen.backbone
         )
-        with loop.prepare(config, chosen.loader) as setup:
+        with prepare(config, chosen.loader) as setup:
             yield from throughput.measure(
                 *(config, setup.program, setup.data, setup.order, setup.init_state),
                 group=setup.group,

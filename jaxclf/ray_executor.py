@@ -36,8 +36,9 @@ import numpy as np
 
 from jaxclf.checkpoint import first_line
 from jaxclf.config import Config, RunError, Stopped, UsageError
-from jaxclf.loop import prepare, train
+from jaxclf.loop import train
 from jaxclf.results import cores
+from jaxclf.setup import prepare
 
 LOSSES = 5
 """A run that loses this many workers is given up: it may be what ends them, as one that needs too much memory is."""

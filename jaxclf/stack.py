@@ -19,11 +19,12 @@ import numpy as np
 from jaxclf.checkpoint import Checkpoints
 from jaxclf.config import Config, UsageError
 from jaxclf.data import datasets
-from jaxclf.loop import A_HEARTBEAT, Session, Setup, opened, prepare, run_all
+from jaxclf.loop import A_HEARTBEAT, Session, opened, run_all
 from jaxclf.parallel import stacked_leaves, train_steps
 from jaxclf.preemption import Requests
 from jaxclf.ranges import validate
 from jaxclf.results import Result, RunDirectory
+from jaxclf.setup import Setup, prepare
 from jaxclf.step import TrainState
 
 TIMED = 5

@@ -20,9 +20,10 @@ from jaxclf.class_maps import class_maps, pick_examples
 from jaxclf.config import Config, RunError, UsageError, unknown
 from jaxclf.data import datasets
 from jaxclf.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
-from jaxclf.loop import prepare, restore, train
+from jaxclf.loop import restore, train
 from jaxclf.ray_executor import RayCluster, Run, train_on_ray
 from jaxclf.results import Result, RunDirectory
+from jaxclf.setup import prepare
 from jaxclf.stack import but_for_seeds, room, train_stacked
 
 Override = Callable[[Config], Config]

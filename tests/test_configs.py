@@ -23,6 +23,7 @@ from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop
 from jaxclf.optim import transformation
 from jaxclf.ranges import validate
 from jaxclf.schedules import Timeline, learning_rate
+from jaxclf.setup import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -461,7 +462,7 @@ def test_folder_takes_images_of_ones_own_by_flag(
     (config,) = given
     assert config.augment == get("folder").augment
     assert config.optim == get("folder").optim
-    with loop.prepare(config) as setup:
+    with prepare(config) as setup:
         assert setup.data.sizes == {"train": 32, "test": 12}
         assert setup.data.class_names == ("ant", "bee", "cat", "dog")
         assert setup.data.image_shape == (24, 24, 3)

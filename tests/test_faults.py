@@ -21,8 +21,9 @@ from jaxclf.__main__ import main
 from jaxclf.checkpoint import Checkpoints, first_line
 from jaxclf.classifier import create_model
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig, UsageError
-from jaxclf.loop import prepare, restore
+from jaxclf.loop import restore
 from jaxclf.results import Result, RunDirectory
+from jaxclf.setup import prepare
 from jaxclf.step import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,7 @@ CONFIG = Config(
 
 RECIPE = """
 import dataclasses, json, pathlib
+from jaxclf.setup import prepare
 from jaxclf.config import Config
 
 def get_config():

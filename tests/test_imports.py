@@ -18,8 +18,8 @@ MODULES = {
 EFFECTS = {
     f"jaxclf.{name}"
     for name in (
-        *("checkpoint", "cluster", "preemption", "results", "loop", "tables", "ray_executor", "progress", "watch"),
-        *("stack", "weights", "__main__"),
+        *("checkpoint", "cluster", "preemption", "results", "setup", "loop", "tables", "ray_executor", "progress"),
+        *("watch", "stack", "weights", "__main__"),
     )
 }
 PURE = [name for name in MODULES if name.startswith("jaxclf.backbones")] + [

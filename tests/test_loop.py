@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclf import heads, loop, matrices
+from jaxclf import heads, loop, matrices, setup
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig, UsageError
-from jaxclf.loop import evaluate, prepare, restore, train
+from jaxclf.loop import evaluate, restore, train
 from jaxclf.results import Result, RunDirectory
+from jaxclf.setup import prepare
 from jaxclf.step import TrainState, eval_step, train_steps
 
 COLUMNS = ("epoch", "step", "lr", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
@@ -134,7 +135,7 @@ def test_complete_run_returns_at_once_and_touches_nothing(
     workdir, result = finished
     files = [file for file in workdir.rglob("*") if file.name != "lock"]
     before = {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in files}
-    monkeypatch.setattr(loop, "init_state", None)  # neither initialised
+    monkeypatch.setattr(setup, "init_state", None)  # neither initialised
     monkeypatch.setattr(loop, "train_steps", None)  # nor trained
     assert train(config(), workdir, quiet=True) == result
     assert {file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in before} == before

@@ -13,8 +13,8 @@ from jaxclf.__main__ import main
 from jaxclf.checkpoint import Checkpoints
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig, UsageError
 from jaxclf.data import pipeline
-from jaxclf.loop import prepare
 from jaxclf.results import RunDirectory
+from jaxclf.setup import prepare
 from jaxclf.stack import check_stack, room, step_bytes, train_stacked
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from jaxclf import loop, tables
+from jaxclf import tables
 from jaxclf.__main__ import main
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig, UsageError
 from jaxclf.experiment import Table
+from jaxclf.setup import prepare
 from jaxclf.sweep import CHANGES, check, draw, outline, parse_grid, parse_seeds, sweep_table, timeline
 
 BASE = Config(
@@ -22,6 +23,7 @@ BASE = Config(
     run=RunConfig(epochs=1),
 )
 RECIPE = """
+from jaxclf.setup import prepare
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 
 def get_config():
@@ -288,7 +290,7 @@ def test_many_changes_are_counted() -> None:
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 def test_timeline_is_the_runs_own(validation: float) -> None:
     config = with_section("data", validation=validation)
-    assert timeline(config) == loop.prepare(config).program.timeline
+    assert timeline(config) == prepare(config).program.timeline
 
 
 def test_a_constant_rate_fills_the_picture_and_zero_leaves_it_empty() -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf import loop, throughput
+from jaxclf import throughput
 from jaxclf.__main__ import main
 from jaxclf.config import Loader
+from jaxclf.setup import IN_THREADS, Setup, prepare
 from jaxclf.throughput import rate, stream_verdict
 
 TINY = ("--seconds", "0.1", "--backbone", "resnet8", "--batch-size", "8", "--image-size", "24")
@@ -32,7 +33,7 @@ def rates(lines: Iterable[str]) -> dict[str, float]:
     return {one[1]: float(one[2].replace(",", "")) for one in found if one}
 
 
-def measured(setup: loop.Setup, loader: Loader = loop.IN_THREADS) -> Iterator[str]:
+def measured(setup: Setup, loader: Loader = IN_THREADS) -> Iterator[str]:
     return throughput.measure(
         *(setup.config, setup.program, setup.data, setup.order, setup.init_state),
         group=setup.group,
@@ -79,7 +80,7 @@ def test_a_set_without_test_images_is_measured(tiny_imagenet: Path, tmp_path: Pa
     config = throughput.bench_config(
         "synthetic_imagenet", data_dir=str(copy), image_size=24, batch_size=8, backbone="resnet8"
     )
-    with loop.prepare(config) as setup:
+    with prepare(config) as setup:
         lines = itertools.islice(measured(setup), 6)
         assert [*rates(lines)] == STAGES[:5]
 
@@ -105,7 +106,7 @@ def test_nothing_is_left_when_it_ends_or_is_left_early(loader: Loader, photo_fol
     config = throughput.bench_config(f"folder:{photo_folder}", image_size=24, batch_size=8, backbone="resnet8")
     threads = set(threading.enumerate())
     for count in (8, 6):  # all; as far as the stream
-        with loop.prepare(config, loader) as setup:
+        with prepare(config, loader) as setup:
             lines = measured(setup, loader)
             for _ in range(count):
                 next(lines)

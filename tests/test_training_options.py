@@ -15,8 +15,9 @@ from jaxclf.classifier import create_model
 from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, UsageError
 from jaxclf.data import pipeline
 from jaxclf.data.augment import normalise
-from jaxclf.loop import evaluate, prepare, train
+from jaxclf.loop import evaluate, train
 from jaxclf.schedules import Timeline
+from jaxclf.setup import prepare
 from jaxclf.step import Program, TrainState, apply_model, eval_step, init_state, recalibrate_step, train_step
 from jaxclf.weights import read
 

@@ -29,9 +29,9 @@ from jaxclf.data import datasets, pipeline
 from jaxclf.data.augment import normalise
 from jaxclf.data.pipeline import resize
 from jaxclf.experiment import Record
-from jaxclf.loop import prepare
 from jaxclf.results import Result, read_config
 from jaxclf.schedules import Timeline
+from jaxclf.setup import prepare
 from jaxclf.step import Program, draw_fixed, init_state, train_steps
 from jaxclf.tables import read_records
 from jaxclf.torch_weights import load_torch, to_torch
