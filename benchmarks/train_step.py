@@ -19,6 +19,7 @@ own for ImageNet), its optimiser is SGD(fused=True), its normalisation one multi
 fastest form that torch has; on a GPU cuDNN may try its algorithms (cudnn.benchmark). The variants:
 
     jaxclf, jaxclf_8_steps    one step in a compiled call, which is the default on CPU; GPU: eight, its default
+    jaxclf_cores              CPU: every core is a device (`jaxclf train --devices N`), and they share each batch
     torch_eager               images and weights in NCHW, as modules are made
     torch_channels_last       images and weights in NHWC
     torch_compile             torch.compile of everything up to the loss, in NHWC
@@ -61,7 +62,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tyro
-from input_pipeline import end_process, environment, import_torchvision, ratios, spread
+from input_pipeline import end_process, environment, import_torchvision, ratios
+from input_pipeline import spread as spread_of
 
 # Nothing of jaxclf up here: it imports JAX, and the environment that JAX reads is set first.
 
@@ -116,11 +118,14 @@ class Variant(NamedTuple):
     channels_last: bool = False
     mode: str | None = None
     """Of torch.compile; None is not compiled."""
+    cores: bool = False
+    """Whether every core of a CPU is a device."""
 
 
 VARIANTS = {
     "jaxclf": Variant("jaxclf"),
     "jaxclf_8_steps": Variant("jaxclf", ("gpu",), steps=8),
+    "jaxclf_cores": Variant("jaxclf", ("cpu",), cores=True),
     "torch_eager": Variant("torch"),
     "torch_channels_last": Variant("torch", channels_last=True),
     "torch_compile": Variant("torch", channels_last=True, mode="default"),
@@ -250,22 +255,30 @@ class JaxTraining:
         """Put weights and batch on the device."""
         import jax
 
+        from jaxclf.config import Config
+        from jaxclf.layout import spread
+        from jaxclf.parallel import split
         from jaxclf.step import init_state
         from jaxclf.torch_weights import load_torch
 
+        variant = VARIANTS[contestant.variant]
+        if variant.cores:
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        layout = spread(None if variant.cores else 1)
         if contestant.platform == "gpu":
             precise = "highest" if contestant.precision == "float32" else "default"
             jax.config.update("jax_default_matmul_precision", precise)
-        self.steps = VARIANTS[contestant.variant].steps
-        self._program, images = program_of(contestant.network, contestant.precision), batch_of(contestant)[0]
+        self.steps = variant.steps
+        self._program = split(program_of(contestant.network, contestant.precision), Config(), layout)
+        images, labels = batch_of(contestant)
         # Everything of a state but the weights is zero before the first step, momentum too.
         shapes = jax.eval_shape(lambda: init_state(self._program, images.shape[1:], 0, 0))
         state = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes)
-        loaded = jax.device_put(load_torch(self._program.model, read_weights(contestant)))
-        self._state = state.replace(params=loaded["params"], batch_stats=loaded["batch_stats"])
+        loaded = load_torch(self._program.model, read_weights(contestant))
+        self._state = layout.whole(state.replace(params=loaded["params"], batch_stats=loaded["batch_stats"]))
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
         rows = np.tile(np.arange(contestant.batch, dtype=np.int32), (self.steps, 1))
-        self._batch = jax.device_put((*batch_of(contestant), rows))
+        self._batch = layout.whole((images, labels, rows))
 
     def run(self, calls: int) -> None:
         """Make calls, and wait until the last one is done."""
@@ -559,9 +572,9 @@ def compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
         if not row["failed"]:
-            row = {**row, "images_per_second": spread(column(row))}
+            row = {**row, "images_per_second": spread_of(column(row))}
             row["memory_bytes"] = max(one["memory_bytes"] for one in row["rounds"])
-            row |= {"to_torch": spread(ratios(column(row), rivals))} if rivals else {}
+            row |= {"to_torch": spread_of(ratios(column(row), rivals))} if rivals else {}
         found.append(row)
     return found
 
