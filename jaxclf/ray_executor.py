@@ -37,11 +37,14 @@ import numpy as np
 from jaxclf.checkpoint import first_line
 from jaxclf.config import Config, RunError, Stopped, UsageError
 from jaxclf.loop import train
+from jaxclf.preemption import Requests
 from jaxclf.results import cores
 from jaxclf.setup import prepare
 
 LOSSES = 5
 """A run that loses this many workers is given up: it may be what ends them, as one that needs too much memory is."""
+POLL = 0.5
+"""Seconds between two looks at whether somebody asked to stop."""
 REACH_SECONDS = 10
 """How long the head of a cluster may take to accept a connection; Ray itself would try for minutes."""
 CACHE = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes")
@@ -97,8 +100,9 @@ class Outcome:
 def train_on_ray(runs: Sequence[Run], workdir: Path, cluster: RayCluster) -> None:
     """Train the runs, a line for each; their directories are below `workdir`.
 
-    Raises `UsageError` without Ray, for a cluster that cannot be reached and for a fault of the first config, and
-    `RunError` that names the runs that failed, after all others are complete.
+    Raises `UsageError` without Ray, for a cluster that cannot be reached and for a fault of the first config;
+    `RunError` that names the runs that failed, after all others are complete; and of these `Stopped` after SIGTERM,
+    SIGINT or a maintenance notice, when the workers have ended.
     """
     ray = _require_ray()
     with _connected(ray, cluster), _token(workdir) as token:
@@ -106,7 +110,8 @@ def train_on_ray(runs: Sequence[Run], workdir: Path, cluster: RayCluster) -> Non
         if fault := _first(ray, options, runs[0].config):
             raise UsageError(fault)
         limit = cluster.jobs or (len(runs) if cluster.address else 1)
-        failed = _train_all(ray, ray.remote(max_retries=0, **options)(_work), runs, limit, token)
+        with Requests() as requests:
+            failed = _train_all(ray, ray.remote(max_retries=0, **options)(_work), runs, limit, token, requests)
     if failed:
         raise RunError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}; their messages are above")
 
@@ -215,8 +220,8 @@ def _find_fault(config: str) -> str | None:
     return None
 
 
-def _train_all(ray: Any, task: Any, runs: Sequence[Run], limit: int, token: str) -> list[str]:
-    """Train the runs, `limit` at a time, and return the names of those that failed."""
+def _train_all(ray: Any, task: Any, runs: Sequence[Run], limit: int, token: str, requests: Requests) -> list[str]:
+    """Train the runs, `limit` at a time, and return the names of those that failed; `Stopped` once that is asked."""
     errors = ray.exceptions
     gone = (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError, errors.ObjectLostError)
     waiting, running, losses, failed = collections.deque(runs), {}, collections.Counter(), []
@@ -225,7 +230,12 @@ def _train_all(ray: Any, task: Any, runs: Sequence[Run], limit: int, token: str)
             run = waiting.popleft()
             directory = str(run.directory.absolute())
             running[task.remote(run.config.to_json(), directory, token, _is_begun(run.directory))] = run
-        [ended], _ = ray.wait(list(running))
+        done, _ = ray.wait(list(running), timeout=POLL)
+        if requests.reason:  # no exception from inside Ray, whose own code may lose it
+            raise Stopped(f"stopped by {requests.reason}; the same command goes on from the last checkpoints")
+        if not done:
+            continue
+        [ended] = done
         run = running.pop(ended)
         outcome, lost, fault = None, None, None
         try:

@@ -208,8 +208,9 @@ def test_a_table_that_loses_a_worker_equals_the_serial_one(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the workers in /proc")
-def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
-    project: Path, serial: Path, cluster: Started, tmp_path: Path
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_a_signal_ends_the_workers_and_the_same_command_goes_on(
+    sent: signal.Signals, project: Path, serial: Path, cluster: Started, tmp_path: Path
 ) -> None:
     command = ["table", str(project / "heads.py"), "--workdir", str(tmp_path), "--rows", "learned", "--no-render"]
     driver = subprocess.Popen(
@@ -221,10 +222,10 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(
     )
     checkpoint = tmp_path / "learned" / "seed0" / "checkpoints" / str(MIDDLE) / "sha256.json"
     wait_for(lambda: checkpoint.exists() or driver.poll() is not None, "a checkpoint")
-    driver.send_signal(signal.SIGINT)
+    driver.send_signal(sent)
     out, err = driver.communicate(timeout=120)
-    assert (driver.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1] == "jaxclf: interrupted; the same command goes on from the last checkpoint"
+    assert (driver.returncode, out) == (75, ""), err
+    assert err.splitlines()[-1] == f"jaxclf: stopped by {sent.name}; the same command goes on from the last checkpoints"
     assert "Traceback" not in err
     written = checkpoint.stat().st_mtime
     wait_for(lambda: not any(holder(lock) for lock in tmp_path.glob("*/*/lock")), "the end of the workers", 10)

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -268,13 +269,15 @@ def get_config():
 """
 
 
-def start(recipe: Path, workdir: Path, *flags: str, devices: int = 1, **variables: str) -> subprocess.Popen[str]:
+def start(
+    recipe: Path, workdir: Path, *flags: str, devices: int = 1, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[str]:
     """Start a run that computes on one of some virtual devices; test_parallel_runs.py computes on several."""
     where = ["--workdir", str(workdir), "--devices", "1"]
     command = [sys.executable, "-m", "jaxclf", "train", str(recipe), *where, *flags]
     # Alone, four virtual devices on two cores make four threads, over which XLA splits its sums otherwise.
     xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": xla, "NPROC": "4"} | variables
+    environment = os.environ | {"XLA_FLAGS": xla, "NPROC": "4", **variables}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -411,7 +414,7 @@ def test_memory_files_and_threads_stay_flat_over_twenty_epochs(
     # What is freed goes back to the system at once. By itself, glibc kept 20 to 30 MB more of it over these epochs,
     # and gave them back around the 30th.
     malloc = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    process = start(recipe, workdir, *flags, "--loader.workers", str(workers), **malloc)
+    process = start(recipe, workdir, *flags, "--loader.workers", str(workers), variables=malloc)
     try:
         found = held(psutil.Process(process.pid), workdir / "metrics.jsonl")
     finally:
