@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import secrets
@@ -23,7 +24,8 @@ import pytest
 
 from jaxclf import ray_executor
 from jaxclf.__main__ import main
-from jaxclf.config import Config, UsageError
+from jaxclf.config import Config, Stopped, UsageError
+from jaxclf.preemption import Requests
 from jaxclf.ray_executor import Outcome, RayCluster, Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -354,8 +356,11 @@ def stand_in(answers: dict[str, list[Any]], machines: tuple[dict[str, float], ..
             raise answer
         return answer
 
-    def wait(tasks: list[str]) -> tuple[list[str], list[str]]:
-        return tasks[:1], tasks[1:]
+    looks = itertools.count()
+
+    def wait(tasks: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        done = next(looks) % 2  # every other look finds nothing yet
+        return tasks[:done], tasks[done:]
 
     total = {kind: sum(machine.get(kind, 0) for machine in machines) for kind in ("CPU", "GPU")}
     nodes = [{"Alive": True, "Resources": machine} for machine in machines]
@@ -373,7 +378,7 @@ def test_a_run_that_loses_every_worker_is_given_up(tmp_path: Path, capsys: pytes
     ray = stand_in({"0": [Lost()] * 5, "1": [Lost(), asked, good], "2": [Other("no such thing")]})
     task = SimpleNamespace(remote=lambda config, *_: str(Config.from_json(config).run.seed))
     runs = [seeded(seed, tmp_path) for seed in range(3)]
-    assert ray_executor._train_all(ray, task, runs, 1, "token") == ["row, seed 2", "row, seed 0"]
+    assert ray_executor._train_all(ray, task, runs, 1, "token", Requests()) == ["row, seed 2", "row, seed 0"]
     out, err = capsys.readouterr()
     assert out == "row, seed 1: test top-1 50.00 % after 2.0 s on far\n"
     assert err.count("row, seed 0: its worker was lost (Lost); another takes the run over\n") == 4
@@ -448,3 +453,18 @@ def test_warnings_of_a_worker_are_said_with_the_runs_name(tmp_path: Path, capsys
     outcome = Outcome("far", 1.0, ("it goes on under another environment",), error="step 3: the disk is full")
     assert ray_executor._finish(seeded(0, tmp_path), outcome) == "step 3: the disk is full (on far)"
     assert capsys.readouterr().err == "jaxclf: warning: row, seed 0: it goes on under another environment\n"
+
+
+def test_a_request_that_was_heard_while_ray_waited_stops_the_table(tmp_path: Path) -> None:
+    """And no answer that came meanwhile is taken."""
+    ray, requests = stand_in({"0": []}), Requests()
+    task = SimpleNamespace(remote=lambda config, *_: str(Config.from_json(config).run.seed))
+
+    def wait(tasks: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        assert timeout < 1
+        os.kill(os.getpid(), signal.SIGINT)
+        return tasks, []
+
+    ray.wait = wait
+    with requests, pytest.raises(Stopped, match="stopped by SIGINT; the same command goes on"):
+        ray_executor._train_all(ray, task, [seeded(0, tmp_path)], 1, "token", requests)
