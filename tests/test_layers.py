@@ -50,6 +50,16 @@ def test_a_depthwise_convolution_is_xlas_with_its_gradients(
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_filters_that_see_two_channels_each_are_no_depthwise_convolution() -> None:
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 8, 8, 6), (3, 3, 2, 3)))
+    found, expected = (
+        convolve(x, kernel, (1, 1), [(1, 1), (1, 1)], feature_group_count=3, **FLAX)
+        for convolve in (depthwise, jax.lax.conv_general_dilated)
+    )
+    assert np.array_equal(found, expected)
+
+
 def test_a_depthwise_convolution_sums_bfloat16_in_float32() -> None:
     rng = np.random.default_rng(0)
     x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((2, 8, 8, 6), (3, 3, 1, 6)))
