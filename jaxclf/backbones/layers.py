@@ -70,15 +70,15 @@ def conv(
 
 def depthwise(
     x: Float[Array, "n h w c"],
-    kernel: Float[Array, "k l m c"],
+    kernel: Float[Array, "k l m d"],
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     **options: Any,
-) -> Float[Array, "n i j c"]:
-    """Return lax.conv_general_dilated of one filter for each channel (m = 1), with Flax's arguments for it.
+) -> Float[Array, "n i j d"]:
+    """Return lax.conv_general_dilated in as many groups as there are filters, d = c / m, with Flax's arguments for it.
 
-    For CPUs it is compiled as a sum of k * l shifted products, for XLA's own depthwise convolutions take many times as
-    long there. Other platforms compile the convolution.
+    With one channel in a group, it is compiled for CPUs as a sum of k * l shifted products, for XLA's own depthwise
+    convolutions take several times as long there. Other platforms compile the convolution.
     """
 
     def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
