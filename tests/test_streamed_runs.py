@@ -411,8 +411,8 @@ def test_memory_files_and_threads_stay_flat_over_twenty_epochs(
     recipe, workdir = tmp_path / "recipe.py", tmp_path / "run"
     recipe.write_text(RECIPE.format(directory=str(synthetic_imagenet)))
     flags = ["--data.classes", "20", "--data.batch-size", "8", "--run.epochs", "20"]
-    # What is freed goes back to the system at once. By itself, glibc kept 20 to 30 MB more of it over these epochs,
-    # and gave them back around the 30th.
+    # What is freed goes back to the system at once. By itself, glibc kept 20 to 30 MB more over these epochs, and of 60
+    # gave them back after the 30th.
     malloc = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
     process = start(recipe, workdir, *flags, "--loader.workers", str(workers), variables=malloc)
     try:
