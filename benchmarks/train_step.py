@@ -258,12 +258,13 @@ class JaxTraining:
         from jaxclf.config import Config
         from jaxclf.layout import spread
         from jaxclf.parallel import split
+        from jaxclf.results import cores
         from jaxclf.step import init_state
         from jaxclf.torch_weights import load_torch
 
         variant = VARIANTS[contestant.variant]
         if variant.cores:
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+            jax.config.update("jax_num_cpu_devices", cores())
         layout = spread(None if variant.cores else 1)
         if contestant.platform == "gpu":
             precise = "highest" if contestant.precision == "float32" else "default"

@@ -170,3 +170,14 @@ def test_demo_recipe_gives_the_config_of_its_head() -> None:
     assert get_config().model.head == "learned"
     rebuilt = get_config(head="identity", seed=2)
     assert (rebuilt.model.maps, rebuilt.model.maps_shortcut, rebuilt.run.seed) == (10, "B", 2)
+
+
+def test_an_interrupt_that_no_run_hears_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(args: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "data", interrupted)
+    assert main(["data"]) == 130
+    assert capsys.readouterr().err == "jaxclf: interrupted; the same command goes on from the last checkpoint\n"

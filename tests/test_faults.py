@@ -39,7 +39,6 @@ CONFIG = Config(
 
 RECIPE = """
 import dataclasses, json, pathlib
-from jaxclf.setup import prepare
 from jaxclf.config import Config
 
 def get_config():

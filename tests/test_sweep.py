@@ -23,7 +23,6 @@ BASE = Config(
     run=RunConfig(epochs=1),
 )
 RECIPE = """
-from jaxclf.setup import prepare
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 
 def get_config():
