@@ -219,13 +219,13 @@ def resident(plan: Plan) -> Iterator[int]:
 
 def _resident_run(plan: Plan) -> tuple[Any, Any, Iterator[Any]]:
     """Return ResNet-20's program on the small images, the images, and endless batches of them."""
-    from jaxclf.classifier import build
     from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig
     from jaxclf.data.datasets import Split
     from jaxclf.data.order import Order
     from jaxclf.data.pipeline import Resident
-    from jaxclf.schedules import Timeline
-    from jaxclf.step import Program
+    from jaxclf.models.classifier import build
+    from jaxclf.training.schedules import Timeline
+    from jaxclf.training.step import Program
 
     data = DataConfig(batch_size=plan.small_batch, drop_last=True)
     config = Config(data, AugmentConfig(pad=PAD), ModelConfig("resnet20"))
@@ -252,7 +252,7 @@ def step_costs(plan: Plan) -> Callable[[float], dict[str, float]]:
     import jax
 
     from jaxclf.config import AugmentConfig
-    from jaxclf.step import init_state, train_steps
+    from jaxclf.training.step import init_state, train_steps
 
     program, held, batches = _resident_run(plan)
     plain = dataclasses.replace(program, augment=AugmentConfig(pad=0, flip=False))
@@ -465,10 +465,11 @@ def pixel_pairs(plan: Plan) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]
     import jax
     import jax.numpy as jnp
 
-    from jaxclf.config import Loader, UsageError
+    from jaxclf.config import Loader
     from jaxclf.data.augment import crop_flip, draw_crop
     from jaxclf.data.order import example_rng
     from jaxclf.data.stream import Stream, test_transform, training_transform
+    from jaxclf.errors import UsageError
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision has no C++ part
@@ -509,7 +510,7 @@ def pixel_pairs(plan: Plan) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]
 
 def check_pixels(pairs: Iterator[tuple[str, str, np.ndarray, np.ndarray]]) -> dict[str, int]:
     """Return how many crops were compared by set; `UsageError` for the first that is not the same."""
-    from jaxclf.config import UsageError
+    from jaxclf.errors import UsageError
 
     counts: dict[str, int] = {}
     for which, name, ours, theirs in pairs:
@@ -598,7 +599,7 @@ class Process:
         return json.loads(self._answer())
 
     def _answer(self) -> str:
-        from jaxclf.config import RunError
+        from jaxclf.errors import RunError
 
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
@@ -716,7 +717,7 @@ def step_lines(costs: Mapping[str, Mapping[str, Any]], batch: int) -> Iterator[s
 
 def environment() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    from jaxclf import results
+    from jaxclf.training import run_directory as results
 
     packages = ("grain", "array-record", "pillow", "simplejpeg", "opencv-python-headless", "torch", "torchvision")
     found: dict[str, Any] = dict(results.environment())
@@ -733,7 +734,7 @@ def environment() -> dict[str, Any]:
 
 def run(chosen: Arguments) -> dict[str, Any]:
     """Measure everything."""
-    from jaxclf.config import UsageError
+    from jaxclf.errors import UsageError
 
     allowed = sorted(os.sched_getaffinity(0))
     rules = {"cores": 1 <= chosen.cores <= len(allowed), "rounds": chosen.rounds >= 1, "seconds": chosen.seconds > 0}
@@ -758,7 +759,7 @@ def run(chosen: Arguments) -> dict[str, Any]:
 
 def main(args: list[str]) -> int:
     """Run the command line; return 0, or 2 after one line on stderr that says what was wrong."""
-    from jaxclf.config import RunError, UsageError
+    from jaxclf.errors import RunError, UsageError
 
     try:
         chosen = tyro.cli(Arguments, prog="input_pipeline.py", args=args)

@@ -35,7 +35,7 @@ import rich.progress
 import tyro
 from PIL import Image
 
-from jaxclf.config import UsageError
+from jaxclf.errors import UsageError
 
 Split = Literal["train", "validation"]
 NAME, VERSION = "synthetic_imagenet", "1.0.0"

@@ -13,10 +13,10 @@ all runs there, in each of three precisions; on a CPU float32 alone, which is wh
 
 The step: uint8 images that are on the device already, the same batch each time, are normalised; forward pass with batch
 statistics, cross-entropy, backward pass, SGD with momentum 0.9 and weight decay 1e-4 on everything. Nothing is
-augmented and nothing dropped out. Ours is `jaxclf.step.train_steps` as `jaxclf train` calls it, so it also gathers its
-batch, sums metrics and looks for infinities. torch's networks are those of experiments/torch_modules.py (torchvision's
-own for ImageNet), its optimiser is SGD(fused=True), its normalisation one multiplication and one addition, each the
-fastest form that torch has; on a GPU cuDNN may try its algorithms (cudnn.benchmark). The variants:
+augmented and nothing dropped out. Ours is `jaxclf.training.step.train_steps` as `jaxclf train` calls it, so it also
+gathers its batch, sums metrics and looks for infinities. torch's networks are those of experiments/torch_modules.py
+(torchvision's own for ImageNet), its optimiser is SGD(fused=True), its normalisation one multiplication and one
+addition, each the fastest form that torch has; on a GPU cuDNN may try its algorithms (cudnn.benchmark). The variants:
 
     jaxclf, jaxclf_8_steps    one step in a compiled call, which is the default on CPU; GPU: eight, its default
     jaxclf_cores              CPU: every core is a device (`jaxclf train --devices N`), and they share each batch
@@ -210,10 +210,10 @@ def batch_of(contestant: Contestant) -> tuple[np.ndarray, np.ndarray]:
 
 def program_of(name: str, precision: str) -> Any:
     """Return jaxclf's program of a network."""
-    from jaxclf.classifier import build
     from jaxclf.config import AugmentConfig, Config, LossConfig, OptimConfig
-    from jaxclf.schedules import Timeline
-    from jaxclf.step import Program
+    from jaxclf.models.classifier import build
+    from jaxclf.training.schedules import Timeline
+    from jaxclf.training.step import Program
 
     config = Config(model=model_config(name, precision))
     optim = OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -231,8 +231,8 @@ def model_config(name: str, precision: str) -> Any:
 
 def write_weights(name: str, file: Path) -> None:
     """Write jaxclf's initial weights of seed 0 as a PyTorch state dict."""
-    from jaxclf.step import init_state
-    from jaxclf.torch_weights import to_torch
+    from jaxclf.models.torch_weights import to_torch
+    from jaxclf.training.step import init_state
 
     program, side = program_of(name, "float32"), NETWORKS[name].side
     weights: Any = to_torch(program.model, init_state(program, (side, side, 3), 0, 0).variables)
@@ -249,18 +249,18 @@ def read_weights(contestant: Contestant) -> dict[str, np.ndarray]:
 
 
 class JaxTraining:
-    """`jaxclf.step.train_steps` on a fixed batch."""
+    """`jaxclf.training.step.train_steps` on a fixed batch."""
 
     def __init__(self, contestant: Contestant) -> None:
         """Put weights and batch on the device."""
         import jax
 
         from jaxclf.config import Config
-        from jaxclf.layout import spread
-        from jaxclf.parallel import split
-        from jaxclf.results import cores
-        from jaxclf.step import init_state
-        from jaxclf.torch_weights import load_torch
+        from jaxclf.devices.layout import spread
+        from jaxclf.models.torch_weights import load_torch
+        from jaxclf.training.parallel import split
+        from jaxclf.training.run_directory import cores
+        from jaxclf.training.step import init_state
 
         variant = VARIANTS[contestant.variant]
         if variant.cores:
@@ -285,7 +285,7 @@ class JaxTraining:
         """Make calls, and wait until the last one is done."""
         import jax
 
-        from jaxclf.step import train_steps
+        from jaxclf.training.step import train_steps
 
         for _ in range(calls):
             self._state = train_steps(self._program, self._state, *self._batch)
@@ -293,7 +293,7 @@ class JaxTraining:
 
     def loss(self) -> float:
         """Return the mean loss over the steps since this was asked last."""
-        from jaxclf import losses
+        from jaxclf.training import losses
 
         found = losses.means(self._state.sums)["loss"]
         self._state = self._state.replace(sums=losses.zeros())
@@ -365,7 +365,7 @@ def _torch_device(contestant: Contestant, variant: Variant) -> str:
     """Set torch's switches and return its name of the device."""
     import torch
 
-    from jaxclf.config import UsageError
+    from jaxclf.errors import UsageError
 
     if contestant.platform == "cpu":
         if variant.mode == "reduce-overhead":
@@ -414,7 +414,7 @@ def rate(training: Training, batch: int, seconds: float) -> dict[str, float]:
 
     Raises `RunError` where that loss is no number.
     """
-    from jaxclf.config import RunError
+    from jaxclf.errors import RunError
 
     training.run(1)  # the process has just been woken
     begin = time.perf_counter()
@@ -442,7 +442,7 @@ def serve(contestant: Contestant) -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed
     side = VARIANTS[contestant.variant].side
-    for name in ("jaxclf.step", "torch") if side == "torch" else ("jaxclf.step",):
+    for name in ("jaxclf.training.step", "torch") if side == "torch" else ("jaxclf.training.step",):
         importlib.import_module(name)
     before = resident_bytes("VmRSS")
     training = SIDES[side](contestant)
@@ -491,7 +491,7 @@ class Process:
         return self._answer(self._limit + seconds)
 
     def _answer(self, limit: float) -> Any:
-        from jaxclf.config import RunError
+        from jaxclf.errors import RunError
 
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], limit)[0]:
@@ -535,7 +535,7 @@ def difference(own: Mapping[str, Any], other: Mapping[str, Any], tolerance: floa
 
 def measure(group: Sequence[Contestant], chosen: Arguments) -> list[dict[str, Any]]:
     """Return a row for each of those that are compared: facts, rounds, and why it failed if it did."""
-    from jaxclf.config import RunError
+    from jaxclf.errors import RunError
 
     rows = [{**one._asdict(), "failed": None, "rounds": []} for one in group]
     with contextlib.ExitStack() as stack:
@@ -611,7 +611,7 @@ def facts_of_the_machine() -> dict[str, Any]:
 
 def check(chosen: Arguments, platform: str) -> None:
     """Raise `UsageError` for arguments that cannot work."""
-    from jaxclf.config import UsageError, unknown
+    from jaxclf.errors import UsageError, unknown
 
     if platform not in PRECISIONS:
         raise UsageError(f"JAX's device is a {platform}, where PyTorch is not compared; it must be cpu or gpu")
@@ -672,7 +672,7 @@ def run(chosen: Arguments) -> dict[str, Any]:
 def main(args: Sequence[str]) -> int:
     """Run the command line; return 0, 1 where something could not be measured, 2 after one line on stderr."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX; the processes inherit it
-    from jaxclf.config import RunError, UsageError
+    from jaxclf.errors import RunError, UsageError
 
     try:
         report = run(tyro.cli(Arguments, prog="train_step.py", args=args))

@@ -20,7 +20,8 @@ become the backbone's own. Convs are drawn from a normal of variance 2 / (k k ou
 import dataclasses
 
 from configs.cifar100_resnet32 import BEARPAW_MEAN, BEARPAW_STD
-from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, unknown
+from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.errors import unknown
 
 SGD = OptimConfig(
     name="sgd", lr=0.1, momentum=0.9, dampening=0.0, nesterov=False, decay="all", schedule="multistep", gamma=0.1

@@ -24,7 +24,8 @@ ResNet-50) and a head that starts at zero. The squeeze, and the crop from a larg
 them, since its boxes have a ratio of their own, not the image's.
 """
 
-from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, unknown
+from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.errors import unknown
 
 BATCH = 512
 # training images, classes, whether they are small (below 96x96)

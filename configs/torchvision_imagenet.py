@@ -20,7 +20,8 @@ Not expressible yet: BatchNorm by replica.
 import dataclasses
 
 from configs.imagenet_resnet18 import IMAGENET_MEAN, IMAGENET_STD
-from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, unknown
+from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.errors import unknown
 
 SGD = OptimConfig(name="sgd", momentum=0.9, nesterov=False, decay="all", schedule="step", schedule_every="epoch")
 # how the backbone's name begins: (optimiser, epochs)

@@ -25,16 +25,8 @@ What the thesis leaves open, and what stands here:
 """
 
 from configs.imagenet_resnet18 import IMAGENET_MEAN, IMAGENET_STD
-from jaxclf.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    unknown,
-)
+from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.errors import unknown
 
 CLASSES = {"cars196": 196, "oxford_flowers102": 102}
 WEIGHT_DECAY = {"resnet18": 1e-3, "resnet50": 1e-4, "mobilenet_v2": 1e-4, "shufflenet_v2_x0_5": 1e-4}

@@ -4,7 +4,7 @@ Run: jaxclf table experiments/digits_heads.py --workdir runs/digits_heads --jobs
 """
 
 from configs.digits import get_config
-from jaxclf.experiment import Row, Table
+from jaxclf.report.experiment import Row, Table
 
 CAPTION = (
     "Does a network need to learn its last layer? ResNet-8 on 1,797 handwritten digits (1,352 to train, 445 to test, "

@@ -6,7 +6,7 @@ Run:  jaxclf data prepare fashion_mnist [--downloads DIR], then
 """
 
 from configs.fashion_mnist import get_config
-from jaxclf.experiment import Row, Table
+from jaxclf.report.experiment import Row, Table
 
 CAPTION = (
     "Two small networks on 60,000 real images, two epochs each, the second at a tenth of the rate. PyTorch starts "

@@ -5,9 +5,9 @@ Run: jaxclf table experiments/figure_1_1.py --workdir runs/figure_1_1
 The thesis prints bars without numbers, so there is nothing to compare with here.
 """
 
-from jaxclf.classifier import create_model
-from jaxclf.count import count
-from jaxclf.experiment import Cell, CountTable
+from jaxclf.models.classifier import create_model
+from jaxclf.models.count import count
+from jaxclf.report.experiment import Cell, CountTable
 
 NETS = (
     "shufflenet_v2_x0_5",

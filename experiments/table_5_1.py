@@ -9,7 +9,7 @@ from typing import Any
 
 from configs import cifar100_densenet_bc, cifar100_resnet32
 from jaxclf.config import Config
-from jaxclf.experiment import Row, Table
+from jaxclf.report.experiment import Row, Table
 
 RECIPES = {"resnet32": cifar100_resnet32.get_config, "densenet": cifar100_densenet_bc.get_config}
 

@@ -3,9 +3,9 @@
 Run: jaxclf table experiments/table_5_5_savings.py --workdir runs/table_5_5_savings
 """
 
-from jaxclf.classifier import create_model
-from jaxclf.count import count
-from jaxclf.experiment import Cell, CountTable
+from jaxclf.models.classifier import create_model
+from jaxclf.models.count import count
+from jaxclf.report.experiment import Cell, CountTable
 
 # thesis table 5.5 (Cars-196, Flowers-102); at 1000 classes the figures of section 5.4
 PRINTED = {

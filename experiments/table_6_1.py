@@ -3,9 +3,9 @@
 Run: jaxclf table experiments/table_6_1.py --workdir runs/table_6_1
 """
 
-from jaxclf.classifier import create_model
-from jaxclf.count import count
-from jaxclf.experiment import Cell, CountTable
+from jaxclf.models.classifier import create_model
+from jaxclf.models.count import count
+from jaxclf.report.experiment import Cell, CountTable
 
 # net: (total, first conv, classifier, classifier's share in percent); thesis table 6.1
 PRINTED = {

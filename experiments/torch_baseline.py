@@ -11,8 +11,8 @@ differ. So what differs between the two results is how two implementations of th
 BatchNorm is chaotic, so the runs part after some steps and agree in distribution over seeds.
 
 The directory gets config.json, environment.json (torch's version in it), metrics.jsonl, predictions.npz, result.json
-and results.jsonl: one `jaxclf.experiment.Record`. Given a table, the lines of all its complete runs are gathered in one
-file, its `baseline_results`. There are no checkpoints: a run that was stopped starts again.
+and results.jsonl: one `jaxclf.report.experiment.Record`. Given a table, the lines of all its complete runs are
+gathered in one file, its `baseline_results`. There are no checkpoints: a run that was stopped starts again.
 """
 
 import dataclasses
@@ -32,16 +32,18 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxclf import losses, tables
-from jaxclf.__main__ import Fields, Recipe, load, print_result
-from jaxclf.config import Config, LossConfig, OptimConfig, RunError, UsageError
+from jaxclf.cli.main import Fields, Recipe, load, print_result
+from jaxclf.config import Config, LossConfig, OptimConfig
 from jaxclf.data import augment, pipeline
-from jaxclf.experiment import Record, evaluated_on
-from jaxclf.loop import Evaluation
-from jaxclf.results import Result, RunDirectory, environment, per_class
-from jaxclf.setup import Setup, prepare
-from jaxclf.step import MIXING_STREAM, Program
-from jaxclf.torch_weights import to_torch
+from jaxclf.errors import RunError, UsageError
+from jaxclf.models.torch_weights import to_torch
+from jaxclf.report import tables
+from jaxclf.report.experiment import Record, evaluated_on
+from jaxclf.training import losses
+from jaxclf.training.loop import Evaluation
+from jaxclf.training.run_directory import Result, RunDirectory, environment, per_class
+from jaxclf.training.setup import Setup, prepare
+from jaxclf.training.step import MIXING_STREAM, Program
 
 if TYPE_CHECKING:
     import torch
@@ -170,7 +172,7 @@ def batch_of(
     rows: jax.Array,
     examples: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return pixels [n h w c] and targets [n k] of a step, as jaxclf.step.train_step makes them."""
+    """Return pixels [n h w c] and targets [n k] of a step, as jaxclf.training.step.train_step makes them."""
     key = jax.random.key(seed)
     epoch_key = jax.random.fold_in(key, step // program.timeline.steps_per_epoch)
     batch = augment.augment(program.augment, images, rows, epoch_key, program.mean, program.std, examples=examples)
@@ -253,7 +255,7 @@ def batches(setup: Setup, epoch: int) -> Iterator[tuple[int, np.ndarray, np.ndar
 
 
 def _epoch(setup: Setup, twin: Twin, epoch: int, clock: Clock) -> Row:
-    """Train for an epoch; return its row of metrics, as jaxclf.loop writes it."""
+    """Train for an epoch; return its row of metrics, as jaxclf.training.loop writes it."""
     sums, rate, step = losses.zeros(), twin.optimiser.param_groups[0]["lr"], 0
     for step, labels, pixels, targets in batches(setup, epoch):
         begin = time.perf_counter()

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jaxclf.backbones import densenet_cifar, resnet_cifar
-from jaxclf.classifier import Classifier
-from jaxclf.config import ModelConfig, UsageError
-from jaxclf.matrices import matrix
+from jaxclf.config import ModelConfig
+from jaxclf.errors import UsageError
+from jaxclf.models.backbones import densenet_cifar, resnet_cifar
+from jaxclf.models.classifier import Classifier
+from jaxclf.models.matrices import matrix
 
 TORCHVISION = r"resnet(18|34|50|101|152)|mobilenet_v2|shufflenet_v2_x\d_\d|densenet(121|161|169|201)"
 """Names of torchvision.models that are built there."""

@@ -2,12 +2,13 @@
 
 import importlib.metadata
 
-from jaxclf.backbones import list_models
-from jaxclf.classifier import create_model
-from jaxclf.config import Config, RunError, UsageError
-from jaxclf.heads import head_matrix, list_heads
-from jaxclf.loop import evaluate, train
-from jaxclf.torch_weights import load_torch, to_torch, transfer_torch
+from jaxclf.config import Config
+from jaxclf.errors import RunError, UsageError
+from jaxclf.models.backbones import list_models
+from jaxclf.models.classifier import create_model
+from jaxclf.models.heads import head_matrix, list_heads
+from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
+from jaxclf.training.loop import evaluate, train
 
 __all__ = [
     "Config",

@@ -7,7 +7,8 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxclf.config import Config, Loader, UsageError, Watching
+from jaxclf.config import Config, Loader, Watching
+from jaxclf.errors import UsageError
 
 Rule = tuple[Callable[[Any], bool], str]
 """Whether a value is good, and what is allowed."""

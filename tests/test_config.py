@@ -9,17 +9,8 @@ from typing import Any
 
 import pytest
 
-from jaxclf.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    UsageError,
-    unknown,
-)
+from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.errors import UsageError, unknown
 from jaxclf.ranges import RULES, validate
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Config)}

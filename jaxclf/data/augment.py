@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from jaxclf.config import AugmentConfig, UsageError
+from jaxclf.config import AugmentConfig
 from jaxclf.data.colour import apply_jitter, draw_jitter
 from jaxclf.data.rand_augment import apply_rand_augment, draw_rand_augment
+from jaxclf.errors import UsageError
 
 RAND_AUGMENT, JITTER, LIGHTING, ERASING = range(2, 6)
 """Folded into an example's key; 0 and 1 are the keys that split() makes for crop and mirror."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
 
-from jaxclf.config import UsageError, unknown
+from jaxclf.errors import UsageError, unknown
 
 SPLITS = ("train", "test")
 FOLDER = "folder:"

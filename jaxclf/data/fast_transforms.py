@@ -13,9 +13,9 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxclf.config import UsageError
 from jaxclf.data.decoding import decode, open_lazily
 from jaxclf.data.transforms import Box, RandomResizedCrop, ResizeCenterCrop
+from jaxclf.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from jaxclf.config import UsageError
+from jaxclf.errors import UsageError
 
 
 class Fault(NamedTuple):

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from jaxclf.config import AugmentConfig, Config, DataConfig, Loader, UsageError
+from jaxclf.config import AugmentConfig, Config, DataConfig, Loader
 from jaxclf.data import datasets, stream
 from jaxclf.data.order import Batch, Order, held_out, padded_batches
 from jaxclf.data.sources import Report, open_sources
 from jaxclf.data.transforms import Preprocessing
-from jaxclf.layout import Layout, one_device
+from jaxclf.devices.layout import Layout, one_device
+from jaxclf.errors import UsageError
 
 STREAMED_ONLY = ("resize", "interpolation", "pixels", "train_split", "test_split", "on_error")
 """Fields of `DataConfig` that say something of streamed sets alone."""

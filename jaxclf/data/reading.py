@@ -12,8 +12,9 @@ import grain
 from absl import flags
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
-from jaxclf.config import Loader, RunError
+from jaxclf.config import Loader
 from jaxclf.data.datasets import one_line
+from jaxclf.errors import RunError
 
 T = TypeVar("T")
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
-from jaxclf.config import DataConfig, UsageError, unknown
+from jaxclf.config import DataConfig
 from jaxclf.data import datasets, order
+from jaxclf.errors import UsageError, unknown
 
 Labels = Int32[np.ndarray, " n"]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

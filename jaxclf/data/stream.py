@@ -13,14 +13,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from jaxclf.config import AugmentConfig, DataConfig, Loader, RunError, UsageError
+from jaxclf.config import AugmentConfig, DataConfig, Loader
 from jaxclf.data import datasets
 from jaxclf.data.fast_transforms import FastRandomResizedCrop, FastResizeCenterCrop
 from jaxclf.data.order import Batch, Fault, Order, example_rng, padded_batch, shard
 from jaxclf.data.reading import Reading
 from jaxclf.data.sources import Report, Source, open_sources
 from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop
-from jaxclf.layout import Layout, one_device
+from jaxclf.devices.layout import Layout, one_device
+from jaxclf.errors import RunError, UsageError
 
 Transform = Callable[[bytes, np.random.Generator], UInt8[np.ndarray, "h w c"]]
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from jaxclf.config import AugmentConfig, UsageError
+from jaxclf.config import AugmentConfig
 from jaxclf.data import augment as module
 from jaxclf.data.augment import crop_flip, normalise
 from jaxclf.data.rand_augment import OPERATIONS, Operations, apply_rand_augment
+from jaxclf.errors import UsageError
 
 SIDE, PAD = 6, 2
 OFFSETS = (2 * PAD + 1) ** 2

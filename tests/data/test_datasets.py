@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxclf.config import UsageError
-from jaxclf.data import datasets, preparation
+from jaxclf.data import datasets
+from jaxclf.errors import UsageError
+from jaxclf.tools import preparation
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 PREPARE_MODULES = ("tensorflow", "importlib_resources")

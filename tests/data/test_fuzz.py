@@ -26,13 +26,14 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxclf.__main__ import main
-from jaxclf.config import AugmentConfig, DataConfig, Loader, UsageError
+from jaxclf.cli.main import main
+from jaxclf.config import AugmentConfig, DataConfig, Loader
 from jaxclf.data import fast_transforms
 from jaxclf.data.decoding import decode
 from jaxclf.data.order import Order
 from jaxclf.data.stream import ReadError, Stream
-from jaxclf.data.verification import verify
+from jaxclf.errors import UsageError
+from jaxclf.tools.verification import verify
 
 # In a run, what PIL only warns about is read all the same.
 pytestmark = pytest.mark.filterwarnings("ignore")

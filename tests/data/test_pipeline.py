@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclf import losses
-from jaxclf.classifier import create_model
-from jaxclf.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, UsageError
+from jaxclf.config import AugmentConfig, DataConfig, LossConfig, OptimConfig
 from jaxclf.data import order, pipeline
-from jaxclf.schedules import Timeline
-from jaxclf.step import Program, TrainState, eval_step, init_state, train_steps
+from jaxclf.errors import UsageError
+from jaxclf.models.classifier import create_model
+from jaxclf.training import losses
+from jaxclf.training.schedules import Timeline
+from jaxclf.training.step import Program, TrainState, eval_step, init_state, train_steps
 
 
 @pytest.mark.parametrize(("shape", "size"), [((3, 8, 8, 1), 16), ((2, 32, 32, 3), 20), ((2, 7, 11, 3), 9)])

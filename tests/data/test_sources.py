@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxclf.config import DataConfig, UsageError
+from jaxclf.config import DataConfig
 from jaxclf.data import datasets, sources
 from jaxclf.data.sources import Folder, Records, open_sources
+from jaxclf.errors import UsageError
 
 
 def touch(root: Path, *files: str) -> Path:

@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclf.config import AugmentConfig, Config, DataConfig, Loader, RunConfig, RunError, UsageError
+from jaxclf.config import AugmentConfig, Config, DataConfig, Loader, RunConfig
 from jaxclf.data import pipeline, stream
 from jaxclf.data.decoding import decode
 from jaxclf.data.order import Batch, Order, epoch_order, example_rng
 from jaxclf.data.stream import Stream
 from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop
-from jaxclf.layout import Layout, one_device
+from jaxclf.devices.layout import Layout, one_device
+from jaxclf.errors import RunError, UsageError
 
 CROP = AugmentConfig(crop="random_resized", pad=0)
 THREAD = Loader(threads=1)

@@ -19,7 +19,6 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from jaxclf.config import UsageError
 from jaxclf.data import decoding, fast_transforms, transforms
 from jaxclf.data.decoding import decode
 from jaxclf.data.fast_transforms import FastRandomResizedCrop, FastResizeCenterCrop, require_fast
@@ -31,6 +30,7 @@ from jaxclf.data.transforms import (
     draw_random_resized_crop,
     prepare,
 )
+from jaxclf.errors import UsageError
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

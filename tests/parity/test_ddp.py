@@ -72,13 +72,13 @@ def train_ours(statistics: str, out: Path) -> None:
 
     jax.config.update("jax_num_cpu_devices", REPLICAS)
     jax.config.update("jax_enable_x64", True)
-    from jaxclf import losses, parallel
-    from jaxclf.classifier import create_model
     from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
-    from jaxclf.layout import spread
-    from jaxclf.schedules import Timeline
-    from jaxclf.step import Program, init_state
-    from jaxclf.torch_weights import load_torch, to_torch
+    from jaxclf.devices.layout import spread
+    from jaxclf.models.classifier import create_model
+    from jaxclf.models.torch_weights import load_torch, to_torch
+    from jaxclf.training import losses, parallel
+    from jaxclf.training.schedules import Timeline
+    from jaxclf.training.step import Program, init_state
 
     shared, model, layout = single(), create_model("resnet20", num_classes=10), spread(replicas=True)
     timeline = Timeline(STEPS, 1, STEPS * shared.BATCH)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import losses
 from jaxclf.config import LossConfig
+from jaxclf.training import losses
 
 CLASSES, EXAMPLES = 7, 5
 TOLERANCE = {np.float64: 1e-10, np.float32: 1e-6}

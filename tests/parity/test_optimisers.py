@@ -29,8 +29,8 @@ from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 
 from jaxclf.config import OptimConfig
-from jaxclf.optim import average, transformation
-from jaxclf.schedules import Timeline, learning_rate
+from jaxclf.training.optim import average, transformation
+from jaxclf.training.schedules import Timeline, learning_rate
 
 STEPS, PER_EPOCH, CLASSES = 50, 20, 5
 TIMELINE = Timeline(PER_EPOCH, epochs=3, examples=320)

@@ -1,7 +1,7 @@
 """Twenty steps of SGD on ResNet-20, against a PyTorch written here after akamaster/pytorch_resnet_cifar@d5489e8.
 
-The same start, the same batches, a drop of the learning rate inside; ours is jaxclf.step.train_steps itself. Distances
-are relative: max|a - b| / max|b| per tensor, |a / b - 1| for a step's loss.
+The same start, the same batches, a drop of the learning rate inside; ours is jaxclf.training.step.train_steps itself.
+Distances are relative: max|a - b| / max|b| per tensor, |a / b - 1| for a step's loss.
 
 Training with BatchNorm is chaotic. From the torch start, at rate 0.1, rounding grows tenfold a step: after 20 steps
 PyTorch in float32 is 20 % away from PyTorch in float64 in the loss and 100 % in some parameters, so float32 could not
@@ -28,15 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jaxclf import losses
-from jaxclf.classifier import Classifier, create_model
 from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
 from jaxclf.data import datasets
 from jaxclf.data.augment import normalise
 from jaxclf.data.pipeline import resize
-from jaxclf.schedules import Timeline
-from jaxclf.step import Program, TrainState, init_state, train_steps
-from jaxclf.torch_weights import load_torch
+from jaxclf.models.classifier import Classifier, create_model
+from jaxclf.models.torch_weights import load_torch
+from jaxclf.training import losses
+from jaxclf.training.schedules import Timeline
+from jaxclf.training.step import Program, TrainState, init_state, train_steps
 
 BATCH, TOLERANCE = 16, 1e-4
 MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)

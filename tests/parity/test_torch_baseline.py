@@ -22,19 +22,20 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxclf import loop, losses
-from jaxclf.classifier import Classifier, build
-from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, UsageError
+from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from jaxclf.data import datasets, pipeline
 from jaxclf.data.augment import normalise
 from jaxclf.data.pipeline import resize
-from jaxclf.experiment import Record
-from jaxclf.results import Result, read_config
-from jaxclf.schedules import Timeline
-from jaxclf.setup import prepare
-from jaxclf.step import Program, draw_fixed, init_state, train_steps
-from jaxclf.tables import read_records
-from jaxclf.torch_weights import load_torch, to_torch
+from jaxclf.errors import UsageError
+from jaxclf.models.classifier import Classifier, build
+from jaxclf.models.torch_weights import load_torch, to_torch
+from jaxclf.report.experiment import Record
+from jaxclf.report.tables import read_records
+from jaxclf.training import loop, losses
+from jaxclf.training.run_directory import Result, read_config
+from jaxclf.training.schedules import Timeline
+from jaxclf.training.setup import prepare
+from jaxclf.training.step import Program, draw_fixed, init_state, train_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, STEPS, TOLERANCE = 16, 20, 1e-4
@@ -337,7 +338,7 @@ def test_a_run_of_the_twin_leaves_a_record_for_its_table(
 
 TABLE = """
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, RunConfig
-from jaxclf.experiment import Row, Table
+from jaxclf.report.experiment import Row, Table
 
 def get_config(head):
     data, run = DataConfig(batch_size=512, image_size=28), RunConfig(epochs=1)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclf.classifier import create_model
 from jaxclf.data.transforms import TORCHVISION, center_crop, prepare, resize
-from jaxclf.torch_weights import load_torch, to_torch
+from jaxclf.models.classifier import create_model
+from jaxclf.models.torch_weights import load_torch, to_torch
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])

@@ -1,0 +1,1 @@
+"""Which devices and processes share a run, and how they are told to stop."""

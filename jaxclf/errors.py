@@ -1,0 +1,37 @@
+"""The errors that a user sees: one line each, that says what was given and what is allowed."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """A request that cannot be met: one line that says what was given and what is allowed.
+
+    The command line prints it and exits with 2; a library caller catches a `ValueError`.
+    """
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on: one line that says what happened, at which step, and what is kept.
+
+    The command line prints it and exits with 2.
+    """
+
+
+class Stopped(RunError):
+    """A run that was asked to stop, or lost another of its processes: the same command goes on from its checkpoint.
+
+    The command line prints it and exits with 75, EX_TEMPFAIL of sysexits.h: try again.
+    """
+
+
+def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
+    """Return the error for a name that is not in a table, nearest valid names first.
+
+    >>> print(unknown("head", "identiy", ["learned", "identity"]))
+    unknown head 'identiy'; did you mean 'identity'? Valid: identity, learned
+    """
+    names = sorted(allowed)
+    near = difflib.get_close_matches(str(given), names, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    return UsageError(f"unknown {kind} {given!r}{hint} Valid: {', '.join(names)}")

@@ -1,0 +1,85 @@
+"""MobileNetV2 (Sandler et al. 2018), layout and names of torchvision 0.28.
+
+With `maps`, features.18 (1x1, 320 in) gives that many channels, with a bias and torch's default initialisation, and
+is the end: no BatchNorm, no ReLU6 (thesis, section 3.5).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from jaxclf.config import Remat
+from jaxclf.models.layers import BatchNorm, block, check_size, conv, stage, torch_default
+
+# (expansion, channels, blocks, stride of the first): table 2 of the paper
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion, 3x3 depthwise, 1x1 projection without activation; a shortcut where the shape allows it."""
+
+    expansion: int
+    features: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
+        """Apply the block."""
+        y, place = x, 0
+        width = self.expansion * x.shape[-1]
+        if self.expansion > 1:
+            y = conv(width, 1, name="conv_0_0")(y)
+            y = jax.nn.relu6(BatchNorm(name="conv_0_1")(y, train))
+            place = 1
+        y = conv(width, 3, stride=self.stride, padding=1, groups=width, name=f"conv_{place}_0")(y)
+        y = jax.nn.relu6(BatchNorm(name=f"conv_{place}_1")(y, train))
+        y = conv(self.features, 1, name=f"conv_{place + 1}")(y)
+        y = BatchNorm(name=f"conv_{place + 2}")(y, train)
+        return x + y if x.shape == y.shape else y
+
+
+class MobileNetV2(nn.Module):
+    """images [n h w c] -> maps [n h/32 w/32 k]."""
+
+    maps: int | None = None
+    remat: Remat = "none"
+
+    options = ("maps", "remat")
+    head_names = ("classifier.1",)
+    linear_layers = ()
+    stem = "features_0_0"
+    last_conv = "features_18_0"
+    head_dropout = 0.2
+    image_size = 224
+    unseen_2020 = ("pool",)
+
+    @property
+    def features(self) -> int:
+        """Channels of the feature map."""
+        return self.maps or 1280
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
+        """Compute the last feature map."""
+        check_size("mobilenet_v2", images, 1)
+        x = conv(32, 3, stride=2, padding=1, name="features_0_0")(images)
+        x = jax.nn.relu6(BatchNorm(name="features_0_1")(x, train))
+        for number in range(len(STAGES)):
+            x = stage(functools.partial(MobileNetV2._stage, number=number), self.remat)(self, x, train)
+        if self.maps is not None:
+            return conv(self.maps, 1, fan_in=320, bias=True, init=torch_default, name="features_18_0")(x)
+        x = conv(1280, 1, name="features_18_0")(x)
+        return jax.nn.relu6(BatchNorm(name="features_18_1")(x, train))
+
+    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
+        expansion, features, blocks, first = STAGES[number]
+        before = sum(blocks for _, _, blocks, _ in STAGES[:number])
+        for index in range(blocks):
+            stride, name = first if index == 0 else 1, f"features_{1 + before + index}"
+            x = block(InvertedResidual, self.remat)(expansion, features, stride, name=name)(x, train)
+        return x
+
+
+VARIANTS = {"mobilenet_v2": functools.partial(MobileNetV2)}

@@ -1,0 +1,105 @@
+"""backbone -> pool -> head, and the one function that couples head and backbone."""
+
+import typing
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from jaxclf.config import Config, Remat
+from jaxclf.errors import UsageError, unknown
+from jaxclf.models.backbones import backbone_options, create_backbone
+from jaxclf.models.heads import Head, create_head
+from jaxclf.models.pooling import Pool, average, create_pool
+
+
+class Classifier(nn.Module):
+    """images [n h w c], float32 -> logits [n k]."""
+
+    backbone: nn.Module
+    head: Head
+    pool: Pool = average
+    relu_before_pool: bool = False
+    dropout: float = 0.0
+    """Rate before the head, in training."""
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
+        """Return logits.
+
+        `train` uses batch statistics and dropout; make `batch_stats` mutable then, and give an rng named "dropout"
+        where the rate is not 0.
+        """
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        features = self.backbone(images, train)
+        if self.head.before_pool:
+            return self.pool(self._rectify(self.head(drop(features))))
+        return self.head(drop(self.pool(self._rectify(features))))
+
+    def class_maps(self, images: Float[Array, "n h w c"]) -> Float[Array, "n i j k"]:
+        """Return logits at every position of the last feature map (of the 3x3 conv's, under that head).
+
+        Under the average pool, the default, their mean over (i, j) is the logits; under another pool it is not.
+        """
+        features = self.backbone(images, False)
+        if self.head.before_pool:
+            return self._rectify(self.head(features))
+        return self.head(self._rectify(features))
+
+    def _rectify(self, x: Float[Array, "n i j d"]) -> Float[Array, "n i j d"]:
+        return jax.nn.relu(x) if self.relu_before_pool else x
+
+
+def create_model(
+    backbone: str,
+    *,
+    num_classes: int,
+    head: str = "learned",
+    pool: str = "average",
+    relu_before_pool: bool = False,
+    dropout: float | None = None,
+    remat: str = "none",
+    **options: Any,
+) -> Classifier:
+    """Build a classifier: a Linen module from images [n h w c] float32 to logits [n k].
+
+    `backbone` and `head` are names (`list_models()`, `list_heads()`). Options of every head: `bias` (bool, None for
+    the head's habit) and `seed` (of random fixed matrices). Options of backbones: `maps` ends it in that many
+    channels, `shortcut` and `maps_shortcut` choose shortcuts of CIFAR ResNets.
+    `pool` is "average", "max", "power" (option `pool_power`, 2) or "attention" (`pool_units`, 32); `relu_before_pool`
+    puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout` is the rate before the head (VGG:
+    after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it. `remat` "block" or
+    "stage" computes the inside of the backbone's blocks or stages again in the backward pass instead of storing it; no
+    number changes.
+
+    Raises `UsageError` (a ValueError) for unknown names and options and for heads that are impossible here; warns
+    where a head cannot separate all classes. `model.init` and `model.apply` are Linen's.
+    """
+    if remat not in typing.get_args(Remat):
+        raise unknown("remat", remat, typing.get_args(Remat))
+    if dropout is not None and not 0 <= dropout < 1:
+        raise UsageError(f"dropout is {dropout} but must be from 0 to below 1")
+    head_options = {name: options.pop(name, default) for name, default in (("bias", None), ("seed", 0))}
+    pool_options = {name: options.pop(name, None) for name in ("pool_power", "pool_units")}
+    allowed, rebuilt = backbone_options(backbone), options.get("maps") is not None
+    if "seed" in allowed:
+        options["seed"] = head_options["seed"]
+    if dropout is not None and "dropout" in allowed and not rebuilt:
+        options["dropout"], dropout = dropout, 0.0
+    body = create_backbone(backbone, **options, **({} if remat == "none" else {"remat": remat}))
+    own: float = 0.0 if rebuilt else getattr(body, "head_dropout", 0.0)
+    return Classifier(
+        backbone=body,
+        head=create_head(head, num_classes, body.features, **head_options),
+        pool=create_pool(pool, **pool_options),
+        relu_before_pool=relu_before_pool,
+        dropout=own if dropout is None else dropout,
+    )
+
+
+def build(config: Config, num_classes: int, *, seed: int) -> Classifier:
+    """Build the classifier of a config for a data set of `num_classes`; `seed` draws its random fixed matrices."""
+    model = config.model
+    options = {"seed": seed, "remat": model.remat, **model.options()}
+    return create_model(model.backbone, num_classes=num_classes, head=model.head, **options)

@@ -1,0 +1,218 @@
+"""The layers that every backbone is made of, with PyTorch's meaning and PyTorch's parameter names.
+
+Convolution kernels are Flax's HWIO under the name `kernel`; everything else is named as PyTorch names it, so that a
+joined path is a PyTorch key (torch_weights.py).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxclf.config import Remat
+from jaxclf.errors import UsageError
+from jaxclf.models.matrices import matrix
+
+Initializer = Callable[..., Any]
+Target = TypeVar("Target", bound=Callable[..., Any])
+
+he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
+"""U(+-sqrt(6 / fan_in)), torch's kaiming_uniform_(nonlinearity="relu"): the thesis's default."""
+torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""U(+-1 / sqrt(fan_in)): what torch's Conv2d and Linear start from."""
+
+
+def uniform(bound: float) -> Initializer:
+    """Return the initialiser U(-bound, bound)."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    features: int,
+    kernel: int,
+    *,
+    fan_in: int = 0,
+    stride: int = 1,
+    padding: int | Sequence[tuple[int, int]] = 0,
+    groups: int = 1,
+    bias: bool = False,
+    init: Initializer = he_uniform,
+    name: str,
+) -> nn.Conv:
+    """Return torch's Conv2d(features, kernel, stride, padding, groups, bias).
+
+    `padding` is the same number on every side, or (low, high) of each axis. `fan_in` = in / groups * kernel^2 is needed
+    with a bias.
+    """
+    if bias and not fan_in:
+        raise ValueError(f"conv {name}: a bias is drawn from fan_in, which was not given")
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=[(padding, padding)] * 2 if isinstance(padding, int) else padding,
+        feature_group_count=groups,
+        conv_general_dilated=depthwise if groups == features > 1 else None,
+        use_bias=bias,
+        kernel_init=init,
+        bias_init=uniform(fan_in**-0.5) if bias else nn.initializers.zeros,
+        name=name,
+    )
+
+
+def depthwise(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "k l m d"],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **options: Any,
+) -> Float[Array, "n i j d"]:
+    """Return lax.conv_general_dilated in as many groups as there are filters, d = c / m, with Flax's arguments for it.
+
+    With one channel in a group, it is compiled for CPUs as a sum of k * l shifted products, for XLA's own depthwise
+    convolutions take several times as long there. Other platforms compile the convolution.
+    """
+
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+    # Computed again in the backward pass, so that this stores what the convolution does: its two arguments.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        wide = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+        padded = jnp.pad(x.astype(wide), [(0, 0), *padding, (0, 0)])
+        taps = kernel.astype(wide).reshape(*kernel.shape[:2], 1, 1, 1, -1)
+        rows, columns = (
+            range(0, size - length + 1, stride)
+            for size, length, stride in zip(padded.shape[1:3], kernel.shape[:2], strides, strict=True)
+        )
+        products = [
+            padded[:, i : i + rows[-1] + 1 : strides[0], j : j + columns[-1] + 1 : strides[1]] * taps[i, j]
+            for i, j in np.ndindex(*kernel.shape[:2])
+        ]
+        return functools.reduce(jnp.add, products).astype(x.dtype)
+
+    if kernel.shape[2] != 1:
+        return convolution(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=convolution)
+
+
+Parts = tuple[Float[Array, "n h w _"], ...]
+"""Channels of a dense block: one array, or under `remat` one for its input and one for each layer.
+
+A block that is computed again stores what it is given. As one array, that would be all channels before it, anew for
+every layer; apart, each is stored once (Pleiss et al. 2017, arXiv 1707.06990).
+"""
+
+
+class BatchNorm(nn.Module):
+    """torch.nn.BatchNorm2d: biased variance in the output, unbiased variance in the running average.
+
+    Flax's own layer keeps the biased one, which is off by n / (n - 1) and shows in short runs and small maps.
+    Statistics are float32 for narrower inputs too; the variance is taken in two passes, as torch does.
+    """
+
+    momentum: float = 0.1
+    """Share of the new batch in the running average (torch's meaning; Flax's is one minus this)."""
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
+        """Normalise over (n, h, w); `train` uses the batch's statistics and updates the running ones."""
+        shape = (x.shape[-1],)
+        weight = self.param("weight", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        running_mean = self.variable("batch_stats", "running_mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "running_var", jnp.ones, shape)
+        wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+        if train:
+            mean = wide.mean((0, 1, 2))
+            var = jnp.square(wide - mean.reshape(1, 1, 1, -1)).mean((0, 1, 2))
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                if count < 2:
+                    raise ValueError(f"BatchNorm in training needs more than one value per channel; got {x.shape}")
+                unbiased = var * (count / (count - 1))
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        scale = jax.lax.rsqrt(var + self.eps) * weight
+        mean, scale, bias = (value.reshape(1, 1, 1, -1) for value in (mean, scale, bias))
+        return ((wide - mean) * scale + bias).astype(x.dtype)
+
+
+def block(target: Target, remat: Remat) -> Target:
+    """Return a block, a module class, that stores its input alone under `remat` "block".
+
+    Its inside is then computed a second time in the backward pass (Chen et al. 2016, arXiv 1604.06174). Names, initial
+    values, random numbers and running statistics stay as they are.
+    """
+    return nn.remat(target, static_argnums=(2,)) if remat == "block" else target
+
+
+def stage(target: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """Return a stage, a method f(module, x, train) of a backbone, that stores its input alone under `remat` "stage".
+
+    Between the passes stages store less than blocks, but all of a stage's inside while that is computed again.
+    """
+    return nn.remat(nn.compact(target), static_argnums=(2,)) if remat == "stage" else target
+
+
+def max_pool(
+    x: Float[Array, "n h w c"], window: int, *, stride: int | None = None, padding: int = 0
+) -> Float[Array, "n i j c"]:
+    """Torch's MaxPool2d(window, stride, padding): the stride is the window unless given; sizes are rounded down."""
+    sides: Any = [(padding, padding)] * 2  # Flax takes integers too; its annotation names only the strings
+    return nn.max_pool(x, (window, window), (stride or window,) * 2, sides)
+
+
+def avg_pool(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n i j c"]:
+    """Torch's AvgPool2d(window): stride = window, no padding, floor."""
+    sums = nn.pooling.pool(x, 0.0, jax.lax.add, (window, window), (window, window), [(0, 0), (0, 0)])
+    return sums / window**2
+
+
+def fixed_matrix(module: nn.Module, name: str, rows: int, columns: int, seed: int) -> Float[Array, "k d"]:
+    """Return the matrix `name` of matrices.py as `module`'s variable of that name in the `fixed` collection.
+
+    It is no parameter: no gradient, no optimiser slot, no decay, without a mask anywhere.
+    """
+    return module.variable("fixed", name, lambda: jnp.asarray(matrix(name, rows, columns, seed), jnp.float32)).value
+
+
+class FixedConv(nn.Module):
+    """A 1x1 convolution whose weights are a fixed matrix [k d]: x [n h w d] -> [n h w k]."""
+
+    matrix: str
+    features: int
+    seed: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w d"]) -> Float[Array, "n h w k"]:
+        """Multiply every position by the matrix."""
+        return x @ fixed_matrix(self, self.matrix, self.features, x.shape[-1], self.seed).T
+
+
+def fit_channels(x: Float[Array, "n h w c"], features: int) -> Float[Array, "n h w k"]:
+    """Zero-pad or centre-crop the channels to `features`, half on each side; an odd difference goes last."""
+    front = (features - x.shape[-1]) // 2 if features >= x.shape[-1] else -((x.shape[-1] - features) // 2)
+    back = features - x.shape[-1] - front
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * 3 + [(front, back, 0)])
+
+
+def check_size(name: str, x: jax.Array, smallest: int) -> None:
+    """Raise `UsageError` for images [n h w c] that a backbone without padding cannot take."""
+    if x.ndim != 4:
+        raise UsageError(f"{name} takes images [n h w c]; got an array of shape {x.shape}")
+    if min(x.shape[1:3]) < smallest:
+        raise UsageError(f"{name} takes images of {smallest}x{smallest} and larger; got {x.shape[1]}x{x.shape[2]}")

@@ -1,0 +1,236 @@
+"""PyTorch state dicts <-> variables: one mapping for every model, by name; torch itself is never imported.
+
+A parameter's joined path is its PyTorch key: `layer1_0/conv1/kernel` is `layer1.0.conv1.weight`. What changes is the
+layout: a conv kernel is HWIO here and OIHW there, a linear one [d k] here and [k d] there, and a linear layer that is
+a convolution here (a backbone's `linear_layers`) is flattened channels first there. A fixed 1x1 conv is its matrix
+[k d]; the attention pool's linear layers are Conv1d there [k d 1].
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import traverse_util
+
+from jaxclf.errors import UsageError
+from jaxclf.models.classifier import Classifier
+from jaxclf.models.heads import Identity
+from jaxclf.models.matrices import MATRICES, matrix
+
+Path = tuple[str, ...]
+Flat = dict[Path, Any]
+Shapes = dict[Path, tuple[int, ...]]
+
+
+def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return `model`'s variables with the values of a PyTorch state dict (numpy arrays under torch's keys).
+
+    The key sets and all shapes must be equal; every difference is listed in one `UsageError`. BatchNorm's
+    num_batches_tracked is ignored (PyTorch reads it only when momentum is None). The last layer may have any of the
+    names that its references use (`linear`, `fc`). A fixed matrix that is exact (Hadamard, identity ...) may be
+    missing; where it is given it must be ours. A random one is taken from the state dict, and an orthogonal one must
+    be semi-orthogonal within 1e-3: a learned matrix of the same shape is no such head.
+    """
+    head = head_name(model, state_dict)
+    stem = state_dict.get(_torch_key(_stem(model), ""))
+    channels = np.shape(stem)[1] if stem is not None and np.ndim(stem) == 4 else 3
+    flat, faults = _read(_shapes(model, channels), state_dict, head)
+    key = f"{head}.weight"
+    if isinstance(model.head, Identity) and key in state_dict:  # it has no variable, but its references store one
+        unit = matrix("identity", model.head.num_classes, model.backbone.features)
+        faults.remove(f"unexpected {key}")
+        if not np.array_equal(state_dict[key], unit):
+            faults.append(f"{key} is not the unit matrix, but the model's head is identity")
+    _raise_for(faults, "the state dict does not fit the model")
+    return traverse_util.unflatten_dict(flat)
+
+
+def to_torch(model: Classifier, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return `model`'s variables as a PyTorch state dict: the inverse of `load_torch`, by the same mapping.
+
+    Values are float32 in torch's shapes and layouts. BatchNorm's num_batches_tracked, which nothing here counts, is
+    written as an int64 zero. Fixed matrices are written as the references store them: those of shortcuts as 1x1 convs
+    [k d 1 1], a random one of a head as `<head>.weight` [k d], an exact one of a head (Hadamard, identity) not at
+    all. The last layer has the first of its family's `head_names`.
+
+    Raises `UsageError` with every difference where `variables` are not the model's.
+    """
+    flat: Flat = traverse_util.flatten_dict(dict(variables))
+    shapes = _shapes(model, _channels(model, flat))
+    faults = [f"missing {'/'.join(path)}" for path in shapes if path not in flat]
+    faults += [f"unexpected {'/'.join(path)}" for path in flat if path not in shapes]
+    faults += [
+        f"{'/'.join(path)} has shape {np.shape(value)} instead of {shapes[path]}"
+        for path, value in flat.items()
+        if path in shapes and np.shape(value) != shapes[path]
+    ]
+    _raise_for(faults, "the variables do not fit the model")
+    head, state_dict = model.backbone.head_names[0], {}
+    for path, value in flat.items():
+        if path[:2] == ("fixed", "head") and not MATRICES[path[-1]].random:
+            continue
+        key = _torch_key(path, head)
+        state_dict[key] = _to_torch(np.asarray(value, np.float32), path, model.backbone.linear_layers)
+        if path[-1] == "running_mean":
+            state_dict[key.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
+    return state_dict
+
+
+def transfer_torch(
+    model: Classifier, variables: Mapping[str, Any], state_dict: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], list[str]]:
+    """Start `model` from the state dict of its plain backbone, whatever that one's last layer was.
+
+    `variables` are `model`'s initial values. They stay where nothing fits: in a backbone that ends in `maps`, in the
+    variables whose name or shape the plain backbone does not have; and in the head, unless the whole backbone and the
+    last layer fit exactly. Returns new variables and sentences that say what was loaded and what was not.
+
+    Raises `UsageError` with every difference between the state dict and the plain backbone (the one without `maps`).
+    """
+    own: Flat = traverse_util.flatten_dict(dict(variables))
+    head, channels = head_name(model, state_dict), _channels(model, own)
+    last = {key: value for key, value in state_dict.items() if key.startswith(head + ".")}
+    rest = {key: value for key, value in state_dict.items() if key not in last}
+    given, faults = _read(_plain_shapes(model.backbone, channels), rest, head)
+    _raise_for(faults, "the state dict does not fit the model's backbone")
+
+    kept = {path: value for path, value in given.items() if path in own and np.shape(own[path]) == value.shape}
+    left = [path for path in own if path[1] == "backbone" and path not in kept]
+    text = [f"loaded {len(kept)} variables of the backbone"]
+    if left:
+        text.append(f"left at their initial values, because maps rebuilds them: {_keys(left, head)}")
+    if unused := [path for path in given if path not in kept]:
+        text.append(f"not used, because maps replaces them: {_keys(unused, head)}")
+    if pool := [path for path in own if path[1] == "pool"]:
+        text.append(f"left the pool at its initial values: {_keys(pool, head)}")
+    top, why = ({}, "the backbone is rebuilt below it") if left or unused else _read_head(own, last, head)
+    shapes = ", ".join(f"{key} {tuple(np.shape(value))}" for key, value in last.items()) or "none"
+    if why:
+        text.append(f"left the head at its initial values and did not use the given last layer ({shapes}): {why}")
+    else:
+        text.append(f"loaded the last layer ({shapes})")
+    return traverse_util.unflatten_dict({**own, **kept, **top}), text
+
+
+def head_name(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> str:
+    """Return what a state dict calls the last layer: the first of the family's `head_names` that it has keys of."""
+    names = model.backbone.head_names
+    return next((name for name in names if any(key.startswith(name + ".") for key in state_dict)), names[0])
+
+
+def _raise_for(faults: list[str], what: str) -> None:
+    if faults:
+        raise UsageError(f"{what} in {len(faults)} places: " + "; ".join(faults))
+
+
+def _keys(paths: Iterable[Path], head: str) -> str:
+    return ", ".join(_torch_key(path, head) for path in paths)
+
+
+def _stem(model: Classifier) -> Path:
+    return ("params", "backbone", *model.backbone.stem.split("/"), "kernel")
+
+
+def _channels(model: Classifier, flat: Flat) -> int:
+    """Return the number of image channels that the first conv of flat variables takes."""
+    stem = flat.get(_stem(model))
+    return np.shape(stem)[2] if stem is not None and np.ndim(stem) == 4 else 3
+
+
+def _shapes(model: nn.Module, channels: int) -> Shapes:
+    """Shapes of all variables, for images with that many channels."""
+    body = model.backbone if isinstance(model, Classifier) else model
+    images = jax.ShapeDtypeStruct((1, body.image_size, body.image_size, channels), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    flat: Flat = traverse_util.flatten_dict(variables)
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _plain_shapes(backbone: nn.Module, channels: int) -> Shapes:
+    """Shapes of the variables that the backbone has without `maps`, under a classifier's paths."""
+    plain = backbone.clone(maps=None) if "maps" in backbone.options else backbone.clone()
+    return {(path[0], "backbone", *path[1:]): shape for path, shape in _shapes(plain, channels).items()}
+
+
+def _torch_key(path: Path, head: str) -> str:
+    """Return the PyTorch key of a variable's path (collection, backbone | head, modules ..., leaf).
+
+    >>> _torch_key(("params", "backbone", "layer1_0", "conv1", "kernel"), "fc")
+    'layer1.0.conv1.weight'
+    """
+    collection, part, *modules, leaf = path
+    words = [re.sub(r"_(?=\d)", ".", word) for word in modules]
+    weight = leaf == "kernel" or collection == "fixed"
+    return ".".join([*([head] if part == "head" else []), *words, "weight" if weight else leaf])
+
+
+def _read(shapes: Shapes, state_dict: Mapping[str, np.ndarray], head: str) -> tuple[Flat, list[str]]:
+    """Return flat variables of those shapes, and the faults: what is missing, does not fit, or was not expected."""
+    faults, flat, seen = [], {}, set()
+    for path, shape in shapes.items():
+        key, exact = _torch_key(path, head), path[0] == "fixed" and not MATRICES[path[-1]].random
+        own = matrix(path[-1], *shape).astype(np.float32) if exact else None
+        if key not in state_dict:
+            if own is None:
+                faults.append(f"missing {key}")
+            else:
+                flat[path] = own
+            continue
+        seen.add(key)
+        value = _to_flax(np.asarray(state_dict[key]), shape, path[-1])
+        if value is None:
+            given = tuple(np.shape(state_dict[key]))
+            faults.append(f"{key} has shape {given}, which does not fit {'/'.join(path)} {shape}")
+        elif own is not None and not np.array_equal(value, own):
+            faults.append(f"{key} is not the {path[-1]} matrix that is fixed there")
+        elif path[0] == "fixed" and path[-1] == "orthogonal" and not _semi_orthogonal(value):
+            faults.append(f"{key} is not orthogonal, but the model's head is")
+        else:
+            flat[path] = value
+    faults += [
+        f"unexpected {key}" for key in state_dict if key not in seen and not key.endswith(".num_batches_tracked")
+    ]
+    return flat, faults
+
+
+def _read_head(own: Flat, last: Mapping[str, np.ndarray], head: str) -> tuple[Flat, str]:
+    """Return the head's variables from a last layer, or nothing and why it does not fit."""
+    shapes = {path: np.shape(value) for path, value in own.items() if path[1] == "head"}
+    flat, faults = _read(shapes, last, head)
+    return ({}, "; ".join(faults)) if faults else (flat, "")
+
+
+def _semi_orthogonal(weight: np.ndarray) -> bool:
+    """Tell whether rows (k <= d) or columns (k > d) of [k d] are orthonormal within 1e-3."""
+    tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
+    return bool(np.abs(tall.T @ tall - np.eye(tall.shape[1])).max() < 1e-3)
+
+
+def _to_flax(value: np.ndarray, shape: tuple[int, ...], leaf: str) -> np.ndarray | None:
+    """Bring one tensor into our layout as float32; None where it does not fit."""
+    if leaf == "kernel" and len(shape) == 4:
+        height, width, inputs, outputs = shape
+        if value.shape not in ((outputs, inputs, height, width), (outputs, inputs * height * width)):
+            return None
+        value = value.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
+    elif leaf == "kernel":
+        value = (value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value).T
+    elif value.shape == (*shape, 1, 1):
+        value = value.reshape(shape)
+    return np.asarray(value, np.float32) if value.shape == shape else None
+
+
+def _to_torch(value: np.ndarray, path: Path, linear_layers: tuple[str, ...]) -> np.ndarray:
+    """Bring one variable into torch's layout, C-contiguous."""
+    collection, part, *modules, leaf = path
+    if leaf == "kernel" and value.ndim == 4:
+        value = value.transpose(3, 2, 0, 1)  # OIHW
+        value = value.reshape(len(value), -1) if "/".join(modules) in linear_layers else value
+    elif leaf == "kernel":
+        value = value.T[..., None] if part == "pool" else value.T
+    elif (collection, part) == ("fixed", "backbone"):
+        value = value[:, :, None, None]
+    return np.array(value, order="C")  # a copy: what comes from the device cannot be written to, which torch warns of

@@ -1,0 +1,1 @@
+"""Tables and sweeps of runs, and the pages that show them."""

@@ -1,0 +1,405 @@
+"""The pictures of a results page as matplotlib Figures, and their SVG text. Pure: object API, no pyplot, no files.
+
+Every line and letter takes one of `COLOURS`; `svg` turns it into a CSS variable, so one picture serves light and dark.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, Float32, Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+from numpy import ndarray
+
+from jaxclf.report.experiment import Record, Row, Split, Summary, Table, evaluated_on
+
+COLOURS = {
+    "ink": "#1c2024",
+    "muted": "#68707a",
+    "line": "#dcdfe4",
+    "s1": "#0072b2",
+    "s2": "#d55e00",
+    "s3": "#009e73",
+    "s4": "#c2689a",
+    "s5": "#b8860b",
+    "s6": "#56b4e9",
+}
+"""Name of the CSS variable -> its value on a light page. s1..s6 are Okabe and Ito's (2008) colours, safe for the
+colour-blind; purple and yellow are darkened for contrast on white."""
+
+NEGATIVE, POSITIVE = (33, 102, 172), (213, 94, 0)
+"""Ends of the diverging scale of class maps, RGB; POSITIVE also shades confusions."""
+
+NAMED_CLASSES = 20
+"""Confusion matrices up to this many classes name them on the axes and print counts."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMaps:
+    """Some test images and the per-position logits that one row of the table gives them."""
+
+    label: str
+    """Label of the row."""
+    images: UInt8[ndarray, "n h w c"]
+    maps: Float32[ndarray, "n i j k"]
+    """Logits per position; their mean over positions is the image's logits."""
+    labels: Int[ndarray, " n"]
+    class_names: Sequence[str]
+
+    def one(self, index: int) -> "ClassMaps":
+        """Return the same with only image `index`."""
+        part = slice(index, index + 1)
+        return ClassMaps(self.label, self.images[part], self.maps[part], self.labels[part], self.class_names)
+
+    @property
+    def logits(self) -> Float32[ndarray, "n k"]:
+        """The logits: each map's mean."""
+        return self.maps.mean(axis=(1, 2))
+
+
+def grouped(table: Table) -> dict[str, list[Row]]:
+    """Return the table's rows by group, both in the table's order."""
+    return {row.group: [other for other in table.rows if other.group == row.group] for row in table.rows}
+
+
+def row_colours(table: Table) -> dict[str, str]:
+    """Return label -> key of `COLOURS`: ink for a group's baseline, then s1, s2, ... by place in the group."""
+    shades = [key for key in COLOURS if key.startswith("s")]
+    return {
+        row.label: "ink" if place == 0 else shades[(place - 1) % len(shades)]
+        for rows in grouped(table).values()
+        for place, row in enumerate(rows)
+    }
+
+
+def svg(figure: Figure, *, name: str, label: str) -> str:
+    """Return the figure as an `<svg>` element for inline use: no prologue, no namespaces, no ids but its own.
+
+    `name` salts the ids, so two pictures of one page never share a clip path; `label` (plain text) is read aloud.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), warnings.catch_warnings():
+        # The browser sets the text; that matplotlib's own font lacks a glyph only costs exact widths.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"| version="1.1"', "", text, count=3)
+    text = re.sub(r'<g id="[\w.]+_\d+"', "<g", text)  # figure_1, axes_1, ...: referred to by nothing
+    for key, value in COLOURS.items():
+        text = re.sub(rf"(fill|stroke): {value}", rf"\1: var(--{key})", text)
+    spoken = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return re.sub(r"\n\s*", "\n", text).replace("<svg", f'<svg role="img" aria-label="{spoken}"', 1).strip()
+
+
+def _canvas(width: float, height: float) -> Figure:
+    return Figure(figsize=(width / 96, height / 96), dpi=96)  # CSS pixels
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Add axes at CSS pixels from the top left."""
+    w, h = figure.get_size_inches() * 96
+    axes = figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(length=0, labelsize=9, labelcolor=COLOURS["muted"], pad=5)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _write(axes: Axes, x: float, y: float, text: str, *, colour: str = "ink", size: float = 9.75, **more) -> None:
+    """Write literal text (a `$` of a label is no mathematics)."""
+    axes.text(x, y, text, color=COLOURS[colour], fontsize=size, parse_math=False, **more)
+
+
+def _note(
+    axes: Axes, at: tuple[float, float], points: tuple[float, float], text: str, *, colour: str = "ink", **more
+) -> None:
+    """Write literal text at a share of the width and a height in data, moved by some points."""
+    axes.annotate(
+        text,
+        at,
+        points,
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        color=COLOURS[colour],
+        fontsize=9.75,
+        va="center",
+        parse_math=False,
+        **more,
+    )
+
+
+def draw_scores(
+    table: Table, summaries: Sequence[Summary], records: Sequence[Record], *, width: int, narrow: bool
+) -> Figure:
+    """Draw each row's mean top-1, its seeds and its printed number on one line, one panel per group.
+
+    A narrow picture has the label above the row's line, a wide one beside it. Panels have their own scales.
+    """
+    groups = grouped(table)
+    by_label = {summary.row.label: summary for summary in summaries}
+    step, head, foot = (46, 30, 36) if narrow else (34, 30, 36)
+    figure = _canvas(width, sum(len(rows) * step + head + foot for rows in groups.values()) + 6)
+    longest = max((len(_short(row.label, 30)) for row in table.rows), default=0)
+    left, right = (8, 12) if narrow else (30 + 6.5 * longest, 130)
+    top = 0.0
+    for group, rows in groups.items():
+        axes = _axes(figure, left, top + head, width - left - right, len(rows) * step)
+        title = _short(group, 38) if narrow else group
+        _note(axes, (0, -0.5), (-0.75 * (left - 2), 14), title, fontweight="bold")
+        points = {row.label: _points(row, records, table.score) for row in rows}
+        _score_panel(axes, [by_label[row.label] for row in rows], points, row_colours(table), narrow=narrow)
+        for place, row in enumerate(rows):
+            _score_words(axes, (left, right), place, by_label[row.label], narrow=narrow)
+        top += head + len(rows) * step + foot
+    return figure
+
+
+def _points(row: Row, records: Sequence[Record], split: Split) -> list[float]:
+    scores = (record.score(split) for record in records if record.label == row.label)
+    return [value for value in scores if value is not None]
+
+
+def _score_panel(
+    axes: Axes,
+    rows: Sequence[Summary],
+    shown: Mapping[str, Sequence[float]],
+    colours: Mapping[str, str],
+    *,
+    narrow: bool,
+) -> None:
+    values = [v for points in shown.values() for v in points]
+    values += [s.row.printed for s in rows if s.row.printed is not None]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    pad = max(0.08 * (high - low), 0.15)
+    axes.set(xlim=(low - pad, high + pad), ylim=(len(rows) - 0.5, -0.5), yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 8, steps=[1, 2, 5, 10]) if values else FixedLocator([]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
+    axes.grid(axis="x", color=COLOURS["line"], linewidth=0.75)
+    reference = rows[0].ours.mean
+    if reference is not None:  # narrow: only beside the points, clear of the words above each line
+        ends = [(n, n + 0.4) for n in range(len(rows))] if narrow else [axes.get_ylim()]
+        for end in ends:
+            axes.plot([reference] * 2, end, color=COLOURS["muted"], linewidth=1.2, dashes=(4, 3), zorder=1.5)
+    for place, summary in enumerate(rows):
+        y = place + (0.2 if narrow else 0)
+        _score_row(axes, y, summary, shown[summary.row.label], colours[summary.row.label])
+
+
+def _score_row(axes: Axes, y: float, summary: Summary, points: Sequence[float], colour: str) -> None:
+    paint = COLOURS[colour]
+    axes.plot(axes.get_xlim(), [y, y], color=COLOURS["line"], linewidth=0.75, zorder=1)
+    if summary.row.printed is not None:
+        axes.plot([summary.row.printed], [y], "D", mfc="none", mec=paint, mew=1.4, ms=8.5, zorder=5)
+    if len(points) > 1:
+        axes.plot([min(points), max(points)], [y, y], color=paint, alpha=0.35, linewidth=2.5, zorder=2)
+        axes.plot(points, [y] * len(points), "o", color=paint, alpha=0.55, ms=4.5, mew=0, zorder=3)
+    if summary.ours.mean is not None:
+        axes.plot([summary.ours.mean], [y], "o", color=paint, ms=9, mew=0, zorder=4)
+
+
+def _score_words(axes: Axes, margins: tuple[float, float], place: int, summary: Summary, *, narrow: bool) -> None:
+    """Write the row's label and its numbers, beside (in the margins, in pixels) or above its line."""
+    number = summary.ours.text if summary.ours.n else "not run"
+    left, right, y = (0, 0, place - 0.2) if narrow else (-margins[0], margins[1], place)
+    for x, offset, text, side in ((0, left, _short(summary.row.label, 30), "left"), (1, right, number, "right")):
+        _note(axes, (x, y), (offset * 0.75, 0), text, ha=side, colour="ink" if summary.ours.n else "muted")
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _errors(runs: Sequence[Record]) -> tuple[ndarray, ndarray]:
+    """Return the epochs that all runs evaluated [e], and their errors on what they evaluated in percent [runs e]."""
+    curves = [
+        {point["epoch"]: 100 - point[f"{split}_top1"] for point in run.curve if (split := evaluated_on(point))}
+        for run in runs
+    ]
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+    return np.asarray(epochs), np.asarray([[curve[epoch] for epoch in epochs] for curve in curves])
+
+
+def evaluated_splits(rows: Sequence[Row], records: Sequence[Record]) -> list[Split]:
+    """Return the splits that the learning curves of some rows were evaluated on, in alphabetical order."""
+    labels = {row.label for row in rows}
+    points = (point for record in records if record.label in labels for point in record.curve)
+    return sorted({split for point in points if (split := evaluated_on(point))})
+
+
+def draw_curves(
+    rows: Sequence[Row], records: Sequence[Record], colours: Mapping[str, str], *, width: int, height: int
+) -> Figure | None:
+    """Draw the error (%) against epoch: mean over seeds, band from the smallest to the largest. None without curves.
+
+    The error axis is logarithmic where the errors span more than a factor of five and none is zero.
+    """
+    curves = {row.label: _errors([r for r in records if r.label == row.label]) for row in rows}
+    curves = {label: curve for label, curve in curves.items() if curve[0].size}
+    if not curves:
+        return None
+    figure = _canvas(width, height)
+    axes = _axes(figure, 44, 12, width - 58, height - 56)
+    for label, (epochs, errors) in curves.items():
+        paint, mean = COLOURS[colours[label]], errors.mean(axis=0)
+        dashes = (None, None) if list(curves).index(label) < 7 else (4, 2)
+        if len(errors) > 1 and epochs.size > 1:
+            axes.fill_between(epochs, errors.min(axis=0), errors.max(axis=0), color=paint, alpha=0.15, linewidth=0)
+        axes.plot(epochs, mean, color=paint, linewidth=1.8, dashes=dashes, marker="o" if epochs.size == 1 else None)
+    every = np.concatenate([errors.ravel() for _, errors in curves.values()])
+    _error_axis(axes, float(every.min()), float(every.max()))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.grid(color=COLOURS["line"], linewidth=0.75)
+    axes.set_xlabel("epoch", color=COLOURS["muted"], fontsize=9)
+    return figure
+
+
+def _error_axis(axes: Axes, low: float, high: float) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
+    if not (low > 0 and high / low > 5):
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        return
+    axes.set_yscale("log")
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    ticks = [float(f"{m}e{d}") for d in decades for m in (1, 2, 5)]
+    axes.set_ylim(low * 0.85, high * 1.15)
+    axes.yaxis.set_major_locator(FixedLocator([t for t in ticks if low * 0.85 <= t <= high * 1.15]))
+    axes.yaxis.set_minor_locator(FixedLocator([]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def error_shares(matrix: Int[ndarray, "k k"]) -> Float[ndarray, "k k"]:
+    """Return each error as a share of its row (true class) in percent; the diagonal and empty rows are 0."""
+    errors = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+    return 100.0 * errors / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+
+
+def draw_confusion(matrix: Int[ndarray, "k k"], class_names: Sequence[str], *, scale: float) -> Figure:
+    """Draw errors shaded by their share of the row, full at `scale` percent; the diagonal is grey.
+
+    Up to `NAMED_CLASSES` classes are named and every count is printed.
+    """
+    k = len(matrix)
+    shares = error_shares(matrix)
+    shade = np.zeros((k, k, 4))  # transparent: the page's own background, light or dark
+    shade[..., :3] = np.asarray(POSITIVE) / 255
+    shade[..., 3] = np.where(shares > 0, 0.12 + 0.78 * np.minimum(shares / max(scale, 1e-9), 1), 0)
+    shade[np.eye(k, dtype=bool)] = (0.5, 0.5, 0.5, 0.25)
+    named = k <= NAMED_CLASSES
+    names = [_short(str(name), 14) for name in class_names] if named else []
+    margin = 34 + 6 * max(map(len, names), default=0)
+    side = 294 if named else 276
+    figure = _canvas(margin + side + 6, margin + side + 6)
+    axes = _axes(figure, margin, margin, side, side)
+    axes.imshow(shade, interpolation="none", aspect="equal")
+    axes.set(xticks=range(len(names)), yticks=range(len(names)))
+    axes.set_xticklabels(names, rotation=90 if max(map(len, names), default=0) > 2 else 0, parse_math=False)
+    axes.set_yticklabels(names, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("predicted", color=COLOURS["muted"], fontsize=9)
+    axes.set_ylabel("true", color=COLOURS["muted"], fontsize=9)
+    for edge in (-0.5, k - 0.5):
+        axes.axhline(edge, color=COLOURS["line"], linewidth=1)
+        axes.axvline(edge, color=COLOURS["line"], linewidth=1)
+    for i, j in zip(*np.nonzero(matrix), strict=True) if named else ():
+        size = 7.5 if k <= 12 else 5
+        _write(
+            axes,
+            int(j),
+            int(i),
+            str(matrix[i, j]),
+            colour="muted" if i == j else "ink",
+            size=size,
+            ha="center",
+            va="center",
+        )
+    return figure
+
+
+def strongest_other(logits: Float[ndarray, " k"], label: int) -> int | None:
+    """Return the class of the largest logit that is not `label`; None with one class."""
+    return max((c for c in range(len(logits)) if c != label), key=lambda c: logits[c], default=None)
+
+
+def _chosen(logits: Float[ndarray, " k"], label: int) -> list[int]:
+    other = strongest_other(logits, label)
+    return [label] if other is None else [label, other]
+
+
+def bound(maps: ClassMaps) -> float:
+    """Return the largest magnitude in the drawn maps of the first image: its scale is symmetrical around 0."""
+    chosen = _chosen(maps.logits[0], int(maps.labels[0]))
+    return float(np.abs(maps.maps[0][..., chosen]).max()) or 1.0
+
+
+def draw_class_maps(maps: ClassMaps) -> Figure:
+    """Draw one line per image: it, the true class's map over it, the strongest other class's map over it.
+
+    Both maps of a line share one symmetrical scale: full colour is the largest magnitude in either.
+    """
+    panel, gap, head, foot = 108, 8, 20, 20
+    line = head + panel + foot
+    figure = _canvas(3 * panel + 2 * gap, line * max(len(maps.images), 1))
+    for n, (image, label, logits) in enumerate(zip(maps.images, maps.labels, maps.logits, strict=True)):
+        chosen, base = _chosen(logits, int(label)), _enlarged(image)
+        full = bound(maps.one(n))
+        words = [("image", "", base)]
+        for kind, c in zip(("true", "other"), chosen, strict=False):
+            painted = _overlay(base, bilinear(maps.maps[n][..., c], base.shape[:2]), full)
+            words.append((f"{kind}: {_name(maps, c)}", f"logit {_signed(float(logits[c]))}", painted))
+        for column, (above, below, pixels) in enumerate(words):
+            axes = _axes(figure, column * (panel + gap), n * line + head, panel, panel)
+            axes.set(xticks=[], yticks=[])
+            axes.imshow(pixels, interpolation="none", aspect="equal")
+            _write(axes, 0, 1.05, above, transform=axes.transAxes, size=9)
+            _write(axes, 0, -0.05, below, transform=axes.transAxes, size=8.5, va="top", colour="muted")
+    return figure
+
+
+def _name(maps: ClassMaps, c: int) -> str:
+    return _short(str(maps.class_names[c]) if c < len(maps.class_names) else str(c), 13)
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _enlarged(image: UInt8[ndarray, "h w c"], *, least: int = 96) -> UInt8[ndarray, "a b 3"]:
+    """Return the image in RGB with whole pixels repeated, or averaged in blocks where it is larger than needed."""
+    rgb = np.broadcast_to(image, (*image.shape[:2], 3)) if image.shape[2] == 1 else image[..., :3]
+    block = max(1, min(image.shape[:2]) // least)
+    h, w = (size // block * block for size in image.shape[:2])
+    small = rgb[:h, :w].reshape(h // block, block, w // block, block, 3).mean(axis=(1, 3))
+    times = max(1, math.ceil(least / max(small.shape[:2])))
+    return small.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
+
+
+def bilinear(grid: Float[ndarray, "i j"], size: tuple[int, ...]) -> Float[ndarray, "a b"]:
+    """Resize with half-pixel centres and clamped edges (PyTorch's align_corners=False)."""
+    for axis, target in enumerate(size):
+        n = grid.shape[axis]
+        at = np.clip((np.arange(target) + 0.5) * n / target - 0.5, 0, n - 1)
+        lower = np.floor(at).astype(int)
+        part = (at - lower).reshape((-1, 1) if axis == 0 else (1, -1))
+        upper = np.minimum(lower + 1, n - 1)
+        grid = grid.take(lower, axis=axis) * (1 - part) + grid.take(upper, axis=axis) * part
+    return grid
+
+
+def _overlay(image: UInt8[ndarray, "a b 3"], values: Float[ndarray, "a b"], full: float) -> UInt8[ndarray, "a b 3"]:
+    """Paint values over the greyed image; opacity is their magnitude, so that zero shows the bare image."""
+    grey = 90 + 0.65 * image.mean(axis=2, keepdims=True)
+    colour = np.where(values[..., None] > 0, np.asarray(POSITIVE), np.asarray(NEGATIVE))
+    opacity = 0.85 * np.minimum(np.abs(values) / full, 1)[..., None]
+    return (grey * (1 - opacity) + colour * opacity).round().astype(np.uint8)

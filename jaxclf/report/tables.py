@@ -1,0 +1,336 @@
+"""Run what a table lacks, collect what there is, render it: Markdown, one HTML page, results.jsonl."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jaxclf.config import Config
+from jaxclf.data import datasets
+from jaxclf.errors import RunError, UsageError, unknown
+from jaxclf.report import count_page, page
+from jaxclf.report.class_maps import class_maps, pick_examples
+from jaxclf.report.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
+from jaxclf.report.ray_executor import RayCluster, Run, train_on_ray
+from jaxclf.report.stack import but_for_seeds, room, train_stacked
+from jaxclf.training.loop import restore, train
+from jaxclf.training.run_directory import Result, RunDirectory
+from jaxclf.training.setup import prepare
+
+Override = Callable[[Config], Config]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to run of a table, how, and where."""
+
+    workdir: Path
+    """Directory of the runs and the rendered table."""
+    jobs: int | None = None
+    """Runs that train at the same time; None is one, or what an existing Ray cluster has room for. local: by row, each
+    process on its share of the cores."""
+    rows: tuple[str, ...] = ()
+    """Labels of the rows to run; empty runs all."""
+    render: bool = True
+    """Write the rendered files at the end."""
+    executor: Literal["local", "ray"] = "local"
+    """Who trains. local: this process, or --jobs of them; ray: workers of a Ray cluster, whose lost runs are taken over
+    (extra `ray`)."""
+    address: str | None = None
+    """ray: HOST:PORT of a cluster that this machine is part of, or auto for the one that runs here; None starts one on
+    this machine."""
+    cpus: int | None = None
+    """ray: CPUs of a run and threads that XLA computes with; None is what a run of this process would have, so that
+    results equal its own to the bit, and one CPU beside a GPU."""
+    gpus: int | None = None
+    """ray: GPUs of a run; None is one where the cluster has any."""
+    stack: bool = False
+    """local: train runs that differ in seeds alone in one program, as many as the device has room for, and say what
+    that gains."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a table."""
+
+    row: Row
+    seed: int
+    config: Config
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        """What a person calls the run."""
+        return f"{self.row.label}, seed {self.seed}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is complete."""
+        return (self.directory / "result.json").exists()
+
+
+def jobs(table: Table, workdir: Path, override: Override = lambda config: config) -> list[Job]:
+    """List all runs of a table with their directories, DIR/row-label/seedN.
+
+    Raises `UsageError` for labels that give one directory.
+    """
+    slugs = collections.Counter(_slug(row.label) for row in table.rows)
+    if same := [row.label for row in table.rows if slugs[_slug(row.label)] > 1]:
+        raise UsageError(f"table {table.name}: rows {', '.join(same)} would share directories; label them apart")
+    return [
+        Job(row, seed, override(table.config(row, seed)), workdir / _slug(row.label) / f"seed{seed}")
+        for row in table.rows
+        for seed in table.seeds
+    ]
+
+
+def select(table: Table, labels: Sequence[str]) -> Table:
+    """Return the table with only the rows named; none named keeps all. Unknown ones raise `UsageError`."""
+    known = [row.label for row in table.rows]
+    for label in labels:
+        if label not in known:
+            raise unknown("row", label, known)
+    return dataclasses.replace(table, rows=tuple(row for row in table.rows if not labels or row.label in labels))
+
+
+def complete(table: Table, everything: Sequence[Job], request: Request, command: Sequence[str], *, root: Path) -> None:
+    """Train what is not complete of the rows asked for, then render the table and print it.
+
+    `command` starts the same in another process, to which it adds the request for a single row. `root` is that of
+    `render`.
+    """
+    _check(request)
+    labels = {row.label for row in select(table, request.rows).rows}
+    wanted = [job for job in everything if job.row.label in labels]
+    pending = [job for job in wanted if not job.done]
+    if request.stack:
+        run_missing_stacked(wanted)
+    elif request.executor == "ray":
+        runs = [Run(job.name, job.config, job.directory) for job in pending]
+        cluster = RayCluster(request.address, request.jobs, request.cpus, request.gpus)
+        if runs:
+            train_on_ray(runs, request.workdir, cluster)
+    else:
+        _complete_here(pending, request, command)
+    if request.render:
+        show(render(table, everything, request.workdir, root=root))
+
+
+def _check(request: Request) -> None:
+    for name, least in (("jobs", 1), ("cpus", 1), ("gpus", 0)):
+        value = getattr(request, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name} is {value} but must be at least {least}")
+    given = [f"--{name}" for name in ("address", "cpus", "gpus") if getattr(request, name) is not None]
+    if given and request.executor != "ray":
+        raise UsageError(f"{', '.join(given)} given with --executor {request.executor}, but only ray takes them")
+    if request.stack and (request.executor != "local" or (request.jobs or 1) > 1):
+        given = f"--executor {request.executor} --jobs {request.jobs or 1}"
+        raise UsageError(f"--stack given with {given}, but it is one program of one process: --executor local --jobs 1")
+
+
+def _complete_here(pending: Sequence[Job], request: Request, command: Sequence[str]) -> None:
+    for job in pending[:1]:
+        prepare(job.config)  # a fault that all runs share is said once, before any process starts
+    jobs = request.jobs or 1
+    if jobs > 1 and len({job.row.label for job in pending}) > 1:
+        part = [*command, "--workdir", str(request.workdir), "--no-render", "--rows"]
+        run_missing_in_parallel(pending, jobs, lambda label: [*part, label])
+    else:
+        run_missing(pending)
+
+
+def show(files: Sequence[Path]) -> None:
+    """Print the paths of rendered files, then the Markdown among them."""
+    print(*files, sep="\n")
+    for file in files:
+        if file.suffix == ".md":
+            print(file.read_text())
+
+
+def run_missing(pending: Sequence[Job]) -> None:
+    """Train the runs that are not complete, one after another; what was cut off goes on where it stopped."""
+    for job in pending:
+        start = time.perf_counter()
+        result = train(job.config, job.directory, quiet=not sys.stderr.isatty())
+        _say(job, result, time.perf_counter() - start)
+
+
+def _say(job: Job, result: Result, seconds: float) -> None:
+    print(f"{job.name}: test top-1 {result.top1:.2f} % after {seconds:.1f} s", flush=True)
+
+
+def run_missing_stacked(wanted: Sequence[Job]) -> None:
+    """Train those of some runs that are not complete, stacked where they differ in seeds alone; print what that gains.
+
+    Which are stacked hangs on all the runs, so that a table which was cut off goes on with the same stacks.
+    """
+    groups: dict[Config, list[Job]] = {}
+    for job in wanted:
+        groups.setdefault(but_for_seeds(job.config), []).append(job)
+    for group in groups.values():
+        if all(job.done for job in group):
+            continue
+        count = room([job.config for job in group])
+        if count < len(group):
+            print(f"{_labels(group)}: the device has room for {count} of {len(group)} runs at a time", flush=True)
+        for start in range(0, len(group), count):
+            _run_stacked(group[start : start + count])
+
+
+def _run_stacked(group: Sequence[Job]) -> None:
+    start, pending = time.perf_counter(), [job for job in group if not job.done]
+    if len(group) == 1:
+        run_missing(pending)
+        return
+    done = train_stacked([job.config for job in group], [job.directory for job in group], quiet=not sys.stderr.isatty())
+    for job, result in zip(group, done.results, strict=True):
+        if job in pending:
+            _say(job, result, time.perf_counter() - start)
+    if done.alone:
+        print(
+            f"{_labels(group)}: {len(pending)} runs in one program: {done.together:,.0f} images/s together, "
+            f"{done.alone:,.0f} images/s of one alone: {done.together / done.alone:.2f} times",
+            flush=True,
+        )
+
+
+def _labels(group: Sequence[Job]) -> str:
+    return ", ".join(dict.fromkeys(job.row.label for job in group))
+
+
+def run_missing_in_parallel(pending: Sequence[Job], workers: int, command: Callable[[str], list[str]]) -> None:
+    """Train with `workers` processes, each on its share of the cores and on one row (one compilation) at a time.
+
+    `command` makes the command line for a row. Raises `RunError` that names the rows whose process failed.
+    """
+    rows = list(dict.fromkeys(job.row.label for job in pending))
+    cores = sorted(os.sched_getaffinity(0))
+    shares = collections.deque(cores[worker::workers] or cores for worker in range(workers))
+
+    def work(label: str) -> int:
+        share = shares.popleft()
+        os.sched_setaffinity(0, share)  # of this thread, and so of the process it starts
+        try:
+            return subprocess.run(command(label), check=False).returncode
+        finally:
+            shares.append(share)
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        codes = dict(zip(rows, pool.map(work, rows), strict=True))
+    failed = [f"{label} (exit code {code})" for label, code in codes.items() if code]
+    if failed:
+        raise RunError(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}; their messages are above")
+
+
+def render(table: Table, all_jobs: Sequence[Job], workdir: Path, *, root: Path) -> list[Path]:
+    """Write results.jsonl, table.md and index.html from the complete runs; return their paths.
+
+    `root` is the directory of the table's file, where `Table.baseline_results` is looked for.
+    """
+    finished = [job for job in all_jobs if job.done]
+    records = [_record(job) for job in finished]
+    names, confusions = _confusions(finished)
+    maps = [_class_maps(job) for job in finished if job.config.model.head == "identity" and job.seed == table.seeds[0]]
+    twin = root / table.baseline_results if table.baseline_results else None
+    summaries = summarise(table, records, read_records(twin) if twin and twin.exists() else ())
+    texts = {
+        "results.jsonl": "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records),
+        "table.md": markdown(table, summaries),
+        "index.html": page.render(table, summaries, records, confusions=confusions, class_names=names, class_maps=maps),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (workdir / name).write_text(text)
+    return [workdir / name for name in texts]
+
+
+def read_records(file: Path) -> list[Record]:
+    """Read a results.jsonl; a line that is no `Record` raises `UsageError`."""
+    records = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        try:
+            records.append(Record(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UsageError(f"{file}, line {number} is no record: {error}") from error
+    return records
+
+
+def render_counts(table: CountTable, workdir: Path) -> list[Path]:
+    """Write table.md and index.html of a table of counts; return their paths."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    texts = {"table.md": count_markdown(table), "index.html": count_page.render(table)}
+    for name, text in texts.items():
+        (workdir / name).write_text(text)
+    return [workdir / name for name in texts]
+
+
+def _record(job: Job) -> Record:
+    with RunDirectory(job.directory, job.config, create=False) as directory:
+        result = directory.result()
+        if result is None:
+            raise UsageError(f"{job.directory} is not complete")
+        rows = directory.rows(job.config.run.epochs)
+        environment = json.loads((directory.path / "environment.json").read_text())
+    return Record(
+        label=job.row.label,
+        seed=job.seed,
+        top1=result.top1,
+        top5=result.top5,
+        loss=result.loss,
+        parameters=result.parameters,
+        curve=[row for row in rows if evaluated_on(row)],
+        images_per_second=result.images_per_second,
+        environment=environment,
+    )
+
+
+def _confusions(finished: Sequence[Job]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Return class names and, per row, counts [true, predicted] summed over seeds.
+
+    A row over the first classes only has a smaller matrix; its names are the first of the names returned.
+    """
+    names: tuple[str, ...] = ()
+    confusions: dict[str, np.ndarray] = {}
+    for job in finished:
+        data = job.config.data
+        own = datasets.info(data.dataset, data.data_dir).class_names[: data.classes]
+        names = max(names, own, key=len)
+        with np.load(job.directory / "predictions.npz") as file:
+            counts = np.zeros((len(own), len(own)), np.int64)
+            read = file["labels"] >= 0
+            np.add.at(counts, (file["labels"][read], file["predictions"][read]), 1)
+        confusions[job.row.label] = confusions.get(job.row.label, 0) + counts
+    return names, confusions
+
+
+def _class_maps(job: Job, count: int = 6) -> page.ClassMaps:
+    """Return the class maps of a few test images under the run's last checkpoint."""
+    setup = prepare(job.config)
+    with RunDirectory(job.directory, job.config, create=False) as directory:
+        state = restore(setup, directory)
+    with np.load(job.directory / "predictions.npz") as file:
+        read = np.flatnonzero(file["labels"] >= 0)
+        chosen = read[pick_examples(file["labels"][read], file["predictions"][read], count)]
+    images, labels = setup.data.examples("test", chosen.astype(np.int32))
+    maps = class_maps(setup.program, state, images)
+    return page.ClassMaps(job.row.label, images, maps, labels, setup.data.class_names)
+
+
+def _slug(label: str) -> str:
+    """Return a directory name for a row's label.
+
+    >>> _slug("ResNet-32, 100 ch. / identity")
+    'resnet-32-100-ch-identity'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")

@@ -1,0 +1,1 @@
+"""What people do with data sets and trained weights beside training."""

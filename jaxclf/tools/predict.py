@@ -1,0 +1,102 @@
+"""Classify image files: any size and mode; a broken file is named and the rest still answered."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclf.data.transforms import Preprocessing, open_image, prepare
+from jaxclf.errors import UsageError
+from jaxclf.models.classifier import Classifier
+
+BATCH = 32
+"""Most images in one compiled call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """One class as an answer."""
+
+    index: int
+    name: str
+    """The class's name, or its index as text where there are no names."""
+    probability: float
+    logit: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The answer for one file: guesses, likeliest first, or why there are none."""
+
+    file: str
+    guesses: tuple[Guess, ...] = ()
+    error: str | None = None
+
+
+def predict(
+    model: Classifier,
+    variables: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    files: Sequence[str | Path],
+    class_names: Sequence[str] | None = None,
+    *,
+    top: int = 5,
+) -> list[Prediction]:
+    """Return one `Prediction` per file, in order, with the `top` likeliest classes (all, if there are fewer).
+
+    Files that cannot be read have an `error` instead. `class_names` has one name per class, or is None. Raises
+    `UsageError` for a wrong number of names, a `top` below 1, and preprocessing for another number of channels.
+    """
+    count, channels = model.head.num_classes, _image_channels(model, variables)
+    if class_names is not None and len(class_names) != count:
+        raise UsageError(f"there are {len(class_names)} class names for {count} classes")
+    if top < 1:
+        raise UsageError(f"top is {top} but must be at least 1")
+    if channels != len(preprocessing.mean):
+        raise UsageError(
+            f"the model takes images of {channels} channels, but the preprocessing is for {len(preprocessing.mean)}"
+        )
+    names = class_names if class_names is not None else [str(index) for index in range(count)]
+    apply, size = jax.jit(model.apply), min(BATCH, len(files))
+    results: list[Prediction] = []
+    for start in range(0, len(files), BATCH):
+        read = [(str(file), _read(str(file), preprocessing)) for file in files[start : start + BATCH]]
+        good = [image for _, image in read if isinstance(image, np.ndarray)]
+        batch = np.zeros((size, preprocessing.crop, preprocessing.crop, channels), np.float32)
+        if good:
+            batch[: len(good)] = good
+        rows = iter(np.asarray(apply(variables, batch), np.float64))
+        for file, image in read:
+            if isinstance(image, str):
+                results.append(Prediction(file, error=image))
+            else:
+                results.append(Prediction(file, _guesses(next(rows), names, top)))
+    return results
+
+
+def _image_channels(model: Classifier, variables: Mapping[str, Any]) -> int:
+    node = variables["params"]["backbone"]
+    for name in model.backbone.stem.split("/"):
+        node = node[name]
+    return node["kernel"].shape[2]
+
+
+def _read(file: str, preprocessing: Preprocessing) -> np.ndarray | str:
+    """Return the prepared image [h w c], or what is wrong with the file."""
+    if not Path(file).exists():
+        return "there is no such file"
+    try:
+        return prepare(open_image(file, len(preprocessing.mean)), preprocessing)
+    except Exception as error:  # PIL's decoders raise many types for broken files; the file is named with it
+        return str(error) or type(error).__name__
+
+
+def _guesses(logits: np.ndarray, names: Sequence[str], top: int) -> tuple[Guess, ...]:
+    """Return the likeliest classes of logits [k]; the lower index first among equals."""
+    exponents = np.exp(logits - logits.max())
+    probabilities = exponents / exponents.sum()
+    order = [int(i) for i in np.argsort(-logits, kind="stable")[:top]]
+    return tuple(Guess(i, names[i], float(probabilities[i]), float(logits[i])) for i in order)

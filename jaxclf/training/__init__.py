@@ -1,0 +1,1 @@
+"""A run: loss, optimiser, step, loop, checkpoints and the run directory."""

@@ -1,0 +1,297 @@
+"""The run directory: config, environment, metrics, result. One writer at a time; every file is whole or absent.
+
+    config.json        the resolved config          environment.json   versions, device, git commit
+    metrics.jsonl      one row per epoch            metrics.csv        the same rows
+    checkpoints/       Orbax                        predictions.npz    labels and predicted classes of the test set
+    data.json          class names; number and hash of the images: on others the run does not go on
+    skipped.jsonl      images that could not be read and were skipped, where there are any
+    rollbacks.jsonl    where the run diverged and went back, if it did
+    result.json        written last: a run that has it is complete
+
+metrics.* hold only what is determined by config, data and software; times are in result.json.
+"""
+
+import csv
+import dataclasses
+import fcntl
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclf.config import Config
+from jaxclf.devices.layout import Layout
+from jaxclf.errors import RunError, UsageError
+
+Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What `train` and `evaluate` return, and result.json holds. Accuracies are percent of the test images."""
+
+    top1: float
+    top5: float
+    loss: float
+    """Mean cross-entropy in nats."""
+    per_class: tuple[float | None, ...]
+    """Top-1 of each class; None for one without test images."""
+    step: int
+    """Training steps behind the parameters."""
+    parameters: Mapping[str, int]
+    """Array sizes under "trainable", "fixed" (matrices that are not trained) and "statistics" (BatchNorm)."""
+    sha256: str
+    """Over all arrays of the training state."""
+    images_per_second: float
+    """Training throughput of the process that finished the run, first step of each compiled program left out; 0 if
+    nothing was trained."""
+    workdir: str
+    skipped: int = 0
+    """Images, of training and evaluation, that could not be read; skipped.jsonl names them."""
+    rollbacks: int = 0
+    """Times that the run went back to a checkpoint after divergence; rollbacks.jsonl tells of each."""
+
+    def to_json(self) -> str:
+        """Return JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def per_class(labels: np.ndarray, predictions: np.ndarray, classes: int) -> tuple[float | None, ...]:
+    """Return the top-1 of each class in percent, None for a class that has no image."""
+    shares = []
+    for label in range(classes):
+        own = predictions[labels == label] == label
+        shares.append(float(100 * own.mean()) if len(own) else None)
+    return tuple(shares)
+
+
+def read_config(workdir: str | os.PathLike[str]) -> Config:
+    """Return the config of a run directory; `UsageError` if it has none or one that cannot be read."""
+    file = Path(workdir) / "config.json"
+    if not file.exists():
+        raise UsageError(f"{workdir} is not a run directory: it has no config.json")
+    try:
+        return Config.from_json(file.read_text())
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+
+
+class RunDirectory:
+    """One run's directory, locked while it is open."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        config: Config,
+        *,
+        create: bool = True,
+        layout: Layout | None = None,
+        stacked: int = 1,
+    ) -> None:
+        """Reopen it or, unless `create` is False, make it. Of several processes of a layout the first one writes.
+
+        `stacked` is how many runs train in one program, this one among them.
+
+        Raises `UsageError` if it cannot be written, is not there, or holds another config; `RunError` if another
+        process has it.
+        """
+        self.path = Path(workdir)
+        self._layout, self._writes = layout, layout is None or layout.rank == 0
+        self._stacked = stacked
+        if not self._writes:
+            return
+        if not create:
+            read_config(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("w")
+        except OSError as error:
+            raise UsageError(f"cannot write to the run directory {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise RunError(f"another process is running in {self.path}") from error
+        try:
+            self._check_config(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._writes:
+            self._lock.close()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_config(self, config: Config) -> None:
+        file = self.path / "config.json"
+        if file.exists():
+            differences = read_config(self.path).differences(config)
+            if differences:
+                raise UsageError(
+                    f"{self.path} holds a run of another config ({'; '.join(differences)}); choose another --workdir"
+                )
+        else:
+            self.write("config.json", config.to_json())
+        self._check_environment()
+
+    def _check_environment(self) -> None:
+        now = environment(self._layout, self._stacked)
+        file = self.path / "environment.json"
+        if not file.exists():
+            self.write("environment.json", json.dumps(now, indent=2) + "\n")
+            return
+        then = json.loads(file.read_text())
+        if "implementation" in then:
+            raise UsageError(f"{self.path} holds a run of {then['implementation']}; choose another --workdir")
+        changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+        if changed and self.result() is None:
+            warnings.warn(f"{self.path} goes on under another environment: {'; '.join(changed)}", stacklevel=4)
+
+    def write(self, name: str, text: str | bytes) -> None:
+        """Replace a file of the directory as a whole; raises `RunError` when the disk refuses."""
+        if not self._writes:
+            return
+        part, data = self.path / f".{name}.part", text.encode() if isinstance(text, str) else text
+        try:
+            with part.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(self.path / name)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise RunError(f"{self.path / name} could not be written: {error.strerror}") from error
+
+    def result(self) -> Result | None:
+        """Return the result of a complete run, None before."""
+        file = self.path / "result.json"
+        if not file.exists():
+            return None
+        values = json.loads(file.read_text())
+        return Result(**values | {"per_class": tuple(values["per_class"]), "workdir": str(self.path)})
+
+    def rows(self, count: int) -> Rows:
+        """Return the first `count` metric rows; fewer on disk raise `RunError`."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines()[:count] if file.exists() else []
+        if len(lines) < count:
+            raise RunError(f"{file} has {len(lines)} rows but the checkpoint was written after {count}")
+        return [json.loads(line) for line in lines]
+
+    def write_data(self, record: dict[str, Any]) -> None:
+        """Remember which images the run is on; `UsageError` where it was on others before."""
+        file, text = self.path / "data.json", json.dumps(record, indent=2) + "\n"
+        if not self._writes:
+            return
+        if not file.exists():
+            self.write("data.json", text)
+        elif (then := json.loads(file.read_text())) != record:
+            changed = ["class names"] if then["class_names"] != record["class_names"] else []
+            if then.get("replicas") != record.get("replicas"):
+                raise UsageError(
+                    f"{self.path} holds a run over {then.get('replicas')} replicas, and {record.get('replicas')} "
+                    "devices would make it another one; choose as many by --devices, or another --workdir"
+                )
+            for split, now in record["splits"].items():
+                if (old := then["splits"].get(split)) != now:
+                    what = "other ones" if old and old["images"] == now["images"] else f"{now['images']:,}"
+                    changed.append(f"{split} images, {old['images'] if old else 0:,} then and {what} now")
+            raise UsageError(f"{self.path} holds a run on other data ({'; '.join(changed)}); choose another --workdir")
+
+    def skipped(self) -> Rows:
+        """Return the images that the run has skipped so far: split, index in it, name, error."""
+        file = self.path / "skipped.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def write_skipped(self, rows: Rows) -> None:
+        """Write skipped.jsonl anew, ordered by split and index."""
+        ordered = sorted(rows, key=lambda row: (row["split"], row["index"]))
+        self.write("skipped.jsonl", "".join(json.dumps(row) + "\n" for row in ordered))
+
+    def rollbacks(self) -> Rows:
+        """Return where the run went back after divergence so far: number, step, step gone back to, seed from there."""
+        file = self.path / "rollbacks.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def write_rollback(self, record: dict[str, Any]) -> None:
+        """Add to rollbacks.jsonl; what was there under this number or a later one was undone by a kill."""
+        rows = [row for row in self.rollbacks() if row["number"] < record["number"]]
+        self.write("rollbacks.jsonl", "".join(json.dumps(row) + "\n" for row in [*rows, record]))
+
+    def write_rows(self, rows: Rows) -> None:
+        """Write metrics.jsonl and metrics.csv anew."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write("metrics.csv", table.getvalue())
+        self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_predictions(self, labels: np.ndarray, predictions: np.ndarray) -> None:
+        """Write predictions.npz: the classes of the test images, int32 [n] each, in the data set's order."""
+        file = io.BytesIO()
+        np.savez_compressed(file, labels=labels, predictions=predictions)
+        self.write("predictions.npz", file.getvalue())
+
+
+def environment(layout: Layout | None = None, stacked: int = 1) -> dict[str, str]:
+    """Return versions, devices, git commit and the like: what a number may depend on besides its config."""
+    packages = ("jaxclf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+    packages += ("grain", "pillow", "simplejpeg")
+    device = jax.devices()[0]
+    return {
+        "git": _git_commit(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": str(layout.devices if layout else jax.device_count()),
+        "processes": str(layout.hosts if layout else jax.process_count()),
+        "stacked": str(stacked),
+        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
+        "processor": f"{platform.machine()}, {cores()} cores",
+        # It splits its sums over them, so on CPU their number decides the last bit.
+        "xla_threads": str(_xla_threads(device.platform)),
+    }
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _xla_threads(backend: str) -> int:
+    """Return how many threads XLA computes with on the CPU; 0 elsewhere.
+
+    One for each core, or as many as the environment variable NPROC says, or as there are virtual devices, if that is
+    more (measured: bits change with the largest of these, and not with the others).
+    """
+    if backend != "cpu":
+        return 0
+    return max(int(os.environ.get("NPROC") or cores()), jax.local_device_count())
+
+
+def _git_commit() -> str:
+    """Return the commit of the source tree, with "+changes" behind it, or "none" for an installed package."""
+    root = Path(__file__).parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    if not (root / ".git").exists():
+        return "none"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "none"

@@ -1,0 +1,417 @@
+"""The training state (arrays only) and the pure steps on it.
+
+What a compiled step depends on besides arrays is a `Program`, hashable and free of seeds: runs that differ in seed
+alone, in one process, share their compiled functions.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct, traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
+from jaxclf.data.augment import augment, mix, normalise, views
+from jaxclf.devices.layout import AXIS
+from jaxclf.models.classifier import Classifier
+from jaxclf.models.initialisation import initialise
+from jaxclf.models.layers import BatchNorm
+from jaxclf.models.matrices import matrix
+from jaxclf.training import losses
+from jaxclf.training.optim import apply_updates, average, decayed, transformation
+from jaxclf.training.schedules import Timeline
+
+Tree = Any
+DROPOUT_STREAM, MIXING_STREAM = 2**32 - 1, 2**32 - 2
+"""Folded into the seed's key where augmentation folds in the epoch: no epoch has these numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything static about a run's steps."""
+
+    model: Classifier
+    """Built with seed 0: the steps read its fixed matrices from the state."""
+    optim: OptimConfig
+    timeline: Timeline
+    loss: LossConfig
+    augment: AugmentConfig
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    init: str = "he_uniform"
+    """ModelConfig.init."""
+    dtype: str = "float32"
+    """ModelConfig.dtype."""
+    precision: str = "default"
+    """ModelConfig.precision."""
+    ghost_batch: int | None = None
+    """ModelConfig.ghost_batch."""
+    max_loss: float | None = None
+    """RunConfig.max_loss."""
+    mesh: Mesh | None = None
+    """The devices that a batch is split over; None: one."""
+    replicas: int | None = None
+    """Training steps are compiled by pmap (parallel.py): each of so many devices takes its own part of the batch."""
+    replica_statistics: str = "average"
+    """RunConfig.replica_statistics."""
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of what is added to the loss."""
+        return losses.regulariser_names(self.loss)
+
+    @property
+    def tx(self) -> optax.GradientTransformation:
+        """The optimiser."""
+        return transformation(self.optim, self.timeline, stem=self.model.backbone.stem)
+
+
+class TrainState(struct.PyTreeNode):
+    """Arrays only: with the data set and the config, all that the next step needs."""
+
+    step: Int[Array, ""]
+    """Steps done."""
+    seed: Array
+    """uint32 []: all randomness of a step is a function of (seed, step)."""
+    params: Tree
+    batch_stats: Tree
+    fixed: Tree
+    """Fixed matrices: never touched by the optimiser."""
+    opt_state: optax.OptState
+    average: dict[str, Tree]
+    """Moving averages of "params" and "batch_stats", where optim.ema asks for them; else empty."""
+    sums: losses.Sums
+    """Training metrics of the current epoch so far."""
+    bad_step: Int[Array, ""]
+    """The first step (from 1) whose loss or update was not finite; 0 while there is none."""
+
+    @property
+    def variables(self) -> dict[str, Tree]:
+        """Linen's variables, as the next step takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats, "fixed": self.fixed}
+
+    @property
+    def evaluated(self) -> dict[str, Tree]:
+        """Linen's variables, as an evaluation takes them."""
+        return {**self.variables, **self.average}
+
+
+def draw_fixed(shapes: Tree, seed: int) -> Tree:
+    """Return the `fixed` collection for a tree of shapes: leaf names are names of matrices.py, shapes are [k d]."""
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(shapes)
+    drawn = {}
+    for path, leaf in flat.items():
+        rows, columns = leaf.shape
+        drawn[path] = np.asarray(matrix(path[-1], rows, columns, seed), np.float32)
+    return traverse_util.unflatten_dict(drawn)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _init_variables(model: Classifier, init: str, image_shape: tuple[int, ...], key: jax.Array) -> dict[str, Tree]:
+    variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+    params = initialise(variables.get("params", {}), key, init=init, last_conv=model.backbone.last_conv)
+    return {"params": params, "batch_stats": variables.get("batch_stats", {})}
+
+
+def init_state(program: Program, image_shape: tuple[int, ...], seed: int, fixed_seed: int) -> TrainState:
+    """Return the state before the first step.
+
+    Under the default `init` it is equal to `model.init(jax.random.key(seed), images)` to the bit.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(program.model.init, jax.random.key(0), images)
+    variables = _init_variables(program.model, program.init, image_shape, jax.random.key(seed))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        fixed=jax.tree.map(jnp.asarray, draw_fixed(shapes.get("fixed", {}), fixed_seed)),
+        opt_state=jax.tree.map(jnp.copy, program.tx.init(variables["params"])),  # donated: no two may share memory
+        average={} if program.optim.ema is None else jax.tree.map(jnp.copy, variables),
+        sums=losses.zeros(terms=program.terms),
+        bad_step=jnp.zeros((), jnp.int32),
+    )
+
+
+def train_step(
+    program: Program,
+    state: TrainState,
+    images: UInt8[Array, "m h w c"],
+    labels: Int[Array, " m"],
+    indices: Int[Array, " b"] | None,
+    examples: Int[Array, " b"] | None = None,
+) -> TrainState:
+    """Take one step on the rows `indices` of some images, a resident training set; None: on the images as they are.
+
+    `examples` are their numbers in the data set, the rows themselves where the images are the whole set. The keys of
+    dropout and mixing are functions of (seed, step), augmentation's of (seed, epoch, example). Batches that
+    `optim.accumulate` splits pass through the network one part after the other, so BatchNorm sees parts, as it does in
+    PyTorch's loop; parts weigh as many examples as they have. Regularisers enter once.
+
+    On several devices a batch is computed where its rows are. Under pmap each replica does all of this on its own
+    part, with its own mixing and dropout, and gradients and statistics are averaged, as in torch's DDP.
+    """
+    key = jax.random.key(state.seed)
+    epoch_key = jax.random.fold_in(key, state.step // program.timeline.steps_per_epoch)
+    mixing, dropout = (
+        _own(program, jax.random.fold_in(jax.random.fold_in(key, stream), state.step))
+        for stream in (MIXING_STREAM, DROPOUT_STREAM)
+    )
+    if indices is None:
+        images = _spread(program, images)
+    else:
+        indices = _spread(program, indices)
+    batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
+    batch, hard = _spread(program, batch), labels if indices is None else labels[indices]
+    batch, targets = mix(program.augment, batch, jax.nn.one_hot(hard, program.model.head.num_classes), mixing)
+    grads, batch_stats, report = _gradients(program, state.variables, batch, targets, dropout)
+    grads, batch_stats = _over_replicas(program, grads, batch_stats)
+    updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
+    params, step = apply_updates(program.optim, state.params, updates), state.step + 1
+    everyone = jnp.ones(len(batch), bool)
+    sums = losses.metric_sums(report["logits"], hard, everyone, report["losses"])
+    sums = (jax.lax.psum(sums, AXIS) if program.replicas else sums) | report["terms"]
+    loss, count = sums["loss"] + sum(report["terms"].values()), sums["count"].astype(jnp.float32)
+    good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
+    if program.max_loss is not None:
+        good &= sums["loss"] <= program.max_loss * count
+    trained = {"params": params, "batch_stats": batch_stats}
+    state = state.replace(
+        **trained,
+        step=step,
+        opt_state=opt_state,
+        average=average(program.optim, state.average, trained, step) if state.average else {},
+        sums=jax.tree.map(jnp.add, state.sums, sums),
+        bad_step=jnp.where((state.bad_step == 0) & ~good, step, state.bad_step),
+    )
+    return _whole(program, state)
+
+
+def _spread(program: Program, rows: jax.Array) -> jax.Array:
+    """Split an array over the devices by its first axis, or by the second, or not at all, as their number allows."""
+    if program.mesh is None or program.replicas:
+        return rows
+    fits = (axis for axis in range(min(rows.ndim, 2)) if rows.shape[axis] % program.mesh.size == 0)
+    axis = next(fits, None)
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+    return jax.lax.with_sharding_constraint(rows, NamedSharding(program.mesh, spec))
+
+
+def _whole(program: Program, tree: Tree) -> Tree:
+    """Keep arrays whole on every device."""
+    if program.mesh is None or program.replicas:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(program.mesh, PartitionSpec()))
+
+
+def _own(program: Program, key: jax.Array) -> jax.Array:
+    """Return a replica's own key: the first one's is that of a run on one device."""
+    if not program.replicas:
+        return key
+    number = jax.lax.axis_index(AXIS)
+    return jnp.where(number == 0, key, jax.random.fold_in(key, number))
+
+
+def _over_replicas(program: Program, grads: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
+    """Average gradients over the replicas, and statistics too unless those of the first one are kept.
+
+    Running statistics are linear in a batch's and training does not read them, so their average after every step is
+    the average of what each replica would have gathered by itself.
+    """
+    if not program.replicas:
+        return grads, batch_stats
+    if program.replica_statistics == "first":
+        first = jax.lax.axis_index(AXIS) == 0
+        batch_stats = jax.lax.psum(jax.tree.map(lambda leaf: jnp.where(first, leaf, 0), batch_stats), AXIS)
+    else:
+        batch_stats = jax.lax.pmean(batch_stats, AXIS)
+    return jax.lax.pmean(grads, AXIS), batch_stats
+
+
+def apply_model(program: Program, variables: dict[str, Tree], images: jax.Array, **options: Any) -> Any:
+    """Return what `model.apply` does, computed in `program.dtype`; logits are float32 again.
+
+    Only what BatchNorm owns stays float32 (the modules with a `weight`), as under torch.autocast.
+    """
+    if program.precision != "default":
+        with jax.default_matmul_precision(program.precision):
+            return apply_model(dataclasses.replace(program, precision="default"), variables, images, **options)
+    if program.dtype == "float32":
+        return program.model.apply(variables, images, **options)
+
+    def narrow(tree: Tree) -> Tree:
+        if not isinstance(tree, Mapping):
+            return tree.astype(program.dtype)
+        return tree if "weight" in tree else {name: narrow(part) for name, part in tree.items()}
+
+    cast = {name: tree if name == "batch_stats" else narrow(tree) for name, tree in variables.items()}
+    result: Any = program.model.apply(cast, images.astype(program.dtype), **options)
+    if "mutable" in options:
+        return result[0].astype(jnp.float32), result[1]
+    return result.astype(jnp.float32)
+
+
+def _gradients(
+    program: Program, variables: dict[str, Tree], batch: jax.Array, targets: jax.Array, rng: jax.Array
+) -> tuple[Tree, Tree, dict[str, Any]]:
+    """Return the gradient over a batch's parts, new BatchNorm statistics, and logits, losses and regularising terms."""
+    count, sums, reports = len(batch), None, []
+    bounds = np.linspace(0, count, min(program.optim.accumulate, count) + 1).astype(int)
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        part, own = slice(start, stop), jax.random.fold_in(rng, number) if number else rng
+        share = (stop - start) / count
+        given = (variables, _spread(program, batch[part]), targets[part], own)
+        grads, (batch_stats, report) = _part_gradient(program, *given, share=share, first=number == 0)
+        sums = grads if sums is None else jax.tree.map(jnp.add, sums, grads)
+        variables = {**variables, "batch_stats": batch_stats}
+        reports.append(report)
+    whole = {name: jnp.concatenate([report[name] for report in reports]) for name in ("logits", "losses")}
+    return sums, variables["batch_stats"], whole | {"terms": reports[0]["terms"]}
+
+
+def _part_gradient(
+    program: Program,
+    variables: dict[str, Tree],
+    images: jax.Array,
+    targets: jax.Array,
+    rng: jax.Array,
+    *,
+    share: float,
+    first: bool,
+) -> tuple[Tree, tuple[Tree, dict[str, Any]]]:
+    """Return the gradient of one part's share of the loss (and of the regularisers, if first), statistics, report."""
+    model = program.model
+
+    def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
+        logits, batch_stats = _train_forward(program, {**variables, "params": params}, images, rng)
+        each = losses.example_losses(program.loss, logits, targets)
+        mask, last = decayed(program.optim, params, stem=model.backbone.stem), model.backbone.last_conv
+        terms = losses.regularisers(program.loss, params, decayed=mask, last_conv=last) if first else {}
+        report = {"logits": logits, "losses": each, "terms": terms}
+        return sum(terms.values(), each.mean() * share), (batch_stats, report)
+
+    return jax.grad(loss_of, has_aux=True)(variables["params"])
+
+
+def _train_forward(
+    program: Program, variables: dict[str, Tree], images: jax.Array, rng: jax.Array
+) -> tuple[Float[Array, "n k"], Tree]:
+    """Return logits and new BatchNorm statistics of training images, of which BatchNorm sees a ghost batch at a time.
+
+    Ghost batches are consecutive images; the last one may be smaller. Their statistics are averaged by their sizes.
+    """
+    group = program.ghost_batch
+
+    def forward(part: jax.Array, own: jax.Array) -> tuple[jax.Array, Tree]:
+        options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": own}}
+        logits, updated = apply_model(program, variables, part, **options)
+        return logits, updated.get("batch_stats", {})
+
+    if group is None or group >= len(images):
+        return forward(images, rng)
+    count = len(images) // group
+    inside, rest = images[: count * group], images[count * group :]
+    groups = _spread(program, inside.reshape(count, group, *images.shape[1:]))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(jnp.arange(count))
+    logits, stats = jax.vmap(forward)(groups, keys)
+    logits, stats = logits.reshape(count * group, -1), jax.tree.map(lambda leaf: leaf.mean(0), stats)
+    if len(rest):
+        more, other = forward(rest, jax.random.fold_in(rng, count))
+        share = len(rest) / len(images)
+        logits, stats = jnp.concatenate([logits, more]), jax.tree.map(lambda a, b: a + share * (b - a), stats, other)
+    return _spread(program, logits), stats
+
+
+def take_steps(
+    program: Program,
+    state: TrainState,
+    images: UInt8[Array, "m h w c"],
+    labels: Int[Array, " m"],
+    indices: Int[Array, "s b"] | None,
+    examples: Int[Array, "s b"] | Int[Array, " b"] | None = None,
+) -> TrainState:
+    """Take s steps, each as `train_step`; without indices, one on the images as they are.
+
+    s = 1 is no scan: on CPU a scan around convolution gradients is an order of magnitude slower.
+    """
+    if indices is None:
+        return train_step(program, state, images, labels, None, examples)
+    examples = indices if examples is None else examples
+    if len(indices) == 1:
+        return train_step(program, state, images, labels, indices[0], examples[0])
+    both = (indices, examples)
+    return jax.lax.scan(lambda s, i: (train_step(program, s, images, labels, *i), None), state, both)[0]
+
+
+train_steps = jax.jit(take_steps, static_argnums=0, donate_argnums=1)
+"""`take_steps`, compiled; the state given is consumed."""
+
+
+class Answers(NamedTuple):
+    """What was asked and answered of each row of an evaluation batch; -1 where the mask leaves it out."""
+
+    labels: Int[Array, " b"]
+    predictions: Int[Array, " b"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def eval_step(
+    program: Program,
+    state: TrainState,
+    images: UInt8[Array, "m h w c"],
+    labels: Int[Array, " m"],
+    indices: Int[Array, " b"] | None,
+    mask: Bool[Array, " b"],
+) -> tuple[losses.Sums, Answers]:
+    """Return masked metric sums and answers of the examples `indices` (None: of all), by the mean logits of views."""
+    if indices is not None:
+        indices = _spread(program, indices)
+        images, labels = images[indices], labels[indices]
+    shown = views(program.augment, images)  # [v n h w c]
+    count = len(images)
+    batch = normalise(shown.reshape(-1, *shown.shape[2:]), program.mean, program.std)
+    logits = apply_model(program, state.evaluated, batch)
+    logits = logits.reshape(-1, count, logits.shape[-1]).mean(0) if len(shown) > 1 else logits
+    answers = (jnp.where(mask, one.astype(jnp.int32), -1) for one in (labels, logits.argmax(-1)))
+    return _whole(program, (losses.metric_sums(logits, labels, mask), Answers(*answers)))
+
+
+def recalibrate(
+    program: Program,
+    state: TrainState,
+    images: UInt8[Array, "m h w c"],
+    labels: Int[Array, " m"],
+    indices: Int[Array, " b"] | None,
+    number: Int[Array, ""],
+    examples: Int[Array, " b"] | None = None,
+) -> TrainState:
+    """Move the BatchNorm statistics that are evaluated to the mean over training batches; `number` counts them from 1.
+
+    The parameters stand still, so this is the cumulative mean that BatchNorm(momentum=None) keeps in PyTorch.
+    """
+    epoch_key = jax.random.fold_in(jax.random.key(state.seed), program.timeline.epochs)
+    batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
+    old = state.evaluated["batch_stats"]
+    blank = {**state.evaluated, "batch_stats": jax.tree.map(jnp.zeros_like, old)}
+    rng = jax.random.fold_in(jax.random.key(state.seed), DROPOUT_STREAM)
+    _, updated = _train_forward(program, blank, _spread(program, batch), rng)
+    updated = jax.lax.pmean(updated, AXIS) if program.replicas else updated
+    share = 1 / number.astype(jnp.float32)
+    # From zero, one update leaves momentum times the batch's own statistics.
+    new = jax.tree.map(lambda a, b: a + share * (b / BatchNorm.momentum - a), old, updated)
+    if state.average:
+        return _whole(program, state.replace(average={**state.average, "batch_stats": new}))
+    return _whole(program, state.replace(batch_stats=new))
+
+
+recalibrate_step = jax.jit(recalibrate, static_argnums=0)
+"""`recalibrate`, compiled."""

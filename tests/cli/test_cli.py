@@ -1,0 +1,183 @@
+"""The command line: what --help says, what the data commands print, how flags reach the run."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxclf.cli import main as cli
+from jaxclf.cli.main import main
+from jaxclf.config import Cluster, Config, Loader, Watching
+from jaxclf.data import datasets
+from jaxclf.report import tables
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = """
+from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+
+def get_config():
+    return Config(
+        data=DataConfig(batch_size=64, drop_last=True), augment=AugmentConfig(pad=1, flip=False),
+        model=ModelConfig(backbone="resnet8"),
+        optim=OptimConfig(lr=0.05, milestones=(1,)),
+        run=RunConfig(epochs=1),
+    )
+"""
+
+
+PARTS = {"request": tables.Request, "loader": Loader, "cluster": Cluster, "watching": Watching}
+"""Arguments that are fields of their own."""
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """Return the docstring under each field of a dataclass."""
+    (body,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: " ".join(doc.value.value.split())
+        for field, doc in itertools.pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
+    }
+
+
+def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as leaving:
+        main([command, "--help"])
+    assert leaving.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
+
+
+@pytest.mark.parametrize("section", [field.name for field in dataclasses.fields(Config)])
+def test_train_help_shows_every_field_of_the_config(
+    section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown, part = squeeze(help_of("train", monkeypatch, capsys)), getattr(Config(), section)
+    docs = field_docs(type(part))
+    for field in dataclasses.fields(part):
+        flag = f"--{section}.{field.name.replace('_', '-')}"
+        default = getattr(part, field.name)
+        value = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        assert flag in shown
+        assert squeeze(f"{docs[field.name]} (default: {value})") in shown, flag
+
+
+def squeeze(text: str) -> str:
+    """Drop all blanks: a long line is broken anywhere, and beside another box."""
+    return re.sub(r"\s+", "", text)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("train", cli.Train),
+        ("eval", cli.Eval),
+        ("table", cli.RunTable),
+        ("sweep", cli.Sweep),
+        ("summary", cli.Summary),
+        ("data", cli.Data),
+    ],
+)
+def test_help_shows_every_argument_with_its_meaning(
+    command: str, kind: type, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown, docs = squeeze(help_of(command, monkeypatch, capsys)), field_docs(kind)
+    assert squeeze((kind.__doc__ or "").splitlines()[0]) in shown
+    for field in dataclasses.fields(kind):
+        if field.name in PARTS:
+            assert all(squeeze(text) in shown for text in field_docs(PARTS[field.name]).values())
+        elif field.name != "config":
+            assert squeeze(docs[field.name]) in shown, field.name
+
+
+def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in cli.COMMANDS:
+        assert f"usage: jaxclf {command}" in help_of(command, monkeypatch, capsys)
+        assert f"  {command} " in cli.USAGE
+
+
+def test_without_arguments_it_says_usage_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert capsys.readouterr().out.startswith("usage: jaxclf COMMAND")
+    for flag in ("-h", "--help"):
+        assert main([flag]) == 0
+        assert capsys.readouterr().out.startswith("usage: jaxclf COMMAND")
+
+
+def test_real_process_without_arguments_exits_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxclf"], cwd=ROOT, env=os.environ.copy(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "usage: jaxclf COMMAND" in done.stdout + done.stderr
+
+
+def test_data_list_shows_every_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == [*datasets.DATASETS, *datasets.STREAMED]
+    assert re.match(r"digits +10 classes  8x8x1 +1,352 \+ 445 ", lines[0])
+    assert re.match(r"cifar100 +100 classes  32x32x3 +50,000 \+ 10,000 ", lines[4])
+    assert re.match(r"imagenet2012 +1,000 classes  any size +1,281,167 \+ 50,000 ", lines[5])
+    assert "any image classification set of TFDS by its name, and folder:PATH" in lines[-1]
+
+
+def test_preparing_the_digits_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "prepare", "digits"]) == 0
+    assert capsys.readouterr().out.endswith("digits.npz\n")
+
+
+def test_flags_override_the_recipe_and_the_run_can_be_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, workdir = tmp_path / "tiny.py", tmp_path / "w"
+    recipe.write_text(RECIPE)
+    flags = ["--optim.lr", "0.2", "--run.seed", "4", "--data.eval-batch-size", "100", "--optim.milestones", "2", "3"]
+    assert main(["train", str(recipe), "--workdir", str(workdir), *flags]) == 0
+    out, err = capsys.readouterr()
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["optim"]["lr"] == 0.2
+    assert config["optim"]["milestones"] == [2, 3]
+    assert config["run"] == dataclasses.asdict(Config().run) | {"epochs": 1, "seed": 4}
+    assert config["data"]["eval_batch_size"] == 100
+    assert config["data"]["batch_size"] == 64  # what the recipe says
+    result = json.loads((workdir / "result.json").read_text())
+    assert f"test top-1 {result['top1']:.2f} %" in out
+    assert f"sha256 {result['sha256']}  {workdir}" in out
+    assert "epoch 1/1  lr 0.2  train loss" in err  # one line an epoch where stderr is no terminal
+
+    for checkpoint in ("last", "best"):
+        assert main(["eval", "--workdir", str(workdir), "--checkpoint", checkpoint]) == 0
+        out, err = capsys.readouterr()
+        assert f"sha256 {result['sha256']}  {workdir}" in out
+        assert "images/s" not in out
+        assert err == ""
+
+
+def test_demo_recipe_gives_the_config_of_its_head() -> None:
+    get_config = cli.load(ROOT / "configs" / "digits.py", "get_config")
+    assert get_config().model.head == "learned"
+    rebuilt = get_config(head="identity", seed=2)
+    assert (rebuilt.model.maps, rebuilt.model.maps_shortcut, rebuilt.run.seed) == (10, "B", 2)
+
+
+def test_an_interrupt_that_no_run_hears_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(args: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "data", interrupted)
+    assert main(["data"]) == 130
+    assert capsys.readouterr().err == "jaxclf: interrupted; the same command goes on from the last checkpoint\n"

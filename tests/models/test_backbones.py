@@ -1,0 +1,377 @@
+"""Every backbone against its reference network: parameter counts, state-dict keys and shapes, and logits.
+
+The networks and their answers are in golden/reference.json; golden/golden.py says with which weights they answered.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from flax import traverse_util
+
+from jaxclf.errors import UsageError
+from jaxclf.models.backbones import backbone_options, create_backbone, list_models
+from jaxclf.models.classifier import Classifier, create_model
+from jaxclf.models.count import count
+from jaxclf.models.torch_weights import load_torch
+
+LENETS = {"lenet5_seed001": "lenet5_sigmoid", "lenet5_seed004": "lenet5", "lenetlike_seed004": "lenet_like"}
+RESNETS = [
+    f"resnet{depth}_{data}_{shortcut}"
+    for depth in (20, 32, 44, 56, 110)
+    for data in ("cifar10", "cifar100")
+    for shortcut in "AB"
+]
+REBUILT = [f"rn32_cf100_ex{x}{e}{b}" for x in "abcdefg" for e in ("", "_fixed_eye") for b in ("", "_no_bias")]
+DENSENETS = [f"densenetbc{size}_{data}" for size in ("100_12", "250_24", "190_40") for data in ("cifar10", "cifar100")]
+IMAGENET = [
+    *(f"resnet{depth}_tv" for depth in (18, 34, 50, 101, 152)),
+    *(f"densenet{depth}_tv" for depth in (121, 161, 169, 201)),
+    *(f"vgg{depth}{norm}_tv" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
+    *(f"shufflenet_v2_{size}_tv" for size in ("x0_5", "x1_0", "x1_5", "x2_0")),
+    *("mobilenet_v2_tv", "efficientnet_lite0_mlill"),
+]
+NETWORKS = [*LENETS, *RESNETS, *REBUILT, *DENSENETS, *IMAGENET]
+
+QUICK = [
+    *LENETS,
+    "resnet20_cifar10_A",
+    "resnet20_cifar100_B",
+    *("rn32_cf100_exa", "rn32_cf100_exb_fixed_eye_no_bias", "rn32_cf100_exc_fixed_eye"),
+    *("resnet18_tv", "resnet50_tv", "mobilenet_v2_tv", "shufflenet_v2_x0_5_tv", "efficientnet_lite0_mlill"),
+]
+"""Networks whose logits the default tier compares: one of each structure but DenseNet's, which compiles for long."""
+
+COUNTED = ["vgg16_bn_tv", "densenet121_tv"]
+"""Networks whose tensors and operations the default tier counts as well, which takes no compiling."""
+
+LONG = ["densenetbc250_24_cifar100", "densenetbc190_40_cifar10", *(f"densenet{n}_tv" for n in (121, 161, 169, 201))]
+"""Minutes to compile; the other variants differ in the last layer alone, and are left out."""
+
+SLOW = [name for name in NETWORKS if name not in QUICK and "_exg" not in name and not name.startswith("densenet")]
+
+
+def backbone_of(name: str) -> str:
+    if match := re.fullmatch(r"densenetbc(\d+)_(\d+)_cifar(10+)", name):
+        return f"densenet_bc_{match[1]}_{match[2]}"
+    return "resnet32" if name in REBUILT else LENETS.get(name) or re.sub("_(tv|mlill|cifar.*)$", "", name)
+
+
+@functools.cache
+def model_of(name: str) -> Classifier:
+    """The classifier whose parameters a reference network has."""
+    if name in LENETS:
+        return create_model(backbone_of(name), num_classes=10)
+    if match := re.fullmatch(r"resnet\d+_cifar(10+)_(.)", name):
+        return create_model(backbone_of(name), num_classes=int(match[1]), shortcut=match[2])
+    if name in IMAGENET:
+        return create_model(backbone_of(name), num_classes=1000)
+    if name in DENSENETS:
+        return create_model(backbone_of(name), num_classes=int(name.rsplit("cifar", 1)[1]))
+    head, bias, option = "identity" if "eye" in name else "learned", "no_bias" not in name, name[len("rn32_cf100_ex")]
+    return create_model("resnet32", num_classes=100, head=head, bias=bias, maps=100, maps_shortcut=option.upper())
+
+
+@functools.cache
+def shapes_of(name: str, input_shape: tuple[int, ...]) -> dict[tuple[str, ...], tuple[int, ...]]:
+    images = jax.ShapeDtypeStruct((1, *input_shape[1:], input_shape[0]), jnp.float32)
+    variables: Any = jax.eval_shape(model_of(name).init, jax.random.key(0), images)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def defining(key: str, name: str) -> np.ndarray:
+    """The value of a frozen tensor of a reference network, from thesis.md sections 1 and 2."""
+    if key == "fc.weight":
+        return np.eye(100, dtype=np.float32)
+    rows = np.zeros((100, 64))
+    option = name[len("rn32_cf100_ex")]
+    for r in range(100):
+        if option == "c":
+            rows[r] = scipy.linalg.hadamard(128)[r, :64]
+        elif option == "d":
+            rows[r, r // 2] = (-1) ** r
+        elif option == "e":
+            rows[r, r if r < 64 else r - 64] = 1 if r < 64 else -1
+        elif option == "f":
+            rows[r] = [(-1) ** int(bit) / 8 for bit in f"{r:064b}"]
+        elif option == "g":
+            rows[r] = np.random.default_rng(1000 + r).choice([-1, 1], 64) / 8
+    return rows.astype(np.float32)[:, :, None, None]
+
+
+def frozen_keys(name: str) -> list[str]:
+    fixed_conv = re.match("rn32_cf100_ex[c-g]", name)
+    return ["fc.weight"] * ("eye" in name) + ["layer3.4.shortcut.0.weight"] * bool(fixed_conv)
+
+
+@pytest.fixture(scope="module")
+def state_dict(golden: Any, reference: dict[str, Any]) -> Callable[[str], dict[str, np.ndarray]]:
+    def fill(name: str) -> dict[str, np.ndarray]:
+        record = reference[name]
+        weights = golden.state_dict(record["state_dict"], "0", (record["logits"] or {"gain": 1.0})["gain"])
+        return weights | {key: defining(key, name) for key in frozen_keys(name)}
+
+    return fill
+
+
+def test_the_lists_above_name_every_reference_network(reference: dict[str, Any]) -> None:
+    assert set(NETWORKS) == set(reference)
+    for name, record in reference.items():
+        if record["logits"] is not None:
+            assert set(frozen_keys(name)) == set(record["logits"]["frozen"])
+    assert all(reference[name]["logits"] for name in [*QUICK, *SLOW, *LONG])
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in [*QUICK, *COUNTED] else pytest.mark.slow) for name in NETWORKS]
+)
+def test_trainable_parameters_and_tensors_are_the_references(name: str, reference: dict[str, Any]) -> None:
+    record = reference[name]
+    shapes = shapes_of(name, tuple(record["input"]))
+    trainable = [shape for path, shape in shapes.items() if path[0] == "params"]
+    assert sum(int(np.prod(shape)) for shape in trainable) == record["params_trainable"]
+
+    ours = {}
+    for (collection, part, *modules, leaf), shape in shapes.items():
+        head = "HEAD" if part == "head" else ""
+        words = [*([head] if head else []), *(re.sub(r"_(?=\d)", ".", module) for module in modules)]
+        leaf = "weight" if leaf == "kernel" or collection == "fixed" else leaf
+        ours[".".join([*words, leaf])] = int(np.prod(shape))
+    last = next(key.rsplit(".", 1)[0] for key, _ in reversed(record["state_dict"]) if key.endswith(("weight", "bias")))
+    theirs = {
+        re.sub(f"^{last}\\.", "HEAD.", key): int(np.prod(shape))
+        for key, shape in record["state_dict"]
+        if not key.endswith("num_batches_tracked") and key not in {"fc.weight"} & set(frozen_keys(name))
+    }
+    assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def check_logits(golden: Any, reference: dict[str, Any], state_dict: Any) -> Callable[[str], None]:
+    def check(name: str) -> None:
+        answer, model = reference[name]["logits"], model_of(name)
+        variables = load_torch(model, state_dict(name))
+        images = golden.image(answer["input"], "0").transpose(0, 2, 3, 1)
+        logits = np.asarray(jax.jit(model.apply)(variables, images))
+        spread = np.array(answer["std"])
+        first = np.array(answer["first"])
+        assert (np.abs(logits[:, : first.shape[1]] - first).max(1) < 1e-4 * spread).all()
+        assert (np.abs(logits.mean(1) - answer["mean"]) < 1e-4 * spread).all()
+        assert (np.abs(logits.std(1) - spread) < 1e-4 * spread).all()
+        assert logits.argmax(1).tolist() == answer["argmax"]
+
+    return check
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_logits_are_the_references(name: str, check_logits: Callable[[str], None]) -> None:
+    check_logits(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SLOW, "densenetbc100_12_cifar10", "densenetbc100_12_cifar100"])
+def test_logits_of_the_other_variants_are_the_references(name: str, check_logits: Callable[[str], None]) -> None:
+    check_logits(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_logits_of_large_densenets_are_the_references(name: str, check_logits: Callable[[str], None]) -> None:
+    check_logits(name)
+
+
+UNSEEN = [name for name in NETWORKS if name.startswith(("densenet", "vgg", "efficientnet", "lenet", "rn32"))]
+"""Networks whose count of 2020 leaves out or adds operations that no rule of ours follows."""
+
+
+def check_count(name: str, record: dict[str, Any]) -> None:
+    counted = count(model_of(name), (*record["input"][1:], record["input"][0]))
+    # The reference multiplies by its fixed unit matrix, we take the channels as they are.
+    assert counted.total("macs") == record["macs"] - (10_000 if "fixed_eye" in name else 0)
+    assert counted.total("trainable") == record["params_trainable"]
+    if name not in UNSEEN:
+        assert counted.total("flops_2020") == record["macs_ptflops_2020"]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *COUNTED])
+def test_operations_are_the_references(name: str, reference: dict[str, Any]) -> None:
+    check_count(name, reference[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in [*QUICK, *COUNTED]])
+def test_operations_of_the_other_variants_are_the_references(name: str, reference: dict[str, Any]) -> None:
+    check_count(name, reference[name])
+
+
+@pytest.mark.parametrize("option", "cdef")
+def test_a_frozen_tensor_may_be_left_out(option: str, state_dict: Any) -> None:
+    name = f"rn32_cf100_ex{option}_fixed_eye"
+    whole = state_dict(name)
+    given = load_torch(model_of(name), whole)
+    for key in frozen_keys(name):
+        del whole[key]
+    left_out = load_torch(model_of(name), whole)
+    assert jax.tree.structure(given) == jax.tree.structure(left_out)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(left_out), strict=True))
+    (fixed,) = jax.tree.leaves(given["fixed"])
+    assert np.array_equal(fixed, defining("layer3.4.shortcut.0.weight", name)[:, :, 0, 0])
+
+
+def test_a_random_frozen_tensor_is_taken_from_the_state_dict_and_may_not_be_left_out(state_dict: Any) -> None:
+    name, key = "rn32_cf100_exg", "layer3.4.shortcut.0.weight"
+    whole = state_dict(name)
+    (fixed,) = jax.tree.leaves(load_torch(model_of(name), whole)["fixed"])
+    assert np.array_equal(fixed, whole[key][:, :, 0, 0])
+    del whole[key]
+    with pytest.raises(UsageError, match=f"in 1 places: missing {key}$"):
+        load_torch(model_of(name), whole)
+
+
+def test_one_error_lists_every_fault_of_a_state_dict(state_dict: Any) -> None:
+    name = "rn32_cf100_exd_fixed_eye"
+    weights = state_dict(name)
+    weights["layer1.0.conv1.peso"] = weights.pop("layer1.0.conv1.weight")
+    weights["bn1.weight"] = weights["bn1.weight"][:-1]
+    weights["layer2.0.conv1.weight"] = weights["layer2.0.conv1.weight"].transpose(1, 0, 2, 3)
+    weights["extra.bias"] = np.zeros(3, np.float32)
+    weights["fc.weight"] = 2 * weights["fc.weight"]
+    weights["layer3.4.shortcut.0.weight"] = -weights["layer3.4.shortcut.0.weight"]
+    with pytest.raises(UsageError) as caught:
+        load_torch(model_of(name), weights)
+    for part in (
+        "in 7 places",
+        "missing layer1.0.conv1.weight",
+        "unexpected layer1.0.conv1.peso",
+        "bn1.weight has shape (15,)",
+        "layer2.0.conv1.weight has shape (16, 32, 3, 3)",
+        "unexpected extra.bias",
+        "fc.weight is not the unit matrix",
+        "layer3.4.shortcut.0.weight is not the orthoplex matrix",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lenet5_seed004", "resnet20_cifar10_B", "densenetbc100_12_cifar10"])
+def test_every_key_of_a_reference_is_needed(name: str, state_dict: Any) -> None:
+    weights = state_dict(name)
+    chosen = [key for key in weights if not key.endswith("num_batches_tracked")][::7]
+    changed = {(key + "x" if key in chosen else key): value for key, value in weights.items()}
+    with pytest.raises(UsageError) as caught:
+        load_torch(model_of(name), changed)
+    faults = str(caught.value).split(": ", 1)[1].split("; ")
+    assert sorted(faults) == sorted([f"missing {key}" for key in chosen] + [f"unexpected {key}x" for key in chosen])
+
+
+def test_num_batches_tracked_is_ignored(state_dict: Any) -> None:
+    weights = state_dict("resnet20_cifar10_A")
+    bare = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
+    assert len(bare) < len(weights)
+    a, b = (jax.tree.leaves(load_torch(model_of("resnet20_cifar10_A"), each)) for each in (weights, bare))
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_state_dict_says_how_many_channels_its_images_have(state_dict: Any) -> None:
+    weights = state_dict("resnet20_cifar10_A")
+    weights["conv1.weight"] = weights["conv1.weight"][:, :1]
+    loaded = load_torch(model_of("resnet20_cifar10_A"), weights)
+    assert loaded["params"]["backbone"]["conv1"]["kernel"].shape == (3, 3, 1, 16)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "images", "maps"),
+    [
+        ("resnet20", (2, 8, 8, 1), (2, 2, 2, 64)),
+        ("resnet20", (1, 40, 24, 5), (1, 10, 6, 64)),
+        ("resnet20", (1, 9, 7, 3), (1, 3, 2, 64)),
+        ("lenet5", (1, 28, 28, 1), (1, 1, 1, 84)),
+        ("lenet5", (1, 36, 32, 3), (1, 3, 2, 84)),
+        ("densenet_bc_100_12", (1, 16, 20, 4), (1, 4, 5, 342)),
+    ],
+)
+def test_any_channels_and_sizes(backbone: str, images: tuple[int, ...], maps: tuple[int, ...]) -> None:
+    body = create_backbone(backbone)
+    out, _ = jax.eval_shape(body.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct(images, jnp.float32))
+    assert out.shape == maps
+    assert maps[-1] == body.features
+
+
+@pytest.mark.parametrize("shortcut", "ABCDEFG")
+@pytest.mark.parametrize("backbone", ["resnet8", "resnet20"])
+def test_maps_ends_a_resnet_in_that_many_channels(backbone: str, shortcut: str) -> None:
+    body = create_backbone(backbone, maps=10, maps_shortcut=shortcut)
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    out, _ = jax.eval_shape(body.init_with_output, jax.random.key(0), images)
+    assert out.shape == (1, 4, 4, 10)
+
+
+@pytest.mark.parametrize("backbone", ["lenet5", "lenet5_sigmoid", "lenet_like"])
+def test_maps_ends_a_lenet_in_that_many_channels_without_activation(backbone: str) -> None:
+    body = create_backbone(backbone, maps=7)
+    out, _ = jax.jit(body.init_with_output)(jax.random.key(0), jax.random.normal(jax.random.key(1), (8, 28, 28, 1)))
+    assert out.shape == (8, 1, 1, 7)
+    assert (out < 0).any()
+
+
+@pytest.mark.parametrize(("side", "backbone"), [(27, "lenet5"), (27, "lenet5_sigmoid"), (27, "lenet_like")])
+def test_images_that_are_too_small_are_refused(side: int, backbone: str) -> None:
+    model = create_model(backbone, num_classes=10)
+    with pytest.raises(UsageError, match=f"{backbone} takes images of 28x28 and larger; got 28x{side}"):
+        jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 28, side, 1), jnp.float32))
+
+
+def test_an_unknown_backbone_is_answered_with_the_nearest_names() -> None:
+    with pytest.raises(UsageError, match=r"^unknown backbone 'resnet19'; did you mean 'resnet\d+'"):
+        create_model("resnet19", num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "text"),
+    [
+        (
+            "resnet20",
+            {"depth": 3},
+            "backbone resnet20 has no option 'depth'; its options: maps, maps_shortcut, remat, shortcut",
+        ),
+        ("lenet5", {"shortcut": "A"}, "backbone lenet5 has no option 'shortcut'; its options: maps"),
+        ("densenet_bc_100_12", {"maps": 100}, "backbone densenet_bc_100_12 has no option 'maps'; its options: remat"),
+        ("resnet20", {"maps_shortcut": "B"}, "give maps as well"),
+        ("resnet20", {"maps": 0}, "maps is 0 but must be at least 1"),
+        ("resnet20", {"shortcut": "C"}, "unknown shortcut 'C'"),
+        ("resnet20", {"maps": 10, "maps_shortcut": "H"}, "unknown maps_shortcut 'H'"),
+        ("resnet20", {"maps": 129, "maps_shortcut": "D"}, "orthoplex has at most 128 rows of 64 columns"),
+        ("resnet20", {"maps": 129, "maps_shortcut": "E"}, "signed_identity has at most 128 rows of 64 columns"),
+        ("resnet8", {"maps": 65, "maps_shortcut": "D"}, "orthoplex has at most 64 rows of 32 columns"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(backbone: str, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        create_model(backbone, num_classes=10, **options)
+    assert text in str(caught.value)
+
+
+def test_the_registry() -> None:
+    assert list_models("resnet*") == [f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 110, 18, 34, 50, 101, 152)]
+    assert list_models("densenet_bc*") == ["densenet_bc_100_12", "densenet_bc_190_40", "densenet_bc_250_24"]
+    assert list_models("mobilenet_v1*") == []
+    assert "maps" not in backbone_options("densenet_bc_100_12")
+    small = list_models("lenet*") + list_models("resnet*")[:6] + list_models("densenet_bc*")
+    assert [create_backbone(name).features for name in small] == [84, 84, 200, *[64] * 6, 342, 2190, 1734]
+
+
+def test_every_backbone_but_the_smallest_resnet_has_a_reference() -> None:
+    assert {backbone_of(name) for name in NETWORKS} == {*list_models()} - {"resnet8"}
+
+
+def test_the_smallest_resnet_answers_one_image_under_jit() -> None:
+    model = create_model("resnet8", num_classes=12)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    assert jax.eval_shape(jax.jit(model.apply), variables, images).shape == (1, 12)

@@ -1,0 +1,190 @@
+"""The last layers, against their formulas in thesis.md section 1, in numpy."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from jaxclf.errors import UsageError
+from jaxclf.models.classifier import create_model
+from jaxclf.models.heads import HeadWarning, create_head, head_matrix, list_heads
+from jaxclf.models.matrices import matrix
+
+HEADS = ["learned", "orthogonal", "hadamard", "hadamard_printed", "identity"]
+"""Heads on pooled features; conv3x3, which stands before the pool, is tested in test_variants.py."""
+
+
+def head_and_variables(name: str, k: int, d: int, **options: Any) -> tuple[Any, Any]:
+    head = create_head(name, k, d, **options)
+    return head, jax.jit(head.init)(jax.random.key(3), jnp.zeros((1, d)))
+
+
+def features(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def test_the_list_of_heads() -> None:
+    assert list_heads() == [*HEADS, "conv3x3"]
+
+
+def test_an_unknown_head_is_answered_with_the_nearest_name() -> None:
+    for ask in (lambda: create_head("identiy", 2, 2), lambda: head_matrix("identiy", 2, 2)):
+        with pytest.raises(UsageError, match="unknown head 'identiy'; did you mean 'identity'"):
+            ask()
+
+
+def test_the_learned_head_is_a_linear_layer() -> None:
+    head, variables = head_and_variables("learned", 5, 12)
+    h, params = features(7, 12), variables["params"]
+    want = h @ np.asarray(params["kernel"]) + np.asarray(params["bias"])
+    assert np.allclose(head.apply(variables, jnp.asarray(h)), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("k", "d"), [(5, 12), (12, 5)])
+def test_the_orthogonal_head_is_a_fixed_linear_layer_and_a_learned_bias(k: int, d: int) -> None:
+    head, variables = head_and_variables("orthogonal", k, d, seed=9)
+    h = features(7, d)
+    want = h @ head_matrix("orthogonal", k, d, seed=9).T + np.asarray(variables["params"]["bias"])
+    assert np.allclose(head.apply(variables, jnp.asarray(h)), want, atol=1e-5)
+    assert np.array_equal(variables["fixed"]["orthogonal"], matrix("orthogonal", k, d, 9).astype(np.float32))
+
+
+@pytest.mark.parametrize(("k", "d"), [(10, 64), (64, 64), (3, 16)])
+def test_the_hadamard_head_is_the_formula_of_the_reference_code(k: int, d: int) -> None:
+    head, variables = head_and_variables("hadamard", k, d)
+    h, params = features(7, d), variables["params"]
+    rows = scipy.linalg.hadamard(d)[:k, :d]
+    assert np.asarray(params["scale"]) == pytest.approx(k**-0.5)
+    norm = np.sqrt((h.astype(np.float64) ** 2).sum(1, keepdims=True))
+    want = -(k**-0.5) * h / (norm + 1e-8) @ rows.T + np.asarray(params["bias"])
+    assert np.allclose(head.apply(variables, jnp.asarray(h)), want, atol=1e-5)
+
+
+def test_the_printed_hadamard_head_has_neither_norm_nor_minus_sign() -> None:
+    head, variables = head_and_variables("hadamard_printed", 10, 64)
+    h = features(7, 64)
+    want = 10**-0.5 * h @ scipy.linalg.hadamard(64)[:10].T + np.asarray(variables["params"]["bias"])
+    assert np.allclose(head.apply(variables, jnp.asarray(h)), want, atol=1e-4)
+
+
+def test_the_hadamard_heads_gradient_at_zero_features_is_a_number() -> None:
+    head, variables = head_and_variables("hadamard", 4, 8)
+    gradient = jax.grad(lambda h: head.apply(variables, jax.nn.relu(h)).sum())(jnp.full((2, 8), -1.0))
+    assert np.array_equal(gradient, np.zeros((2, 8)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_identity_head_takes_the_first_features(bias: bool) -> None:
+    head, variables = head_and_variables("identity", 5, 12, bias=bias)
+    h = features(7, 12)
+    want = h[:, :5] + (np.asarray(variables["params"]["bias"]) if bias else 0)
+    assert np.allclose(head.apply(variables, jnp.asarray(h)), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [None, False, True])
+@pytest.mark.parametrize(
+    ("name", "habit", "learned", "fixed"),
+    [
+        ("learned", True, {"kernel": (16, 10)}, {}),
+        ("orthogonal", True, {}, {"orthogonal": (10, 16)}),
+        ("hadamard", True, {"scale": (1,)}, {"hadamard": (10, 16)}),
+        ("hadamard_printed", True, {"scale": (1,)}, {"hadamard": (10, 16)}),
+        ("identity", False, {}, {}),
+    ],
+)
+def test_what_a_head_learns_and_what_is_fixed(
+    name: str, habit: bool, learned: dict[str, Any], fixed: dict[str, Any], bias: bool | None
+) -> None:
+    head = create_head(name, 10, 16, bias=bias)
+    variables: Any = jax.eval_shape(head.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 16), jnp.float32))
+    shapes = {part: {key: leaf.shape for key, leaf in variables.get(part, {}).items()} for part in ("params", "fixed")}
+    has_bias = habit if bias is None else bias
+    assert shapes == {"params": learned | ({"bias": (10,)} if has_bias else {}), "fixed": fixed}
+    assert set(variables) <= {"params", "fixed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("learned", 1024**-0.5), ("orthogonal", 1024**-0.5), ("hadamard", 512**-0.5), ("identity", 1024**-0.5)],
+)
+def test_biases_start_uniform_within_their_bound(name: str, bound: float) -> None:
+    _, variables = head_and_variables(name, 512, 1024, bias=True)
+    bias = np.asarray(variables["params"]["bias"])
+    assert np.abs(bias).max() <= bound
+    assert np.abs(bias).max() > 0.95 * bound  # false alarm .95^512 < 1e-11
+    assert abs(bias.mean()) < 0.15 * bound  # 5.9 sigma
+
+
+def test_the_learned_kernel_starts_uniform_within_one_over_root_n() -> None:
+    _, variables = head_and_variables("learned", 100, 64)
+    kernel = np.asarray(variables["params"]["kernel"])
+    assert np.abs(kernel).max() <= 1 / 8
+    assert kernel.std() == pytest.approx(1 / 8 / np.sqrt(3), rel=0.05)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_class_maps_average_to_the_logits(name: str, bias: bool) -> None:
+    head, variables = head_and_variables(name, 10, 16, bias=bias)
+    maps = jnp.asarray(features(3, 4, 5, 16))
+    answer = head.apply(variables, maps)
+    assert answer.shape == (3, 4, 5, 10)
+    assert np.allclose(answer.mean((1, 2)), head.apply(variables, maps.mean((1, 2))), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:hadamard")
+@pytest.mark.parametrize("name", ["hadamard", "identity"])
+def test_a_models_class_maps_average_to_its_logits(name: str) -> None:
+    model = create_model("lenet5", num_classes=10, head=name)
+    images = jnp.asarray(features(2, 40, 32, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    maps = jax.jit(lambda v, x: model.apply(v, x, method="class_maps"))(variables, images)
+    assert maps.shape == (2, 4, 2, 10)
+    assert np.allclose(maps.mean((1, 2)), jax.jit(model.apply)(variables, images), atol=1e-5)
+
+
+def test_hadamard_past_its_width_warns_how_many_classes_can_be_predicted() -> None:
+    with pytest.warns(HeadWarning, match=r"100 classes on 64 features: only 64 of its 100 rows .* at most 64 classes"):
+        create_model("resnet20", num_classes=100, head="hadamard")
+
+
+def test_hadamard_cut_to_342_columns_warns_how_far_from_orthogonal_it_is() -> None:
+    with pytest.warns(HeadWarning, match=r"100 classes on 342 features: .* not orthogonal: .* 42/342 = 0\.123"):
+        create_model("densenet_bc_100_12", num_classes=100, head="hadamard")
+
+
+@pytest.mark.parametrize(("k", "d"), [(2, 4), (4, 8), (10, 64), (64, 64), (100, 128), (128, 128), (10, 512)])
+def test_hadamard_with_orthogonal_rows_does_not_warn(k: int, d: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_head("hadamard", k, d)
+
+
+def test_identity_without_enough_features_names_the_way_out() -> None:
+    with pytest.raises(UsageError) as caught:
+        create_model("resnet20", num_classes=100, head="identity")
+    assert "there are 100 classes and 64 features; end the backbone in maps=100" in str(caught.value)
+    assert str(caught.value).endswith("use a head that can: learned, orthogonal, hadamard, hadamard_printed, conv3x3")
+    with pytest.raises(UsageError, match="100 classes and 64 features"):
+        head_matrix("identity", 100, 64)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_fewer_than_two_classes_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="num_classes is 1 but must be at least 2"):
+        create_head(name, 1, 16)
+
+
+def test_head_matrix() -> None:
+    assert np.array_equal(head_matrix("identity", 2, 3), [[1, 0, 0], [0, 1, 0]])
+    assert np.array_equal(head_matrix("hadamard", 3, 4), [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1]])
+    assert np.array_equal(head_matrix("hadamard_printed", 3, 4), head_matrix("hadamard", 3, 4))
+    assert np.array_equal(head_matrix("orthogonal", 3, 4, 5), matrix("orthogonal", 3, 4, 5))
+    assert head_matrix("orthogonal", 3, 4, 5).dtype == np.float64
+    fixed = "orthogonal, hadamard, hadamard_printed, identity"
+    with pytest.raises(UsageError, match=f"'learned' learns its matrix; heads with a fixed one: {fixed}"):
+        head_matrix("learned", 3, 4)

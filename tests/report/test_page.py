@@ -1,0 +1,335 @@
+"""The results page: what it says for known numbers, and that it stands alone."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from jaxclf.config import Config
+from jaxclf.report import pictures
+from jaxclf.report.experiment import Record, Row, Table, summarise
+from jaxclf.report.page import DARK, ClassMaps, render
+
+TEN = [str(digit) for digit in range(10)]
+LABELS = ("learned", "orthogonal", "hadamard", "identity")
+
+
+def recipe(**axes: Any) -> Config:
+    raise AssertionError("a page never builds a config")
+
+
+def table(rows: Sequence[Row] | None = None, **facts: Any) -> Table:
+    rows = rows or [Row(label, "digits", {}) for label in LABELS]
+    return Table("heads", "Four heads", "What is compared.", facts.pop("source", ""), recipe, tuple(rows), **facts)
+
+
+def record(label: str, seed: int, top1: float, *, epochs: int = 5, trainable: int = 1000, **facts: Any) -> Record:
+    curve = [
+        {"epoch": e, f"{facts.get('split', 'test')}_top1": top1 - 40 / e + 40 / epochs} for e in range(1, epochs + 1)
+    ]
+    environment = facts.pop("environment", {"jax": "0.10.2", "device": "cpu"})
+    count = {"trainable": trainable, "fixed": 640}
+    return Record(label, seed, top1, 99.5, 0.0712, count, curve, 5200.4, environment)
+
+
+def three(label: str, *top1s: float, **facts: Any) -> list[Record]:
+    return [record(label, seed, top1, **facts) for seed, top1 in enumerate(top1s)]
+
+
+def page(given: Table, records: Sequence[Record], **parts: Any) -> str:
+    parts = {"confusions": {}, "class_names": TEN, "class_maps": []} | parts
+    return render(given, summarise(given, records), records, **parts)
+
+
+def text(html: str) -> str:
+    """Return what is read: without style, pictures and tags."""
+    bare = re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", html, flags=re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", bare))
+
+
+def line(html: str, label: str) -> str:
+    """Return the cells of a row of the table, separated by bars."""
+    found = re.search(rf'<th scope="row"><i[^>]*></i>{label}</th>(.*?)</tr>', html)
+    assert found is not None
+    return "|".join(re.sub(r"<[^>]+>", "", cell).strip() for cell in found[1].split("</td>")[:-1])
+
+
+def maps_of(images: np.ndarray, *, k: int = 10, label: str = "identity") -> ClassMaps:
+    n = len(images)
+    values = np.random.default_rng(1).normal(size=(n, 4, 4, k)).astype(np.float32)
+    return ClassMaps(label, images, values, np.arange(n) % k, [str(c) for c in range(k)])
+
+
+@pytest.fixture
+def demo() -> str:
+    records = [
+        *three("learned", 98.08, 98.21, 98.34),
+        *three("orthogonal", 98.0, 98.2, 98.4, trainable=900),
+        *three("hadamard", 96.9, 97.0, 97.1, trainable=900),
+    ]
+    confusion = np.diag(np.full(10, 34))
+    confusion[8, 1], confusion[3, 5] = 5, 2
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
+    return page(table(), records, confusions={"learned": confusion}, class_maps=[maps_of(images)])
+
+
+def test_a_row_shows_mean_spread_runs_gap_and_parameters(demo: str) -> None:
+    assert line(demo, "learned") == "98.21 ± 0.13|3|baseline|1,000|640|"
+    # Differences -1.18, -1.21, -1.24: s = 0.03, t(0.975, 2) = 4.3027, so ± 0.0745.
+    assert line(demo, "hadamard") == "97.00 ± 0.10|3|−1.21 ± 0.07, n 3|900|640|10.00 %"
+
+
+def test_a_gap_inside_the_noise_is_marked_and_one_outside_is_not(demo: str) -> None:
+    # Differences -0.08, -0.01, 0.06: s = 0.07.
+    assert line(demo, "orthogonal") == "98.20 ± 0.20|3|−0.01 ± 0.17, n 3 ≈|900|640|10.00 %"
+    assert "≈" not in line(demo, "hadamard")
+    assert "Of 2 rows compared with the baseline, 1 is inside the noise and 1 is worse." in text(demo)
+    assert "orthogonal −0.01 ± 0.17 (inside the noise); hadamard −1.21 ± 0.07; identity not run." in text(demo)
+    assert "≈ marks a gap inside the noise: the interval holds 0" in text(demo)
+
+
+def test_rows_without_a_common_seed_have_no_gap() -> None:
+    html = page(table(), [record("learned", 0, 90), record("identity", 1, 91)])
+    assert line(html, "identity") == "91.00|1 of 3|–|1,000|640|0.00 %"
+    assert "identity no seed in common." in text(html)
+    assert "No row can be compared with its baseline yet." in html
+
+
+def test_the_twins_column_is_there_where_it_has_records() -> None:
+    ours = three("learned", 90, 91, 92)
+    summaries = summarise(table(), ours, [record("learned", 0, 90.5), record("learned", 1, 91.5)])
+    html = render(table(), summaries, ours, confusions={}, class_names=TEN, class_maps=[])
+    assert line(html, "learned") == "91.00 ± 0.71, n 2|91.00 ± 1.00|3|baseline|1,000|640|"
+    assert line(html, "identity") == "–|–|not run|–|–|–|–"
+    assert "Row PyTorch here, % jaxclf, % Runs Gap" in text(html)
+    assert "PyTorch" not in text(page(table(), ours))
+
+
+def test_curves_say_which_images_they_are_of() -> None:
+    validated = three("identity", 90, 91, split="validation")
+    assert "Validation error in percent after each epoch" in text(page(table(), validated))
+    tested = page(table(), three("learned", 90, 91))
+    assert "Test error in percent after each epoch" in text(tested)
+    assert 'aria-label="Test error against epoch, digits"' in tested
+    both = text(page(table(), [*three("learned", 90, 91), *validated]))
+    assert "Test or validation error in percent" in both
+    assert "learned (test) identity (validation)" in both
+
+
+def test_a_table_of_validation_scores_says_so_and_names_the_best() -> None:
+    runs = [*three("learned", 90, 91, split="validation"), *three("identity", 92, 93, split="validation")]
+    swept = table(score="validation", select=True, seeds=(0, 1))
+    said = text(page(swept, runs))
+    assert "Validation top-1 accuracy" in said
+    assert "Best mean of 2 rows (2 more wait for runs): identity, validation top-1 92.50 ± 0.71 %" in said
+    assert "Top-1: validation images;" in said
+
+
+def test_a_row_without_a_run_has_en_dashes_and_says_so(demo: str) -> None:
+    assert line(demo, "identity") == "–|not run|–|–|–|–"
+    assert "identity not run" in text(demo)
+
+
+def test_fewer_runs_than_seeds_are_counted() -> None:
+    assert line(page(table(), three("learned", 90, 91)), "learned").split("|")[1] == "2 of 3"
+
+
+def test_printed_numbers_stand_beside_ours_with_their_source() -> None:
+    rows = [Row("learned", "c100", {}, 69.46), Row("orthogonal", "c100", {}, 68.61), Row("other", "c100", {})]
+    html = page(table(rows, source="Qian (2020), table 5.1"), three("learned", 69, 70, 71))
+    assert line(html, "learned") == "69.46|70.00 ± 1.00|3|baseline||1,000|640|"
+    assert line(html, "orthogonal") == "68.61|–|not run|–|−0.85|–|–|–"
+    assert line(html, "other").startswith("–|–|not run|–|–")
+    assert "Printed numbers: Qian (2020), table 5.1." in text(html)
+
+
+def test_printed_columns_are_absent_where_nothing_was_printed(demo: str) -> None:
+    assert "rinted" not in text(demo)
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(demo: str) -> None:
+    for word in ("http:", "https:", "<script", "<link", "@import", "<!DOCTYPE svg"):
+        assert word not in demo
+    assert set(re.findall(r'(?:href|src)="(.)', demo)) <= {"#", "d"}
+    assert all(found.startswith("data:image/png;base64,") for found in re.findall(r'href="(d[^"]{30})', demo))
+
+
+def test_the_same_input_gives_the_same_text() -> None:
+    confusions = {"learned": np.arange(9).reshape(3, 3)}
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    first, second = (
+        page(table(), three("learned", 90, 91, 92), confusions=confusions, class_maps=[maps_of(images)])
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_no_two_pictures_share_an_id(demo: str) -> None:
+    per_picture = [set(re.findall(r' id="([^"]+)"', svg)) for svg in re.findall(r"<svg.*?</svg>", demo, flags=re.S)]
+    assert len(per_picture) == 7  # scores and curves at two widths, one confusion, two images' maps
+    assert sum(map(len, per_picture)) == len(set().union(*per_picture))
+
+
+def test_every_picture_is_well_formed_and_takes_its_colours_from_the_page(demo: str) -> None:
+    for picture in re.findall(r"<svg.*?</svg>", demo, flags=re.S):
+        ElementTree.fromstring(picture.replace("xlink:", ""))
+        assert set(re.findall(r"(?:fill|stroke): (#\w+)", picture)) == set()
+        assert set(re.findall(r"var\(--(\w+)\)", picture)) <= set(pictures.COLOURS) == set(DARK)
+
+
+def test_everything_from_outside_is_escaped() -> None:
+    bad = '<b>"&$x^2$'
+    given = Table("t", bad, bad, bad, recipe, (Row(bad, bad, {}, 50.0), Row("other", bad, {})))
+    records = three(bad, 90, 91, environment={bad: bad})
+    images = np.zeros((1, 8, 8, 1), np.uint8)
+    maps = ClassMaps(bad, images, np.ones((1, 2, 2, 2), np.float32), np.array([1]), [bad, bad])
+    html = page(given, records, confusions={bad: np.ones((2, 2), int)}, class_names=[bad, bad], class_maps=[maps])
+    assert "<b>&quot;" not in html
+    assert '<b>"' not in html
+    assert html.count("&lt;b&gt;") + html.count("&lt;b>") > 15
+    assert "$x^2$" in re.findall(r"<svg.*?</svg>", html, flags=re.S)[0]  # literal, not mathematics
+
+
+def test_the_three_most_frequent_confusions_are_put_in_words() -> None:
+    matrix = np.diag([10, 10, 10, 10])
+    matrix[3, 1], matrix[0, 2], matrix[2, 0], matrix[1, 0] = 5, 4, 3, 1
+    html = page(table(), [], confusions={"learned": matrix}, class_names=["ant", "bee", "cat", "dog"])
+    items = [text(item).strip() for item in re.findall(r"<li>(.*?)</li>", html) if "taken" in item]
+    assert items == ["dog taken for bee 5 of 15", "ant taken for cat 4 of 14", "cat taken for ant 3 of 13"]
+    assert "full colour is 33.3 %" in text(html)
+
+
+def test_a_matrix_without_errors_says_so() -> None:
+    html = page(table(), [], confusions={"learned": np.diag([3, 4])}, class_names=["ant", "bee"])
+    assert "No image was misclassified." in html
+
+
+def test_up_to_twenty_classes_are_named_on_the_axes_and_more_are_not() -> None:
+    def words(k: int) -> set[str]:
+        drawn = pictures.draw_confusion(np.eye(k, dtype=int), [f"c{i}" for i in range(k)], scale=1.0)
+        return set(re.findall(r">([^<>\n]+)</text>", pictures.svg(drawn, name="m", label="m")))
+
+    assert {"c0", "c19", "true", "predicted"} <= words(20)
+    assert words(21) == {"true", "predicted"}
+
+
+def test_errors_are_shared_out_over_their_row_and_empty_rows_are_zero() -> None:
+    shares = pictures.error_shares(np.array([[8, 2, 0], [0, 0, 0], [1, 1, 2]]))
+    np.testing.assert_array_equal(shares, [[0, 20, 0], [0, 0, 0], [25, 25, 0]])
+
+
+def test_class_maps_state_prediction_logits_and_scale() -> None:
+    values = np.zeros((1, 2, 2, 3), np.float32)
+    values[0, ..., 0] = [[4, 0], [0, 0]]  # logit 1
+    values[0, ..., 2] = [[0, -2], [10, 0]]  # logit 2
+    maps = ClassMaps("identity", np.zeros((1, 8, 8, 1), np.uint8), values, np.array([0]), ["ant", "bee", "cat"])
+    html = page(table(), [], class_maps=[maps])
+    assert "Predicted cat, logit 2.00, wrong . Scale ±10." in text(html)
+    assert ">true: ant</text>" in html
+    assert ">logit 1.00</text>" in html
+    assert ">other: cat</text>" in html
+    assert ">logit 2.00</text>" in html
+
+
+def test_zero_in_a_map_shows_the_grey_image_and_the_signs_have_their_colours() -> None:
+    maps = ClassMaps("m", np.zeros((1, 2, 2, 1), np.uint8), np.zeros((1, 1, 3, 1), np.float32), np.array([0]), ["a"])
+    maps.maps[0, 0, :, 0] = [-1, 0, 1]
+    pixels = np.asarray(pictures.draw_class_maps(maps).axes[1].images[0].get_array()).astype(int)
+    left, middle, right = pixels[0, 0], pixels[0, 48], pixels[0, 95]
+    assert left[2] > left[0] + 80
+    assert right[0] > right[2] + 80
+    assert middle.max() - middle.min() <= 3
+
+
+def test_a_map_is_enlarged_bilinearly_with_half_pixel_centres() -> None:
+    # torch.nn.functional.interpolate([[0, 4]], size=(1, 4), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(pictures.bilinear(np.array([[0.0, 4.0]]), (1, 4)), [[0, 1, 3, 4]])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 8, 1), (32, 32, 3), (224, 200, 3), (300, 40, 1)])
+def test_images_of_any_size_and_either_channel_count_are_drawn(shape: tuple[int, int, int]) -> None:
+    images = np.full((1, *shape), 200, np.uint8)
+    html = page(table(), [], class_maps=[maps_of(images)])
+    assert html.count("data:image/png") == 3
+    assert len(html) < 150_000
+
+
+def test_no_records_at_all_still_gives_a_page() -> None:
+    html = page(table(), [])
+    assert "No row can be compared with its baseline yet." in html
+    assert "No run has finished yet." in html
+    assert "Learning curves" not in html
+    assert "Class maps" not in html
+
+
+def test_one_seed_has_no_spread_and_no_verdict() -> None:
+    html = page(table(seeds=(0,)), [record("learned", 0, 98.21), record("identity", 0, 98.2)])
+    assert line(html, "learned") == "98.21|1|baseline|1,000|640|"
+    assert line(html, "identity") == "98.20|1|−0.01, n 1|1,000|640|0.00 %"
+    assert "Fewer than two seeds are common to a row and its baseline: these gaps cannot be told from noise" in html
+    assert "identity −0.01." in text(html)
+
+
+def test_rows_without_their_baseline_have_no_gap() -> None:
+    html = page(table(), three("identity", 98, 98.2))
+    assert line(html, "identity") == "98.10 ± 0.14|2 of 3|–|1,000|640|–"
+    assert "The baseline, learned, has not been run." in html
+
+
+def test_a_curve_of_one_epoch_is_a_point_and_no_curve_is_no_section() -> None:
+    assert "Learning curves" in page(table(), three("learned", 90, 91, 92, epochs=1))
+    assert "Learning curves" not in page(table(), three("learned", 90, 91, 92, epochs=0))
+
+
+def test_a_perfect_score_is_drawn_on_a_linear_axis() -> None:
+    rows = table().rows
+    drawn = pictures.draw_curves(rows, three("learned", 100.0, 100.0), {"learned": "ink"}, width=300, height=200)
+    assert drawn is not None
+    assert drawn.axes[0].get_yscale() == "linear"
+    drawn = pictures.draw_curves(rows, three("learned", 99.0, 99.5), {"learned": "ink"}, width=300, height=200)
+    assert drawn is not None
+    assert drawn.axes[0].get_yscale() == "log"
+
+
+def test_thirteen_rows_in_four_groups_with_a_hundred_classes() -> None:
+    rows = [Row(f"row {n}", f"group {min(n // 3, 3)}", {}, 60.0 + n) for n in range(13)]
+    records = [r for row in rows for r in three(row.label, row.printed or 0, 70)]
+    matrix = np.random.default_rng(0).integers(0, 5, (100, 100))
+    names = [f"class {c}" for c in range(100)]
+    confusions = {row.label: matrix for row in rows}
+    html = page(table(rows), records, confusions=confusions, class_names=names)
+    assert html.count('<tr class="group">') == 4
+    assert html.count("<h3>group") == 4
+    # Against row 9 at 69 and 70: differences 3 and 0, t(0.975, 1) = 12.706, s = 2.1213.
+    assert line(html, "row 12") == "72.00|71.00 ± 1.41|2 of 3|+1.50 ± 19.06, n 2 ≈|+3.00|1,000|640|0.00 %"
+    assert len(html) < 1_500_000
+
+
+def test_a_row_keeps_its_colour_and_a_baseline_is_ink() -> None:
+    rows = [Row(label, group, {}) for group in "ab" for label in (f"{group}1", f"{group}2", f"{group}3")]
+    assert pictures.row_colours(table(rows)) == dict(a1="ink", a2="s1", a3="s2", b1="ink", b2="s1", b3="s2")
+
+
+def test_differing_environments_are_said() -> None:
+    same, other = {"jax": "0.10.2", "device": "cpu"}, {"jax": "0.10.1", "device": "cpu"}
+    runs = [record("learned", 0, 90, environment=same), record("learned", 1, 91, environment=other)]
+    said = text(page(table(), runs))
+    assert "0.10.2 (1 of 2 runs); 0.10.1 (1 of 2 runs)" in said
+    assert "The runs differ in their environment: jax." in said
+    assert "Every run had this environment." in text(page(table(), runs[:1]))
+
+
+def test_names_that_matplotlib_has_no_glyph_for_raise_no_warning() -> None:
+    rows = [Row("猫 🐈", "群", {})]
+    assert "猫 🐈" in page(table(rows), three("猫 🐈", 90, 91), confusions={"猫 🐈": np.eye(2, dtype=int)})
+
+
+def test_the_page_leaves_pyplot_and_its_global_state_alone() -> None:
+    code = "import sys, jaxclf.report.page; print([m for m in ('matplotlib.pyplot',) if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

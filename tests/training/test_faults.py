@@ -1,0 +1,528 @@
+"""Each bad input gives one clear line on stderr, no traceback, and exit code 2; what was good stays on the disk."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclf.cli.main import main
+from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.errors import UsageError
+from jaxclf.models.classifier import create_model
+from jaxclf.training import loop
+from jaxclf.training.checkpoint import Checkpoints, first_line
+from jaxclf.training.loop import restore
+from jaxclf.training.run_directory import Result, RunDirectory
+from jaxclf.training.setup import prepare
+from jaxclf.training.step import TrainState
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CONFIG = Config(
+    data=DataConfig(batch_size=64, drop_last=True),
+    augment=AugmentConfig(pad=1, flip=False),
+    model=ModelConfig(backbone="resnet8", head="orthogonal"),
+    optim=OptimConfig(lr=0.1, milestones=(2,)),
+    run=RunConfig(epochs=2, checkpoint_every=8),
+)
+"""21 steps an epoch; a whole run leaves the checkpoints 40 and 42."""
+
+RECIPE = """
+import dataclasses, json, pathlib
+from jaxclf.config import Config
+
+def get_config():
+    return Config.from_json((pathlib.Path(__file__).parent.parent / "tiny.json").read_text())
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file whose get_config() gives CONFIG."""
+    directory = tmp_path_factory.mktemp("project") / "configs"
+    directory.mkdir()
+    (directory / "tiny.json").write_text(CONFIG.to_json())
+    (directory / "tiny.py").write_text(RECIPE)
+    return str(directory / "tiny.py")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A finished run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, loop.train(CONFIG, workdir, quiet=True)
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused, and return its one line."""
+
+    def run(*args: str) -> str:
+        capfd.readouterr()
+        assert main(args) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("jaxclf: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert "Traceback" not in err
+        return err.removeprefix("jaxclf: ").rstrip()
+
+    return run
+
+
+# Asking for what there is not.
+
+
+def test_without_a_recipe_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere.py"
+    assert refused("train", str(missing), "--workdir", str(tmp_path)) == f"there is no file {missing}"
+
+
+def test_recipe_without_get_config(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "empty.py"
+    file.write_text("x = 1\n")
+    assert refused("train", str(file), "--workdir", str(tmp_path / "w")) == f"{file} defines no get_config()"
+    assert refused("table", str(file), "--workdir", str(tmp_path / "w")) == f"{file} defines no get_table()"
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--model.head", "identiy"],
+            "unknown head 'identiy'; did you mean 'identity'? "
+            "Valid: conv3x3, hadamard, hadamard_printed, identity, learned, orthogonal",
+        ),
+        (["--model.backbone", "resnet18x"], "unknown backbone 'resnet18x'; did you mean 'resnet18' or 'resnet8'?"),
+        (["--data.dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
+        (
+            ["--model.head", "identity", "--model.maps", "5"],
+            "identity gives each class a feature of its own, but there are 10 classes and 5 features; "
+            "end the backbone in maps=10, or use a head that can: learned, orthogonal, hadamard",
+        ),
+        (["--model.backbone", "lenet5", "--model.shortcut", "A"], "backbone lenet5 has no option 'shortcut'"),
+        (["--model.maps-shortcut", "B"], "maps_shortcut names the shortcut of the block that maps rebuilds"),
+        (["--model.maps", "10", "--model.maps-shortcut", "H"], "unknown maps_shortcut 'H'"),
+        (["--model.backbone", "lenet5"], "lenet5"),
+        (["--data.batch-size", "5000"], "data.batch_size 5000 leaves no whole batch of 1352"),
+        (["--data.classes", "11"], "classes is 11 but digits allows 2 to 10"),
+        (["--data.mean", "0.5", "0.5"], "data.mean (0.5, 0.5) and data.std (0.3756,) must have 1 numbers each"),
+        (["--data.std", "0.0"], "std above 0"),
+        (["--optim.milestones", "3", "1"], "optim.milestones is (3, 1) but must be strictly increasing"),
+        (["--optim.milestones", "1", "1"], "optim.milestones is (1, 1) but must be strictly increasing"),
+        (
+            ["--optim.lr", "0", "--run.epochs", "0", "--optim.momentum", "1.5"],
+            "; optim.momentum is 1.5 but must be from 0 to below 1; run.epochs is 0 but must be at least 1",
+        ),
+        (["--optim.nesterov", "--optim.momentum", "0"], "optim.nesterov is True but must be off without momentum"),
+        (["--run.seed", "-1"], "run.seed is -1 but must be from 0 to 2**32 - 1"),
+        (["--run.checkpoint-every", "0"], "run.checkpoint_every is 0 but must be"),
+    ],
+)
+def test_impossible_config_is_refused_before_anything_is_made(
+    flags: list[str], expected: str, refused: Callable[..., str], recipe: str, tmp_path: Path
+) -> None:
+    assert expected in refused("train", recipe, "--workdir", str(tmp_path / "w"), *flags)
+    assert not (tmp_path / "w").exists()
+
+
+def test_image_too_small_names_the_sizes(refused: Callable[..., str], recipe: str, tmp_path: Path) -> None:
+    line = refused("train", recipe, "--workdir", str(tmp_path / "w"), "--model.backbone", "lenet5")
+    assert "8" in line
+    assert "28" in line
+
+
+def test_identity_needs_a_feature_for_each_class() -> None:
+    with pytest.raises(UsageError, match=r"there are 100 classes and 64 features; end the backbone in maps=100"):
+        create_model("resnet20", num_classes=100, head="identity")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--optim.lrr", "0.1"], ("--optim.lrr", "--optim.lr FLOAT")),
+        (["--optim.lr", "fast"], ("--optim.lr", "'fast'")),
+        (["--optim.schedule", "linea"], ("--optim.schedule", "constant", "multistep")),
+        (["--run.epochs", "1.5"], ("--run.epochs", "1.5")),
+    ],
+)
+def test_bad_flag_names_itself_and_what_is_allowed(
+    flags: list[str], expected: tuple[str, ...], recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", recipe, "--workdir", str(tmp_path / "w"), *flags])
+    assert leaving.value.code == 2
+    err = capfd.readouterr().err
+    assert all(words in err for words in expected), err
+    assert "Traceback" not in err
+
+
+def test_unknown_command_and_data_set(refused: Callable[..., str]) -> None:
+    assert refused("trian").startswith("unknown command 'trian'; did you mean 'train'?")
+    assert refused("data", "info", "minst").startswith("unknown data set 'minst'; did you mean 'mnist'")
+    assert refused("data", "info") == ("jaxclf data info needs the name of a data set; `jaxclf data list` shows them")
+
+
+def test_real_process_says_one_line_and_exits_2(recipe: str, tmp_path: Path) -> None:
+    """A data set that is not there, through the whole program (TFDS is loaded there, not here)."""
+    flags = ["--data.dataset", "cifar100", "--data.data-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxclf", "train", recipe, "--workdir", str(tmp_path / "w"), *flags],
+        cwd=ROOT,
+        env=os.environ.copy(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"jaxclf: cifar100 is not prepared: there is no {tmp_path}/cifar100/")
+    assert f"run `jaxclf data prepare cifar100 --data-dir {tmp_path}`" in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+# Directories.
+
+
+def test_directory_of_another_config_is_refused_with_the_fields(
+    refused: Callable[..., str], recipe: str, whole: tuple[Path, Result]
+) -> None:
+    workdir, _ = whole
+    before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
+    line = refused("train", recipe, "--workdir", str(workdir), "--run.epochs", "3", "--optim.lr", "0.2")
+    assert line == (
+        f"{workdir} holds a run of another config (optim.lr: 0.1 != 0.2; run.epochs: 2 != 3); choose another --workdir"
+    )
+    after = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
+    assert {file for file in before if before[file] != after[file]} <= {workdir / "lock"}
+
+
+@pytest.mark.parametrize("command", ["eval", "eval best"])
+def test_directory_that_is_no_run_is_refused_and_not_made(
+    command: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    flags = ["--checkpoint", "best"] if command == "eval best" else []
+    line = refused("eval", "--workdir", str(tmp_path / "w"), *flags)
+    assert line == f"{tmp_path}/w is not a run directory: it has no config.json"
+    assert not (tmp_path / "w").exists()
+
+
+def test_run_without_checkpoints_cannot_be_evaluated(refused: Callable[..., str], tmp_path: Path) -> None:
+    RunDirectory(tmp_path, CONFIG).close()
+    assert refused("eval", "--workdir", str(tmp_path)) == f"{tmp_path} has no last checkpoint; train into it first"
+
+
+def test_path_below_a_file_cannot_be_written(refused: Callable[..., str], recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused("train", recipe, "--workdir", str(tmp_path / "file" / "w"))
+    assert line == f"cannot write to the run directory {tmp_path}/file/w: Not a directory"
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mount a small disk; skips where that is not allowed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = []
+
+    def mount(options: str) -> Path:
+        if os.geteuid() != 0 or shutil.which("mount") is None:
+            pytest.skip("mounting a tmpfs needs root")
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        call = subprocess.run(command, capture_output=True, text=True, check=False)
+        if call.returncode:
+            pytest.skip(f"a tmpfs cannot be mounted here: {call.stderr.strip()}")
+        done.append(disk)
+        return disk
+
+    try:
+        yield mount
+    finally:
+        for path in done:
+            subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_read_only_disk_cannot_be_written(
+    refused: Callable[..., str], recipe: str, mounted: Callable[..., Path]
+) -> None:
+    disk = mounted("ro")
+    line = refused("train", recipe, "--workdir", str(disk / "w"))
+    assert line == f"cannot write to the run directory {disk}/w: Read-only file system"
+
+
+def test_full_disk_before_the_first_file(
+    refused: Callable[..., str], recipe: str, mounted: Callable[..., Path]
+) -> None:
+    disk = mounted("size=64k")
+    fill(disk)
+    line = refused("train", recipe, "--workdir", str(disk / "w"))
+    assert line in (
+        f"{disk}/w/config.json could not be written: No space left on device",
+        f"cannot write to the run directory {disk}/w: No space left on device",
+    )
+
+
+def fill(disk: Path) -> None:
+    """Leave no byte on a disk."""
+    with (disk / "ballast").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            pass
+
+
+def test_what_the_disk_refuses_for_is_said_behind_a_long_path() -> None:
+    path, reason = "/long" * 50, os.strerror(errno.ENOSPC)
+    assert first_line(OSError(f"Error writing {path}: [{reason}]")).endswith(f"... {reason}")
+    assert first_line(OSError(f"Error writing: [{reason}]")) == f"Error writing: [{reason}]"
+    assert first_line(OSError(path)) == path[:200]
+
+
+@pytest.mark.filterwarnings("default:heartbeat failed")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads, as they fail
+@pytest.mark.parametrize(("failed", "kept"), [(32, 24), (42, 40)], ids=["inside an epoch", "at the end of an epoch"])
+def test_full_disk_stops_with_the_step_and_goes_on_when_there_is_room(
+    failed: int,
+    kept: int,
+    recipe: str,
+    whole: tuple[Path, Result],
+    mounted: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    disk = mounted("size=16m")
+    command = ["train", recipe, "--workdir", str(disk / "w")]
+    real = Checkpoints.save
+
+    def filling(checkpoints: Checkpoints, state: TrainState, **about: Any) -> None:
+        if int(state.step) == failed:
+            checkpoints.settle()  # the one before is written beside the steps, and makes room by deleting an older one
+            fill(disk)
+        real(checkpoints, state, **about)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", filling)
+        assert main(command) == 2
+    *_, line = capfd.readouterr().err.splitlines()
+    said = re.match(
+        r"jaxclf: step (\d+): .*No space left on device.* the last good (one|checkpoint) is of step (\d+)", line
+    )
+    assert said, line
+    assert (int(said[1]), int(said[3])) == (failed, kept)
+    assert (disk / "w" / "checkpoints" / str(kept) / "sha256.json").is_file()
+    assert not (disk / "w" / "checkpoints" / str(failed)).exists()
+    (disk / "ballast").unlink()
+    assert main(command) == 0
+    err = capfd.readouterr().err
+    assert "Traceback" not in err
+    assert json.loads((disk / "w" / "result.json").read_text())["sha256"] == whole[1].sha256
+    assert not (disk / "w" / "damaged_checkpoints").exists()
+
+
+# Divergence.
+
+
+@pytest.mark.parametrize("every", [None, 5])
+def test_divergence_stops_with_its_step_and_keeps_a_good_checkpoint(
+    every: int | None, recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The rate rises by 1e30 after the first epoch, so step 22 is good and its parameters are not."""
+    flags = ["--optim.gamma", "1e30", "--optim.milestones", "1"]
+    flags += ["--run.checkpoint-every", str(every)]
+    command = ["train", recipe, "--workdir", str(tmp_path), *flags]
+    assert main(command) == 2
+    first = capfd.readouterr().err.splitlines()[-1]
+    assert first.startswith("jaxclf: step 2")
+    assert "loss or update is not finite" in first
+    assert "the last good checkpoint is of step 21 in" in first
+    assert not (tmp_path / "result.json").exists()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    config = Config.from_json((tmp_path / "config.json").read_text())
+    with RunDirectory(tmp_path, config, create=False) as directory:
+        state = restore(prepare(config), directory)
+    assert int(state.step) == 21
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    assert main(["eval", "--workdir", str(tmp_path)]) == 0
+    assert "step 21 " in capfd.readouterr().out
+    assert main(command) == 2  # and the same command says the same again
+    assert capfd.readouterr().err.splitlines()[-1] == first
+
+
+def test_divergence_before_any_checkpoint(recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", recipe, "--workdir", str(tmp_path), "--optim.lr", "1e30"]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "loss or update is not finite (lr 1e+30); there is no checkpoint before it in" in line
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+# Damaged checkpoints.
+
+
+@pytest.fixture
+def unfinished(whole: tuple[Path, Result], tmp_path: Path) -> Path:
+    """A copy of the finished run as it was before its last files were written."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    (workdir / "result.json").unlink()
+    (workdir / "predictions.npz").unlink()
+    return workdir
+
+
+def largest(directory: Path) -> Path:
+    return max((file for file in directory.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def cut(directory: Path) -> None:
+    os.truncate(largest(directory), largest(directory).stat().st_size // 2)
+
+
+def empty(directory: Path) -> None:
+    os.truncate(largest(directory), 0)
+
+
+def flip(directory: Path) -> None:
+    file = largest(directory)
+    values = bytearray(file.read_bytes())
+    values[len(values) // 2] ^= 1
+    file.write_bytes(values)
+
+
+def delete_data(directory: Path) -> None:
+    largest(directory).unlink()
+
+
+def delete_record(directory: Path) -> None:
+    (directory / "record" / "metadata").unlink()
+
+
+def cut_tree(directory: Path) -> None:
+    os.truncate(directory / "state" / "_METADATA", 1000)
+
+
+def cut_metrics(directory: Path) -> None:
+    os.truncate(directory / "metrics" / "metrics", 9)
+
+
+def empty_metrics(directory: Path) -> None:
+    os.truncate(directory / "metrics" / "metrics", 0)
+
+
+def delete_state(directory: Path) -> None:
+    shutil.rmtree(directory / "state")
+
+
+DAMAGES = [cut, empty, flip, delete_data, delete_record, cut_tree, cut_metrics, empty_metrics, delete_state]
+
+
+def run_with_warnings(command: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """Run a command whose warnings are not errors; return its exit code and its lines on stderr."""
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code = main(command)
+    err = capfd.readouterr().err
+    assert "Traceback" not in err, err[:2000]
+    return code, [line for line in err.splitlines() if line.startswith("jaxclf: ")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damaged_newest_checkpoint_is_named_set_aside_and_done_without(
+    damage: Callable[[Path], None],
+    recipe: str,
+    unfinished: Path,
+    whole: tuple[Path, Result],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    damage(unfinished / "checkpoints" / "42")
+    code, lines = run_with_warnings(["train", recipe, "--workdir", str(unfinished)], capfd)
+    assert code == 0
+    assert len(lines) == 1
+    assert lines[0].startswith("jaxclf: warning: the checkpoint of step 42 is damaged (")
+    assert (unfinished / "damaged_checkpoints" / "42.0").is_dir()
+    assert json.loads((unfinished / "result.json").read_text())["sha256"] == whole[1].sha256
+    for name in ("metrics.jsonl", "metrics.csv", "predictions.npz"):
+        assert (unfinished / name).read_bytes() == (whole[0] / name).read_bytes()
+    assert main(["eval", "--workdir", str(unfinished)]) == 0  # the checkpoint written anew is a good one
+    assert whole[1].sha256 in capfd.readouterr().out
+
+
+def test_damaged_twice_is_kept_twice(
+    recipe: str, unfinished: Path, whole: tuple[Path, Result], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in (0, 1):
+        flip(unfinished / "checkpoints" / "42")
+        code, _ = run_with_warnings(["train", recipe, "--workdir", str(unfinished)], capfd)
+        assert code == 0
+        assert (unfinished / "damaged_checkpoints" / f"42.{number}").is_dir()
+        (unfinished / "result.json").unlink()
+
+
+def test_nothing_but_damaged_checkpoints_stops(
+    recipe: str, unfinished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    steps = sorted(int(directory.name) for directory in (unfinished / "checkpoints").iterdir())
+    for step in steps:
+        flip(unfinished / "checkpoints" / str(step))
+    code, lines = run_with_warnings(["train", recipe, "--workdir", str(unfinished)], capfd)
+    assert code == 2
+    assert [line for line in lines if "warning" not in line] == [lines[-1]]
+    assert lines[-1].startswith(f"jaxclf: no readable checkpoint in {unfinished}/checkpoints: step 42 (")
+    assert {path.name for path in (unfinished / "damaged_checkpoints").iterdir()} == {f"{step}.0" for step in steps}
+    assert not (unfinished / "result.json").exists()
+
+
+def test_evaluating_a_damaged_checkpoint_stops_and_moves_nothing(
+    unfinished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flip(unfinished / "checkpoints" / "42")
+    code, lines = run_with_warnings(["eval", "--workdir", str(unfinished)], capfd)
+    assert code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith(f"jaxclf: no readable checkpoint in {unfinished}/checkpoints: step 42 (")
+    assert (unfinished / "checkpoints" / "42").is_dir()
+    assert not (unfinished / "damaged_checkpoints").exists()
+
+
+def test_metrics_shorter_than_the_checkpoint_says_are_refused(
+    recipe: str, unfinished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (unfinished / "metrics.jsonl").write_text("")
+    code, lines = run_with_warnings(["train", recipe, "--workdir", str(unfinished)], capfd)
+    assert code == 2
+    assert lines == [f"jaxclf: {unfinished}/metrics.jsonl has 0 rows but the checkpoint was written after 2"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"data": 3}', '{"modle": {}}', "[]"])
+def test_unreadable_config_of_a_run_is_one_line(
+    text: str, recipe: str, unfinished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (unfinished / "config.json").write_text(text)
+    for command in (["train", recipe], ["eval"]):
+        code, lines = run_with_warnings([*command, "--workdir", str(unfinished)], capfd)
+        assert code == 2
+        assert len(lines) == 1
+
+
+def test_other_environment_is_a_warning(
+    recipe: str, unfinished: Path, whole: tuple[Path, Result], capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = unfinished / "environment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"jax": "0.0.1"}))
+    code, lines = run_with_warnings(["train", recipe, "--workdir", str(unfinished)], capfd)
+    assert code == 0
+    assert len(lines) == 1
+    assert lines[0].startswith(f"jaxclf: warning: {unfinished} goes on under another environment: jax 0.0.1 -> ")
+    assert json.loads((unfinished / "result.json").read_text())["sha256"] == whole[1].sha256

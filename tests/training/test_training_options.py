@@ -1,0 +1,262 @@
+"""Options of a step and of a run as they act together: parts of a batch, averages, types, views, held-out images."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.data import pipeline
+from jaxclf.data.augment import normalise
+from jaxclf.errors import UsageError
+from jaxclf.models.backbones import list_models
+from jaxclf.models.classifier import create_model
+from jaxclf.training.loop import evaluate, train
+from jaxclf.training.schedules import Timeline
+from jaxclf.training.setup import prepare
+from jaxclf.training.step import Program, TrainState, apply_model, eval_step, init_state, recalibrate_step, train_step
+from jaxclf.training.weights import read
+
+STILL = AugmentConfig(pad=0, flip=False)
+HALF = ((0.5,), (0.25,))
+STEP = jax.jit(train_step, static_argnums=0)
+IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (12, 28, 28, 1)), jnp.uint8)
+LABELS = jnp.arange(12, dtype=jnp.int32) % 10
+OPTIMISERS = ("sgd", "rmsprop", "rmsprop_tf", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "lbfgs")
+
+
+def program_of(backbone: str = "lenet5", head: str = "learned", dtype: str = "float32", **parts: Any) -> Program:
+    model = create_model(backbone, num_classes=10, head=head)
+    optim, loss, augment = (
+        parts.get(name, kind) for name, kind in (("optim", OptimConfig()), ("loss", LossConfig()), ("augment", STILL))
+    )
+    return Program(model, optim, Timeline(10, 3, 120), loss, augment, *HALF, dtype=dtype)
+
+
+def run(program: Program, steps: int, side: int = 28) -> TrainState:
+    state = init_state(program, (side, side, 1), 0, 0)
+    for step in range(steps):
+        indices = (np.arange(6, dtype=np.int32) + 5 * step) % 12
+        state = STEP(program, state, IMAGES[:, :side, :side], LABELS, indices)
+    return state
+
+
+def far(a: Any, b: Any) -> float:
+    """The largest difference of two trees, by the largest value of each leaf."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max() / np.abs(y).max()) for x, y in pairs)
+
+
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow), 6])
+def test_a_network_without_batchnorm_learns_the_same_from_parts_of_a_batch(parts: int) -> None:
+    regularised = LossConfig(so=0.025, label_smoothing=0.1)
+    whole = run(program_of(loss=regularised), 3)
+    state = run(program_of(loss=regularised, optim=OptimConfig(accumulate=parts)), 3)  # 4 parts: 2, 2, 1 and 1 images
+    assert far(state.params, whole.params) < 1e-5
+    assert float(state.sums["so"]) == pytest.approx(float(whole.sums["so"]), rel=1e-5)
+    assert float(state.sums["loss"]) == pytest.approx(float(whole.sums["loss"]), rel=1e-5)
+    assert int(state.sums["count"]) == 18
+
+
+def test_batchnorm_sees_the_parts_one_after_the_other() -> None:
+    parts = run(program_of("resnet8", optim=OptimConfig(accumulate=2, lr=1e-30)), 1, side=8)
+    mean = np.zeros(16)
+    start = init_state(program_of("resnet8"), (8, 8, 1), 0, 0)
+    for rows in (slice(0, 3), slice(3, 6)):
+        kernel = start.params["backbone"]["conv1"]["kernel"]
+        images = normalise(IMAGES[rows, :8, :8], *HALF)
+        seen = jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        mean += 0.1 * (np.asarray(seen).mean((0, 1, 2)) - mean)
+    np.testing.assert_allclose(parts.batch_stats["backbone"]["bn1"]["running_mean"], mean, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_follows_parameters_and_statistics_and_is_what_is_evaluated() -> None:
+    program = program_of("resnet8", optim=OptimConfig(ema=0.75))
+    state = init_state(program, (8, 8, 1), 0, 0)
+    expected = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    for step in range(3):
+        state = STEP(program, state, IMAGES[:, :8, :8], LABELS, (np.arange(6, dtype=np.int32) + step) % 12)
+        new = {"params": state.params, "batch_stats": state.batch_stats}
+        expected = jax.tree.map(lambda old, leaf: 0.75 * old + 0.25 * np.asarray(leaf), expected, new)
+    assert far(state.average, expected) < 1e-5
+    assert far(state.params, state.average["params"]) > 1e-3
+    indices, mask = np.arange(12, dtype=np.int32), np.ones(12, bool)
+    averaged, _ = eval_step(program, state, IMAGES[:, :8, :8], LABELS, indices, mask)
+    plain = state.replace(params=state.average["params"], batch_stats=state.average["batch_stats"], average={})
+    last, _ = eval_step(program_of("resnet8"), plain, IMAGES[:, :8, :8], LABELS, indices, mask)
+    assert float(averaged["loss"]) == pytest.approx(float(last["loss"]), rel=1e-6)
+
+
+def test_a_test_image_is_answered_by_the_mean_logits_of_its_views() -> None:
+    program = program_of("resnet8", augment=dataclasses.replace(STILL, test="flip"))
+    state = init_state(program, (8, 8, 1), 0, 0)
+    images = IMAGES[:, :8, :8]
+    sums, _ = eval_step(program, state, images, LABELS, np.arange(12, dtype=np.int32), np.ones(12, bool))
+    views = [normalise(shown, *HALF) for shown in (images, images[:, :, ::-1])]
+    logits = np.mean([np.asarray(program.model.apply(state.variables, view)) for view in views], axis=0)
+    loss = -jax.nn.log_softmax(jnp.asarray(logits))[np.arange(12), LABELS].sum()
+    assert float(sums["loss"]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_recalibration_is_the_mean_over_batches_whatever_was_there_before() -> None:
+    program = program_of("resnet8")
+    state = run(program, 2, side=8)
+    own = []
+    for rows in (np.arange(6), np.arange(6, 12)):
+        blank = {**state.variables, "batch_stats": jax.tree.map(jnp.zeros_like, state.batch_stats)}
+        batch = normalise(IMAGES[rows, :8, :8], *HALF)
+        _, updated = program.model.apply(blank, batch, train=True, mutable=["batch_stats"])
+        own.append(jax.tree.map(lambda leaf: np.asarray(leaf) / 0.1, updated["batch_stats"]))
+    for number, rows in enumerate((np.arange(6), np.arange(6, 12)), start=1):
+        indices, count = rows.astype(np.int32), jnp.asarray(number)
+        state = recalibrate_step(program, state, IMAGES[:, :8, :8], LABELS, indices, count)
+    assert far(state.batch_stats, jax.tree.map(lambda a, b: (a + b) / 2, *own)) < 1e-5
+
+
+QUICK = ("sgd", "adamw", "lbfgs")
+"""Of the optimisers, for the default tier."""
+
+
+def combinations() -> list[tuple[str, str, OptimConfig]]:
+    """Every optimiser, and in turn every head that is fixed, decay, average, number of parts and type."""
+    found = []
+    for number, name in enumerate(OPTIMISERS):
+        head = ("orthogonal", "hadamard", "hadamard_printed")[number % 3]
+        optim = OptimConfig(
+            name=name,  # pyright: ignore[reportArgumentType]
+            lr=0.01,
+            weight_decay=0.1,
+            decay=("all", "weights", "not_depthwise")[number // 2 % 3],  # pyright: ignore[reportArgumentType]
+            ema=(None, 0.9)[number % 2],
+            accumulate=1 if name == "lbfgs" else 1 + number // 3 % 2,
+            clip_norm=(1.0, None)[number // 2 % 2],
+        )
+        found.append((head, ("float32", "bfloat16")[number // 2 % 2], optim))
+    return found
+
+
+def check_frozen_head(backbone: str, head: str, dtype: str, optim: OptimConfig, side: int) -> None:
+    program = program_of(backbone, head, dtype, optim=optim)
+    before, after = init_state(program, (side, side, 1), 0, 0), run(program, 3, side)
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(jax.tree.map(jnp.asarray, before))]
+    assert len(set(places)) == len(places)  # the compiled loop gives them away, each once
+    (matrix,), (same,) = (jax.tree.leaves(state.fixed["head"]) for state in (before, after))
+    assert np.asarray(matrix).tobytes() == np.asarray(same).tobytes()
+    assert not [
+        path for path, leaf in jax.tree.leaves_with_path((after.opt_state, after.average)) if leaf.shape == matrix.shape
+    ]
+    pairs = zip(jax.tree.leaves(after.params["backbone"]), jax.tree.leaves(before.params["backbone"]), strict=True)
+    assert max(float(jnp.abs(x - y).max()) for x, y in pairs) > 1e-6  # it did train
+    assert int(after.bad_step) == 0
+
+
+@pytest.mark.filterwarnings("ignore:hadamard")
+@pytest.mark.parametrize(
+    ("head", "dtype", "optim"),
+    [
+        pytest.param(*one, id=f"{one[2].name}-{one[0]}", marks=[] if one[2].name in QUICK else pytest.mark.slow)
+        for one in combinations()
+    ],
+)
+def test_a_fixed_head_keeps_its_bits_under_every_optimiser(head: str, dtype: str, optim: OptimConfig) -> None:
+    check_frozen_head("lenet5", head, dtype, optim, 28)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("accumulate", "ema", "dtype"), [(1, None, "float32"), (2, 0.9, "float32"), (1, 0.9, "bfloat16")]
+)
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_fixed_head_keeps_its_bits_in_a_residual_network(name: Any, accumulate: int, ema: Any, dtype: str) -> None:
+    if name == "lbfgs":
+        accumulate = 1  # jaxclf.ranges refuses more
+    optim = OptimConfig(name=name, lr=0.01, weight_decay=0.1, ema=ema, accumulate=accumulate)
+    check_frozen_head("resnet8", "orthogonal", dtype, optim, 8)
+
+
+FAMILIES = ("lenet5", "resnet20", "vgg11_bn", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow) for name in list_models()]
+)
+def test_every_backbone_computes_in_bfloat16_and_answers_in_float32(name: str) -> None:
+    program = dataclasses.replace(program_of(), model=create_model(name, num_classes=10), dtype="bfloat16")
+    side = program.model.backbone.image_size
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(program.model.init, jax.random.key(0), images)
+    traced = jax.make_jaxpr(lambda *given: apply_model(program, *given), return_shape=True)(variables, images)
+    convolutions = [line for line in str(traced[0]).splitlines() if "= conv_general_dilated" in line]
+    assert convolutions
+    assert all("bf16[" in line.split("=")[0] for line in convolutions)
+    assert traced[1].dtype == jnp.float32
+
+
+def test_bfloat16_training_stays_near_float32_with_float32_parameters() -> None:
+    wide, narrow = (
+        run(program_of("resnet8", dtype=dtype, optim=OptimConfig(lr=0.01)), 3, 8) for dtype in ("float32", "bfloat16")
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((narrow.params, narrow.opt_state, narrow.batch_stats))} <= {
+        jnp.dtype("float32"),
+        jnp.dtype("int32"),
+    }
+    assert float(narrow.sums["loss"]) == pytest.approx(float(wide.sums["loss"]), rel=0.02)
+    assert float(narrow.sums["loss"]) != float(wide.sums["loss"])
+
+
+def held_out(**parts: Any) -> Config:
+    """One epoch of ResNet-8 on the digits, a fifth of them held out."""
+    return Config(
+        data=DataConfig(batch_size=256, validation=0.2),
+        augment=parts.get("augment", STILL),
+        model=ModelConfig("resnet8"),
+        optim=parts.get("optim", OptimConfig(lr=0.05, ema=0.5)),
+        run=RunConfig(epochs=2, recalibrate=3),
+    )
+
+
+def test_epochs_are_evaluated_on_the_held_out_images_and_the_test_images_once(tmp_path: Path) -> None:
+    result = train(held_out(), tmp_path, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    names = ("loss", "top1", "top5")
+    for row in rows:
+        assert [f"validation_{name}" in row for name in names] == [True] * 3
+        assert not [name for name in row if name.startswith("test_")]
+    with np.load(tmp_path / "predictions.npz") as saved:
+        assert len(saved["labels"]) == 445
+        assert result.top1 == pytest.approx(100 * (saved["labels"] == saved["predictions"]).mean())
+    assert evaluate(held_out(), tmp_path).top1 == result.top1  # the average and the recalibrated statistics are saved
+
+    weights = read(tmp_path)
+    images = pipeline.load(held_out().data).test.images
+    logits = weights.model.apply(
+        weights.variables, normalise(jnp.asarray(images), *pipeline.constants(held_out().data))
+    )
+    assert np.array_equal(np.asarray(logits).argmax(1), saved_predictions(tmp_path))
+
+
+def saved_predictions(workdir: Path) -> np.ndarray:
+    with np.load(workdir / "predictions.npz") as saved:
+        return saved["predictions"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ({"augment": AugmentConfig(jitter=(0.4, 0.4, 0.4, 0.1))}, "jitter"),
+        ({"augment": AugmentConfig(test="five_crop", test_crop=9)}, "test_crop is 9"),
+        ({"optim": OptimConfig(freeze=("backbone/conv9/*",))}, "optim.freeze: 'backbone/conv9/\\*' match no parameter"),
+    ],
+)
+def test_options_that_do_not_fit_images_or_network_are_refused_before_any_compile(
+    parts: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UsageError, match=text):
+        prepare(held_out(**parts))
