@@ -15,7 +15,8 @@ MODULES = {
 }
 FLOORS = (
     ("errors",),
-    ("config", "ranges"),
+    ("config",),
+    ("ranges", "registry"),
     ("devices", "models"),
     ("data",),
     ("training",),

@@ -8,8 +8,10 @@ appendix; thesis.md section 1 has the formulas.
 
 import dataclasses
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxclf.errors import UsageError, unknown
+from jaxclf.errors import UsageError
 from jaxclf.models.layers import fixed_matrix, torch_default, uniform
 from jaxclf.models.matrices import distinct_rows, largest_cosine, matrix
+from jaxclf.registry import Registry
 
 
 class HeadWarning(UserWarning):
@@ -126,8 +129,15 @@ class HeadEntry:
     bias: bool = True
     """Whether it learns a bias when nobody says."""
 
+    @classmethod
+    def of(cls, found: Any) -> "HeadEntry":
+        """Return an entry as it is, and a head class as one that learns its matrix. Raises `TypeError` for the rest."""
+        if not isinstance(found, HeadEntry) and not (inspect.isclass(found) and issubclass(found, Head)):
+            raise TypeError(f"it is {found!r} but must be a subclass of jaxclf.models.heads.Head, or a HeadEntry")
+        return found if isinstance(found, HeadEntry) else cls(found, None)
 
-HEADS: dict[str, HeadEntry] = {
+
+OWN: dict[str, HeadEntry] = {
     "learned": HeadEntry(Learned, None),
     "orthogonal": HeadEntry(Orthogonal, "orthogonal"),
     "hadamard": HeadEntry(Hadamard, "hadamard"),
@@ -137,9 +147,12 @@ HEADS: dict[str, HeadEntry] = {
 }
 
 
+HEADS = Registry("head", "jaxclf.heads", OWN, HeadEntry.of)
+
+
 def list_heads() -> list[str]:
-    """List the names of all heads."""
-    return list(HEADS)
+    """List the names of all heads, ours and those of entry points."""
+    return HEADS.names()
 
 
 def head_matrix(name: str, num_classes: int, features: int, seed: int = 0) -> np.ndarray:
@@ -151,9 +164,9 @@ def head_matrix(name: str, num_classes: int, features: int, seed: int = 0) -> np
     array([[ 1.,  1.,  1.,  1.],
            [ 1., -1.,  1., -1.]])
     """
-    entry = _entry(name)
+    entry = HEADS.resolve(name)
     if entry.matrix is None:
-        fixed = [other for other, candidate in HEADS.items() if candidate.matrix]
+        fixed = [other for other, candidate in OWN.items() if candidate.matrix]
         raise UsageError(f"head {name!r} learns its matrix; heads with a fixed one: {', '.join(fixed)}")
     _check_possible(name, num_classes, features)
     return matrix(entry.matrix, num_classes, features, seed)
@@ -165,7 +178,7 @@ def create_head(name: str, num_classes: int, features: int, *, bias: bool | None
     Raises `UsageError` where it cannot work and warns (`HeadWarning`) where it works badly, with the number that
     matters: the distinct rows of a Hadamard matrix past its width, the largest cosine between rows of a cut one.
     """
-    entry = _entry(name)
+    entry = HEADS.resolve(name)
     if num_classes < 2:
         raise UsageError(f"num_classes is {num_classes} but must be at least 2")
     _check_possible(name, num_classes, features)
@@ -174,15 +187,9 @@ def create_head(name: str, num_classes: int, features: int, *, bias: bool | None
     return entry.module(num_classes=num_classes, bias=entry.bias if bias is None else bias, seed=seed)
 
 
-def _entry(name: str) -> HeadEntry:
-    if name not in HEADS:
-        raise unknown("head", name, HEADS)
-    return HEADS[name]
-
-
 def _check_possible(name: str, num_classes: int, features: int) -> None:
     if name == "identity" and num_classes > features:
-        others = ", ".join(other for other in HEADS if other != name)
+        others = ", ".join(other for other in OWN if other != name)
         raise UsageError(
             f"identity gives each class a feature of its own, but there are {num_classes} classes and {features} "
             f"features; end the backbone in maps={num_classes}, or use a head that can: {others}"

@@ -1,17 +1,10 @@
-"""The registry: every backbone by name, one line per family.
-
-A backbone is a Linen module: images [n h w c] -> feature map [n i j k], no pooling, no head. It has `features` (k),
-`options`, the fields that `create_model` may set, `head_names`, what reference state dicts call the last layer,
-`linear_layers`, names of convs that are Linear there, `stem`, the name of its first conv, and `image_size`, the side
-of the images that it was designed for.
-"""
+"""The table of backbones, one line a family; backbone.py has the contract."""
 
 import fnmatch
 from typing import Any
 
-import flax.linen as nn
-
-from jaxclf.errors import UsageError, unknown
+from jaxclf.errors import UsageError
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.backbones import (
     densenet,
     densenet_cifar,
@@ -23,8 +16,9 @@ from jaxclf.models.backbones import (
     shufflenet_v2,
     vgg,
 )
+from jaxclf.registry import Registry
 
-BACKBONES = {
+OWN = {
     **lenet.VARIANTS,
     **resnet_cifar.VARIANTS,
     **densenet_cifar.VARIANTS,
@@ -35,30 +29,29 @@ BACKBONES = {
     **shufflenet_v2.VARIANTS,
     **efficientnet_lite.VARIANTS,
 }
+BACKBONES = Registry("backbone", "jaxclf.backbones", OWN, Variant.of)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """List the names of backbones that match a shell pattern, in natural order.
+    """List the names of backbones that match a shell pattern: ours in natural order, then those of entry points.
 
     >>> list_models("lenet*")
     ['lenet5', 'lenet5_sigmoid', 'lenet_like']
     """
-    return [name for name in BACKBONES if fnmatch.fnmatchcase(name, pattern)]
+    return [name for name in BACKBONES.names() if fnmatch.fnmatchcase(name, pattern)]
 
 
 def backbone_options(name: str) -> list[str]:
     """List the options that backbone `name` takes in `create_model`; an unknown name raises `UsageError`."""
-    if name not in BACKBONES:
-        raise unknown("backbone", name, BACKBONES)
-    return list(BACKBONES[name].func.options)
+    return list(BACKBONES.resolve(name).module.options)
 
 
-def create_backbone(name: str, **options: Any) -> nn.Module:
+def create_backbone(name: str, **options: Any) -> Backbone:
     """Build a backbone; options that it does not take raise `UsageError`."""
     allowed = backbone_options(name)
     for option in options:
         if option == "remat" and option not in allowed:
-            without = ", ".join(other for other in BACKBONES if "remat" not in backbone_options(other))
+            without = ", ".join(other for other in OWN if "remat" not in backbone_options(other))
             raise UsageError(
                 f"backbone {name} has no blocks or stages to compute again; remat is for all backbones but {without}"
             )
@@ -69,4 +62,5 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
         raise UsageError(f"maps is {options['maps']} but must be at least 1")
     if "maps_shortcut" in options and options.get("maps") is None:
         raise UsageError("maps_shortcut names the shortcut of the block that maps rebuilds; give maps as well")
-    return BACKBONES[name](**options)
+    variant = BACKBONES.resolve(name)
+    return variant.module(**variant.fields, **options)

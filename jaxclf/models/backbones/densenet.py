@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxclf.config import Remat
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, Parts, avg_pool, block, check_size, conv, max_pool, stage
 
 
@@ -78,21 +79,18 @@ class Features(nn.Module):
         return block(Transition, self.remat)(name=f"transition{number}")(x, train)
 
 
-class DenseNet(nn.Module):
+class DenseNet(Backbone):
     """images [n h w c] -> maps [n h/32 w/32 k], from 29x29."""
 
     depth: int
     width: int
     growth: int
     blocks: tuple[int, int, int, int]
-    remat: Remat = "none"
 
     options = ("remat",)
     head_names = ("classifier",)
-    linear_layers = ()
     stem = "features/conv0"
     image_size = 224
-    unseen_2020 = ()
 
     @property
     def last_conv(self) -> str:
@@ -115,7 +113,7 @@ class DenseNet(nn.Module):
 
 
 VARIANTS = {
-    f"densenet{depth}": functools.partial(DenseNet, depth=depth, width=width, growth=growth, blocks=blocks)
+    f"densenet{depth}": Variant(DenseNet, dict(depth=depth, width=width, growth=growth, blocks=blocks))
     for depth, width, growth, blocks in (
         (121, 64, 32, (6, 12, 24, 16)),
         (161, 96, 48, (6, 12, 36, 24)),

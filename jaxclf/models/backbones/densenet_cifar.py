@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, Parts, avg_pool, block, check_size, conv, stage
 
 
@@ -44,19 +44,15 @@ class Transition(nn.Module):
         return avg_pool(conv(x.shape[-1] // 2, 1, name="conv1")(x), 2)
 
 
-class CifarDenseNet(nn.Module):
+class CifarDenseNet(Backbone):
     """DenseNet-BC(depth, growth): images [n h w c] -> maps [n h/4 w/4 k], any channels and size from 4x4."""
 
     depth: int
     growth: int
-    remat: Remat = "none"
 
     options = ("remat",)
-    head_names = ("fc",)
-    linear_layers = ()
     stem = "conv1"
     image_size = 32
-    unseen_2020 = ()
 
     @property
     def blocks(self) -> int:
@@ -95,6 +91,6 @@ class CifarDenseNet(nn.Module):
 
 
 VARIANTS = {
-    f"densenet_bc_{depth}_{growth}": functools.partial(CifarDenseNet, depth=depth, growth=growth)
+    f"densenet_bc_{depth}_{growth}": Variant(CifarDenseNet, dict(depth=depth, growth=growth))
     for depth, growth in ((100, 12), (190, 40), (250, 24))
 }

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, block, check_size, conv, stage, torch_default
 
 # (expansion, channels, blocks, stride of the first, kernel): table 1 of Tan & Le 2019
@@ -61,20 +61,15 @@ class MBConv(nn.Module):
         return x + y if x.shape == y.shape else y
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(Backbone):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
-
-    maps: int | None = None
-    remat: Remat = "none"
 
     options = ("maps", "remat")
     head_names = ("_fc",)
-    linear_layers = ()
     stem = "_conv_stem"
     last_conv = "_conv_head"
     head_dropout = 0.2
     image_size = 224
-    unseen_2020 = ()
 
     @property
     def features(self) -> int:
@@ -103,4 +98,4 @@ class EfficientNetLite0(nn.Module):
         return x
 
 
-VARIANTS = {"efficientnet_lite0": functools.partial(EfficientNetLite0)}
+VARIANTS = {"efficientnet_lite0": Variant(EfficientNetLite0)}

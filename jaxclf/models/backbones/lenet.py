@@ -7,37 +7,34 @@ With `maps`, the last conv (fc2; fc1 in `lenet_like`) gives that many channels a
 after it goes, so that the maps can be logits.
 """
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import avg_pool, check_size, conv, max_pool, torch_default
 
 
-class LeNet(nn.Module):
+class LeNet(Backbone):
     """Two conv-activation-pool stages, then the hidden layers as convs: images [n h w c] -> maps [n i j k].
 
-    `names` are the reference's names of conv1, conv2, the hidden layers, and the last layer.
+    `names` are the reference's names of conv1, conv2, the hidden layers, and the last layer above this backbone.
     """
 
     kind: str
     convs: tuple[int, int]
     hidden: tuple[int, ...]
     names: tuple[str, ...]
-    head_names: tuple[str, ...]
     padding: int = 0
     activation: Callable[[jax.Array], jax.Array] = jax.nn.relu
     pool: Callable[[jax.Array, int], jax.Array] = max_pool
     shrink: tuple[int, int] = (2, 2)
     """Windows of the two pools."""
-    maps: int | None = None
 
     options = ("maps",)
     image_size = 28
-    unseen_2020 = ()
 
     @property
     def stem(self) -> str:
@@ -45,14 +42,19 @@ class LeNet(nn.Module):
         return self.names[0]
 
     @property
+    def head_names(self) -> tuple[str, ...]:
+        """Name of the last layer."""
+        return self.names[-1:]
+
+    @property
     def linear_layers(self) -> tuple[str, ...]:
         """Names of the hidden layers."""
-        return self.names[2:]
+        return self.names[2:-1]
 
     @property
     def last_conv(self) -> str:
         """Name of the last conv."""
-        return self.names[1 + len(self.hidden)]
+        return self.names[-2]
 
     @property
     def features(self) -> int:
@@ -83,32 +85,35 @@ class LeNet(nn.Module):
 
 
 VARIANTS = {
-    "lenet5": functools.partial(
+    "lenet5": Variant(
         LeNet,
-        kind="lenet5",
-        convs=(6, 16),
-        hidden=(120, 84),
-        names=("features_0", "features_3", "classifier_0", "classifier_2"),
-        head_names=("classifier.4",),
+        dict(
+            kind="lenet5",
+            convs=(6, 16),
+            hidden=(120, 84),
+            names=("features_0", "features_3", "classifier_0", "classifier_2", "classifier.4"),
+        ),
     ),
-    "lenet5_sigmoid": functools.partial(
+    "lenet5_sigmoid": Variant(
         LeNet,
-        kind="lenet5_sigmoid",
-        convs=(6, 16),
-        hidden=(120, 84),
-        names=("conv1", "conv2", "fc1", "fc2"),
-        head_names=("fc3",),
-        padding=2,
-        activation=jax.nn.sigmoid,
-        pool=avg_pool,
+        dict(
+            kind="lenet5_sigmoid",
+            convs=(6, 16),
+            hidden=(120, 84),
+            names=("conv1", "conv2", "fc1", "fc2", "fc3"),
+            padding=2,
+            activation=jax.nn.sigmoid,
+            pool=avg_pool,
+        ),
     ),
-    "lenet_like": functools.partial(
+    "lenet_like": Variant(
         LeNet,
-        kind="lenet_like",
-        convs=(32, 64),
-        hidden=(200,),
-        names=("conv1", "conv2", "fc1"),
-        head_names=("fc2",),
-        shrink=(3, 2),
+        dict(
+            kind="lenet_like",
+            convs=(32, 64),
+            hidden=(200,),
+            names=("conv1", "conv2", "fc1", "fc2"),
+            shrink=(3, 2),
+        ),
     ),
 }

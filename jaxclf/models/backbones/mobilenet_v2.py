@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, block, check_size, conv, stage, torch_default
 
 # (expansion, channels, blocks, stride of the first): table 2 of the paper
@@ -40,15 +40,11 @@ class InvertedResidual(nn.Module):
         return x + y if x.shape == y.shape else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Backbone):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
-
-    maps: int | None = None
-    remat: Remat = "none"
 
     options = ("maps", "remat")
     head_names = ("classifier.1",)
-    linear_layers = ()
     stem = "features_0_0"
     last_conv = "features_18_0"
     head_dropout = 0.2
@@ -82,4 +78,4 @@ class MobileNetV2(nn.Module):
         return x
 
 
-VARIANTS = {"mobilenet_v2": functools.partial(MobileNetV2)}
+VARIANTS = {"mobilenet_v2": Variant(MobileNetV2)}

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, block, check_size, conv, fit_channels, max_pool, stage, torch_default
 
 
@@ -72,21 +72,16 @@ def _shortcut(x: Float[Array, "n h w c"], features: int, stride: int, train: boo
     return BatchNorm(name="downsample_1")(x, train)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
 
     depth: int
     blocks: tuple[int, int, int, int]
     bottleneck: bool
-    maps: int | None = None
-    remat: Remat = "none"
 
     options = ("maps", "remat")
-    head_names = ("fc",)
-    linear_layers = ()
     stem = "conv1"
     image_size = 224
-    unseen_2020 = ()
 
     @property
     def last_conv(self) -> str:
@@ -123,7 +118,7 @@ class ResNet(nn.Module):
 
 
 VARIANTS = {
-    f"resnet{depth}": functools.partial(ResNet, depth=depth, blocks=blocks, bottleneck=bottleneck)
+    f"resnet{depth}": Variant(ResNet, dict(depth=depth, blocks=blocks, bottleneck=bottleneck))
     for depth, blocks, bottleneck in (
         (18, (2, 2, 2, 2), False),
         (34, (3, 4, 6, 3), False),

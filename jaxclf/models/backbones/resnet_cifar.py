@@ -18,8 +18,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
 from jaxclf.errors import unknown
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, FixedConv, block, check_size, conv, fit_channels, stage
 from jaxclf.models.matrices import matrix
 
@@ -68,19 +68,16 @@ class BasicBlock(nn.Module):
         return BatchNorm(name="shortcut_2")(-scale * x, train)
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Backbone):
     """ResNet-(6n + 2) for small images: images [n h w c] -> maps [n h/4 w/4 k], any channels and size."""
 
     depth: int
     shortcut: str = "A"
-    maps: int | None = None
     maps_shortcut: str = "A"
     seed: int = 0
     """Seed of maps_shortcut "G"."""
-    remat: Remat = "none"
 
     options = ("shortcut", "maps", "maps_shortcut", "seed", "remat")
-    linear_layers = ()
     stem = "conv1"
     image_size = 32
     unseen_2020 = ("relu", "pool")
@@ -139,4 +136,4 @@ class CifarResNet(nn.Module):
         return x
 
 
-VARIANTS = {f"resnet{depth}": functools.partial(CifarResNet, depth=depth) for depth in (8, 20, 32, 44, 56, 110)}
+VARIANTS = {f"resnet{depth}": Variant(CifarResNet, dict(depth=depth)) for depth in (8, 20, 32, 44, 56, 110)}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, block, check_size, conv, max_pool, stage, torch_default
 
 
@@ -39,18 +39,14 @@ class Unit(nn.Module):
         return jnp.stack([kept, y], axis=-1).reshape(*y.shape[:-1], self.features)  # channel 2i from kept, 2i+1 from y
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Backbone):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
 
     kind: str
     widths: tuple[int, int, int, int]
     """Channels of stages 2, 3, 4 and of conv5."""
-    maps: int | None = None
-    remat: Remat = "none"
 
     options = ("maps", "remat")
-    head_names = ("fc",)
-    linear_layers = ()
     stem = "conv1_0"
     last_conv = "conv5_0"
     image_size = 224
@@ -82,7 +78,7 @@ class ShuffleNetV2(nn.Module):
 
 
 VARIANTS = {
-    f"shufflenet_v2_{size}": functools.partial(ShuffleNetV2, kind=f"shufflenet_v2_{size}", widths=widths)
+    f"shufflenet_v2_{size}": Variant(ShuffleNetV2, dict(kind=f"shufflenet_v2_{size}", widths=widths))
     for size, widths in (
         ("x0_5", (48, 96, 192, 1024)),
         ("x1_0", (116, 232, 464, 1024)),

@@ -11,11 +11,11 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
+from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, check_size, conv, max_pool, stage, torch_default
 
 
-class VGG(nn.Module):
+class VGG(Backbone):
     """images [n h w c] -> maps [n i j k]: one position at 224x224, h/16 with `maps`."""
 
     depth: int
@@ -23,15 +23,12 @@ class VGG(nn.Module):
     """3x3 convs in each of the five stages."""
     norm: bool
     dropout: float = 0.5
-    maps: int | None = None
-    remat: Remat = "none"
 
     options = ("maps", "dropout", "remat")
     head_names = ("classifier.6",)
     linear_layers = ("classifier_0", "classifier_3")
     stem = "features_0"
     image_size = 224
-    unseen_2020 = ()
 
     @property
     def last_conv(self) -> str:
@@ -78,7 +75,7 @@ class VGG(nn.Module):
 
 
 VARIANTS = {
-    f"vgg{depth}{suffix}": functools.partial(VGG, depth=depth, convs=convs, norm=bool(suffix))
+    f"vgg{depth}{suffix}": Variant(VGG, dict(depth=depth, convs=convs, norm=bool(suffix)))
     for depth, convs in ((11, (1, 1, 2, 2, 2)), (13, (2, 2, 2, 2, 2)), (16, (2, 2, 3, 3, 3)), (19, (2, 2, 4, 4, 4)))
     for suffix in ("", "_bn")
 }

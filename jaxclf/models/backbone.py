@@ -1,0 +1,62 @@
+"""The contract of a backbone, in code."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+
+from jaxclf.config import Remat
+
+NEEDED = ("features", "stem", "last_conv", "image_size")
+
+
+class Backbone(nn.Module, kw_only=True):
+    """images [n h w c] -> feature map [n i j k]: no pooling, no head, no classes.
+
+    A subclass defines `features`, `stem`, `last_conv` and `image_size`, and `__call__(images, train=False)`, whose
+    BatchNorm uses the batch's statistics where `train` is true. Each may be a class attribute or a property.
+    """
+
+    maps: int | None = None
+    """End in this many channels instead of the usual width; the family's docstring says what is rebuilt."""
+    remat: Remat = "none"
+    """Units whose inside is computed again in the backward pass instead of being stored (layers.py)."""
+
+    features: ClassVar[int]
+    """Channels of the feature map."""
+    stem: ClassVar[str]
+    """Path of the first convolution, module names joined by "/"."""
+    last_conv: ClassVar[str]
+    """Path of the last convolution: the one that `maps` rebuilds."""
+    image_size: ClassVar[int]
+    """Side of the images that the network was designed for, in pixels."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """Fields that `create_model` may set; `maps` and `remat` only where the network honours them."""
+    head_names: ClassVar[tuple[str, ...]] = ("fc",)
+    """Names of the last layer in reference state dicts, ours for writing first."""
+    linear_layers: ClassVar[tuple[str, ...]] = ()
+    """Paths of convolutions that are Linear in the reference."""
+    head_dropout: ClassVar[float] = 0.0
+    """Dropout rate before the head in the reference."""
+    unseen_2020: ClassVar[tuple[str, ...]] = ()
+    """Operations, "relu" or "pool", that the operation counts of the thesis's table 6.1 leave out (count.py)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One name of the table: a class and the fields that make it this network."""
+
+    module: type[Backbone]
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: Any) -> "Variant":
+        """Return a variant as it is, and a backbone class as one without fields. Raises `TypeError` for the rest."""
+        module = found.module if isinstance(found, Variant) else found
+        if not (inspect.isclass(module) and issubclass(module, Backbone)):
+            raise TypeError(f"it is {module!r} but must be a subclass of jaxclf.models.backbone.Backbone")
+        if missing := [name for name in NEEDED if not hasattr(module, name)]:
+            raise TypeError(f"{module.__name__} must define {', '.join(missing)}")
+        return found if isinstance(found, Variant) else cls(module)

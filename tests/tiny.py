@@ -1,0 +1,26 @@
+"""The smallest network that has all that a run handles, "tests.tiny:Tiny" by name: for tests of order and files."""
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from jaxclf.models.backbone import Backbone
+from jaxclf.models.layers import BatchNorm, conv
+
+
+class Tiny(Backbone):
+    """Two convolutions with BatchNorm: images [n 8 8 c] -> maps [n 4 4 8]."""
+
+    options = ("maps",)
+    stem, last_conv, image_size = "conv1", "conv2", 8
+
+    @property
+    def features(self) -> int:
+        """Channels of the feature map."""
+        return self.maps or 8
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
+        x = jax.nn.relu(BatchNorm(name="bn1")(conv(8, 3, padding=1, name="conv1")(images), train))
+        x = conv(self.features, 3, stride=2, padding=1, name="conv2")(x)
+        return jax.nn.relu(BatchNorm(name="bn2")(x, train))
