@@ -16,7 +16,7 @@ MODULES = {
 FLOORS = (
     ("errors",),
     ("config",),
-    ("ranges", "registry"),
+    ("registry",),
     ("devices", "models"),
     ("data",),
     ("training",),

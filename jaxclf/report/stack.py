@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxclf.config import Config
+from jaxclf.config import Config, validate
 from jaxclf.data import datasets
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import UsageError
-from jaxclf.ranges import validate
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.loop import A_HEARTBEAT, Session, opened, run_all
 from jaxclf.training.parallel import stacked_leaves, train_steps

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclf.config import Config
+from jaxclf.config import Config, validate
 from jaxclf.data import datasets, order, pipeline
 from jaxclf.errors import UsageError, unknown
 from jaxclf.models.classifier import Classifier, build
 from jaxclf.models.count import count
-from jaxclf.ranges import validate
 from jaxclf.report.experiment import Row, Table
 from jaxclf.training.schedules import Timeline, learning_rates
 

@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclf.config import Config, Loader
+from jaxclf.config import Config, Loader, validate
 from jaxclf.data import augment, datasets, pipeline
 from jaxclf.data.order import Order
 from jaxclf.devices.layout import Layout, spread
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier, build
-from jaxclf.ranges import validate, validate_loader
 from jaxclf.training import parallel
 from jaxclf.training.optim import trainable
 from jaxclf.training.progress import Lines
@@ -90,7 +89,7 @@ def prepare(config: Config, loader: Loader = IN_THREADS, devices: int | None = N
     `devices` is how many of each process's devices are used, None for all.
     """
     validate(config)
-    validate_loader(loader)
+    validate(loader, "loader.")
     info = datasets.info(config.data.dataset, config.data.data_dir)
     classes = info.num_classes if config.data.classes is None else min(config.data.classes, info.num_classes)
     # The steps read fixed matrices from the state, so the model they are compiled for needs no seed of its own.

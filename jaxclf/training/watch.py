@@ -28,9 +28,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclf.config import Config, Watching
+from jaxclf.config import Config, Watching, profiled_steps, validate
 from jaxclf.errors import UsageError
-from jaxclf.ranges import profiled_steps, validate_watching
 
 KEPT = 2**16
 """Step times at most between two heartbeats; of more, the latest."""
@@ -40,7 +39,7 @@ Values = Mapping[str, float]
 
 def check(watching: Watching) -> None:
     """Check the fields and that the packages they need are there; every fault is a `UsageError`."""
-    validate_watching(watching)
+    validate(watching)
     wanted = {"tensorboard": watching.tensorboard, "wandb": watching.wandb is not None}
     for name, want in wanted.items():
         if want and not _installed(name):

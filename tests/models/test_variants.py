@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxclf.config import AugmentConfig, Config, LossConfig, ModelConfig, OptimConfig
+from jaxclf.config import AugmentConfig, Config, LossConfig, ModelConfig, OptimConfig, validate
 from jaxclf.errors import UsageError
 from jaxclf.models.backbones import backbone_options, create_backbone, list_models
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.initialisation import initialise
 from jaxclf.models.torch_weights import load_torch
-from jaxclf.ranges import validate
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.step import Program, init_state, train_step
 

@@ -14,14 +14,13 @@ import pytest
 
 from jaxclf import create_model, list_heads, list_models
 from jaxclf.cli.main import main
-from jaxclf.config import Config
+from jaxclf.config import Config, validate
 from jaxclf.data.datasets import DATASETS, FOLDER, STREAMED
 from jaxclf.data.pipeline import step_augment
 from jaxclf.data.stream import test_transform as evaluation_transform  # pytest would take it for a test
 from jaxclf.data.stream import training_transform
 from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop
 from jaxclf.errors import UsageError
-from jaxclf.ranges import validate
 from jaxclf.training import loop
 from jaxclf.training.optim import transformation
 from jaxclf.training.schedules import Timeline, learning_rate

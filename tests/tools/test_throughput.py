@@ -122,7 +122,7 @@ def test_nothing_is_left_when_it_ends_or_is_left_early(loader: Loader, photo_fol
         (("digits", "--batch-size", "0"), "data.batch_size is 0 but must be at least 1"),
         (("digits", "--batch-size", "2000"), "data.batch_size 2000 leaves no whole batch of 1352"),
         (("digits", "--backbone", "resnet9"), "unknown backbone 'resnet9'; did you mean 'resnet"),
-        (("digits", "--loader.workers", "-1"), "loader.workers is -1 and loader.threads None, but they must be at"),
+        (("digits", "--loader.workers", "-1"), "loader.workers is -1 but must be at least 0"),
         (("folder:/nowhere",), "folder:/nowhere: there is no directory /nowhere"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_fixed_head_keeps_its_bits_under_every_optimiser(head: str, dtype: str
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_fixed_head_keeps_its_bits_in_a_residual_network(name: Any, accumulate: int, ema: Any, dtype: str) -> None:
     if name == "lbfgs":
-        accumulate = 1  # jaxclf.ranges refuses more
+        accumulate = 1  # jaxclf.config refuses more
     optim = OptimConfig(name=name, lr=0.01, weight_decay=0.1, ema=ema, accumulate=accumulate)
     check_frozen_head("resnet8", "orthogonal", dtype, optim, 8)
 

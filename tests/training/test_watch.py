@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf.config import Config, Watching
+from jaxclf.config import Config, Watching, validate
 from jaxclf.errors import UsageError
-from jaxclf.ranges import validate_watching
 from jaxclf.training import watch as watching_module
 from jaxclf.training.watch import KEPT, TensorBoard, Watch, check
 
@@ -578,7 +577,7 @@ def test_the_real_wandb_keeps_an_offline_run(tmp_path: Path, monkeypatch: pytest
 
 def test_all_fields_out_of_range_are_in_one_error() -> None:
     with pytest.raises(UsageError) as caught:
-        validate_watching(Watching(heartbeat=-1.0, profile="5:5", wandb="a/b"))
+        validate(Watching(heartbeat=-1.0, profile="5:5", wandb="a/b"))
     assert str(caught.value) == (
         "heartbeat is -1.0 but must be at least 0 and finite; "
         "profile is '5:5' but must be START:STOP, steps from 1, START below STOP; "
@@ -589,13 +588,13 @@ def test_all_fields_out_of_range_are_in_one_error() -> None:
 @pytest.mark.parametrize("profile", ["", "5", "0:5", "5:4", "-1:4", "1:", ":4", "1:2:3", "a:b", "1.5:3"])
 def test_a_profile_is_two_steps_in_order(profile: str) -> None:
     with pytest.raises(UsageError, match="must be START:STOP"):
-        validate_watching(Watching(profile=profile))
+        validate(Watching(profile=profile))
 
 
 @pytest.mark.parametrize("heartbeat", [float("nan"), float("inf"), -0.1])
 def test_a_heartbeat_is_a_number_of_seconds(heartbeat: float) -> None:
     with pytest.raises(UsageError, match="heartbeat is"):
-        validate_watching(Watching(heartbeat=heartbeat))
+        validate(Watching(heartbeat=heartbeat))
 
 
 def test_a_profile_behind_the_last_step_is_refused(tmp_path: Path) -> None:
