@@ -3,16 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint full clean
+TEST = $(RUN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-slow test-newest lint full clean
 
 demo: $(VENV)/.base
 	$(RUN)/jaxclf table experiments/digits_heads.py --workdir runs/digits_heads --jobs 2
 
 test: $(VENV)/.dev
-	$(RUN)/python -m pytest -q -n 2 --dist loadfile
+	$(TEST)
 
 test-slow: $(VENV)/.dev
-	$(RUN)/python -m pytest -q -m slow -n 2 --dist loadfile --durations=10
+	$(TEST) -m slow --durations=10
+
+# The core under the newest JAX, which needs a newer Python: make test-newest PYTHON=python3.13 VENV=.venv313
+test-newest: $(VENV)/.dev
+	$(TEST) tests/models tests/training/test_loop.py tests/training/test_optim.py tests/training/test_training_options.py tests/training/test_resume.py
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff format --check .
@@ -41,4 +47,4 @@ $(VENV)/.full: $(VENV)/.dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build runs
+	rm -rf $(VENV) .venv313 build runs

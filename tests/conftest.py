@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 
 # Before jax is imported, which reads them once; subprocesses of tests inherit them.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / "build" / "jax-cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# The cache is outside of the clone, so that the next one starts warm.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxclf" / "tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Tests compile much and run little. Of LLVM's levels 0 to 3, the third takes five times as long as the first for the
 # drawing of a network's start, a fifth longer for a step, and runs no faster; at 0 convolutions take up to ten times as
@@ -40,6 +41,17 @@ checker: Any = ModuleType("jaxclf_type_checker")
 checker.check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 sys.modules["jaxclf_type_checker"] = checker
 HOOK = jaxtyping.install_import_hook("jaxclf", "jaxclf_type_checker.check")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files that take longest first, so that workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give this test's processes a compilation cache of their own: a killed one can leave a truncated entry."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

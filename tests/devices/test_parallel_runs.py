@@ -31,7 +31,7 @@ from jaxclf.report.stack import train_stacked
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.loop import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 LAYOUTS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 2)]
 """Processes, and devices of each."""
 LOSSES, VARIABLES, STACKED_LOSSES = 1e-6, 2e-5, 1e-5

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.usefixtures("own_cache")]
 KILLS = int(os.environ.get("JAXCLF_KILLS", "6"))
 PER_EPOCH = 22
 SECONDS = 20

@@ -22,6 +22,7 @@ from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.run_directory import Result, RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.long
 PER_EPOCH = 21
 """Steps: 1,352 images in batches of 64, the rest left out."""
 
@@ -31,7 +32,7 @@ from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelCo
 def get_config():
     return Config(
         data=DataConfig(batch_size=64, drop_last=True), augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8", head="orthogonal"),
+        model=ModelConfig(backbone="tests.tiny:Tiny", head="orthogonal"),
         optim=OptimConfig(lr=0.1, milestones=(2,)),
         run=RunConfig(epochs=3, checkpoint_every=4, eval_every=2),
     )
@@ -47,7 +48,7 @@ def config(*, drop_last: bool = True, **run: int) -> Config:
     return Config(
         data=DataConfig(batch_size=64, drop_last=drop_last),
         augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8", head="orthogonal"),
+        model=ModelConfig(backbone="tests.tiny:Tiny", head="orthogonal"),
         optim=OptimConfig(lr=0.1, milestones=(2,)),
         run=RunConfig(**dict[str, Any]({"epochs": 3} | run)),
     )
@@ -294,12 +295,14 @@ def check_kills(recipe: Path, tmp_path: Path, *, kills: int, epochs: int) -> lis
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
 def test_three_kills_change_no_bit(recipe: Path, tmp_path: Path) -> None:
     hits = check_kills(recipe, tmp_path, kills=3, epochs=4)
     assert len({hit.step for hit in hits}) >= 2, hits
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
 def test_twenty_kills_change_no_bit(recipe: Path, tmp_path: Path) -> None:
     hits = check_kills(recipe, tmp_path, kills=20, epochs=40)
     assert len(hits) == 20

@@ -27,6 +27,7 @@ from jaxclf.errors import RunError, UsageError
 from jaxclf.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.long
 PER_EPOCH = 5
 """Steps: 32 images in batches of 7, the last one of 4."""
 
@@ -328,6 +329,7 @@ def synthetic_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
     ("classes", "batch", "epochs", "saved"), [(1000, 400, 1, 3), (100, 50, 2, 9)], ids=["1000", "100"]
 )

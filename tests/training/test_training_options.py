@@ -1,6 +1,7 @@
 """Options of a step and of a run as they act together: parts of a batch, averages, types, views, held-out images."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,6 @@ def test_recalibration_is_the_mean_over_batches_whatever_was_there_before() -> N
     assert far(state.batch_stats, jax.tree.map(lambda a, b: (a + b) / 2, *own)) < 1e-5
 
 
-QUICK = ("sgd", "adamw", "lbfgs")
-"""Of the optimisers, for the default tier."""
-
-
 def combinations() -> list[tuple[str, str, OptimConfig]]:
     """Every optimiser, and in turn every head that is fixed, decay, average, number of parts and type."""
     found = []
@@ -143,29 +140,34 @@ def combinations() -> list[tuple[str, str, OptimConfig]]:
 
 
 def check_frozen_head(backbone: str, head: str, dtype: str, optim: OptimConfig, side: int) -> None:
+    """The matrix that a step returns is the variable that it was given, and no other leaf has its shape."""
     program = program_of(backbone, head, dtype, optim=optim)
-    before, after = init_state(program, (side, side, 1), 0, 0), run(program, 3, side)
-    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(jax.tree.map(jnp.asarray, before))]
+    state = init_state(program, (side, side, 1), 0, 0)
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(jax.tree.map(jnp.asarray, state))]
     assert len(set(places)) == len(places)  # the compiled loop gives them away, each once
-    (matrix,), (same,) = (jax.tree.leaves(state.fixed["head"]) for state in (before, after))
-    assert np.asarray(matrix).tobytes() == np.asarray(same).tobytes()
+    arrays = (IMAGES[:, :side, :side], LABELS, np.arange(6, dtype=np.int32))
+    traced = jax.make_jaxpr(functools.partial(train_step, program))(state, *arrays)
+    leaves = jax.tree.leaves_with_path(state)
+    kept = {
+        path: given is returned
+        for (path, _), given, returned in zip(
+            leaves, traced.jaxpr.invars[: len(leaves)], traced.jaxpr.outvars, strict=True
+        )
+    }
+    kept_by = {name: [same for path, same in kept.items() if path[0].name == name] for name in ("fixed", "params")}
+    assert kept_by["fixed"] == [True]
+    assert not any(kept_by["params"])
+    (matrix,) = jax.tree.leaves(state.fixed)
     assert not [
-        path for path, leaf in jax.tree.leaves_with_path((after.opt_state, after.average)) if leaf.shape == matrix.shape
+        path for path, leaf in leaves if leaf.shape == matrix.shape and path[0].name in ("opt_state", "average")
     ]
-    pairs = zip(jax.tree.leaves(after.params["backbone"]), jax.tree.leaves(before.params["backbone"]), strict=True)
-    assert max(float(jnp.abs(x - y).max()) for x, y in pairs) > 1e-6  # it did train
-    assert int(after.bad_step) == 0
 
 
 @pytest.mark.filterwarnings("ignore:hadamard")
 @pytest.mark.parametrize(
-    ("head", "dtype", "optim"),
-    [
-        pytest.param(*one, id=f"{one[2].name}-{one[0]}", marks=[] if one[2].name in QUICK else pytest.mark.slow)
-        for one in combinations()
-    ],
+    ("head", "dtype", "optim"), [pytest.param(*one, id=f"{one[2].name}-{one[0]}") for one in combinations()]
 )
-def test_a_fixed_head_keeps_its_bits_under_every_optimiser(head: str, dtype: str, optim: OptimConfig) -> None:
+def test_a_fixed_head_stays_what_it_was_under_every_optimiser(head: str, dtype: str, optim: OptimConfig) -> None:
     check_frozen_head("lenet5", head, dtype, optim, 28)
 
 
@@ -174,7 +176,7 @@ def test_a_fixed_head_keeps_its_bits_under_every_optimiser(head: str, dtype: str
     ("accumulate", "ema", "dtype"), [(1, None, "float32"), (2, 0.9, "float32"), (1, 0.9, "bfloat16")]
 )
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_a_fixed_head_keeps_its_bits_in_a_residual_network(name: Any, accumulate: int, ema: Any, dtype: str) -> None:
+def test_a_fixed_head_stays_what_it_was_in_a_residual_network(name: Any, accumulate: int, ema: Any, dtype: str) -> None:
     if name == "lbfgs":
         accumulate = 1  # jaxclf.config refuses more
     optim = OptimConfig(name=name, lr=0.01, weight_decay=0.1, ema=ema, accumulate=accumulate)
