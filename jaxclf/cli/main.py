@@ -386,7 +386,7 @@ def _data(chosen: Data) -> Iterator[str]:
     elif name.startswith(datasets.FOLDER):
         yield f"{datasets.info(name).source}: nothing has to be prepared, folders are read as they are"
     else:
-        yield str(preparation.prepare(name, data_dir=where, downloads=chosen.downloads))
+        yield str(preparation.prepare(name, data_dir=where, downloads=chosen.downloads, report=Lines()))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -82,7 +82,7 @@ def _converted(hint: Any, value: Any, path: str) -> Any:
             return float(value)
         if isinstance(kind, type) and type(value) is kind:
             return value
-    allowed = f"one of {', '.join(map(repr, options[0].__args__))}" if words else " | ".join(map(_shown, options))
+    allowed = f"one of {', '.join(map(repr, typing.get_args(hint)))}" if words else " | ".join(map(_shown, options))
     raise UsageError(f"config field {path} is {value!r} but must be {allowed}")
 
 

@@ -28,8 +28,8 @@ UNREADABLE = -1
 INDEX_SLICE = 1024
 """Records between two reports of progress while an index is built."""
 
-Report = Callable[[str, int, int], None]
-"""Takes what is being done, how much of it is done, and how much there is."""
+Report = Callable[[str, int, int | None], None]
+"""Takes what is being done, how much of it is done, and how much there is (None: nobody knows)."""
 
 
 class Encoded(NamedTuple):

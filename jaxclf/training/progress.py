@@ -16,12 +16,12 @@ class Lines:
         """Say something every so many seconds; what is done earlier is never mentioned."""
         self._seconds, self._said = seconds, time.monotonic()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Say that `done` of `total` are done, if it is time to."""
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Say that `done` of `total` (None: nobody knows) are done, if it is time to."""
         if time.monotonic() - self._said >= self._seconds:
             self._said = time.monotonic()
             rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"{what}: {done:,} of {total:,}", markup=False
+                f"{what}: {done:,}" + ("" if total is None else f" of {total:,}"), markup=False
             )
 
 

@@ -299,7 +299,7 @@ def test_fashion_mnist_through_the_real_builder(tmp_path):
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        directory = preparation.prepare("fashion_mnist", data_dir=tmp_path, downloads=DEBIAN, progress=False)
+        directory = preparation.prepare("fashion_mnist", data_dir=tmp_path, downloads=DEBIAN)
     assert directory == tmp_path / "fashion_mnist" / "3.0.1"
     told = sorted(str(w.message).split()[0] for w in caught if "another checksum" in str(w.message))
     assert told == sorted(str(path) for path in DEBIAN.glob("*.gz"))

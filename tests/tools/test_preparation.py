@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import os
 import random
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core.writer import ExampleWriter
 
 from jaxclf.data import datasets
 from jaxclf.errors import RunError, UsageError
@@ -101,7 +103,7 @@ class JaxclfToyTasks(JaxclfToy):
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    """Several shards for a few records, everything kept at once, and TFDS's registry of progress bars as it was."""
+    """Several shards for a few records, and TFDS's registry of progress bars as it was."""
     monkeypatch.setattr("tensorflow_datasets.core.utils.tqdm_utils._active", False)
     small_shards(monkeypatch.setattr)
     for name in ("log", "between", "order"):
@@ -109,10 +111,9 @@ def toy(monkeypatch):
 
 
 def small_shards(setattr: Callable[..., None]) -> None:
-    """Let TFDS make 4 shards of 23 records, and us keep every record at once."""
+    """Let TFDS make 4 shards of 23 records."""
     number = classmethod(lambda cls, total_size, num_examples, *_: min(4, num_examples))
     setattr("tensorflow_datasets.core.utils.shard_utils.ShardConfig.calculate_number_shards", number)
-    setattr("jaxclf.tools.preparation.COMMIT_BYTES", 1)
 
 
 def tree(directory: Path) -> dict[str, str]:
@@ -146,7 +147,7 @@ def stop_at(split: str, number: int) -> Any:
 
 def test_result_is_byte_for_byte_what_tfds_writes(tmp_path):
     expected = by_tfds(JaxclfToy(data_dir=tmp_path / "tfds"))
-    directory = preparation.prepare("jaxclf_toy", data_dir=tmp_path / "ours", progress=False)
+    directory = preparation.prepare("jaxclf_toy", data_dir=tmp_path / "ours")
     assert directory == tmp_path / "ours" / "jaxclf_toy" / "1.2.0"
     assert tree(directory) == expected
     assert len(expected) == 12  # 4 + 4 + 1 shards, dataset_info, features and the labels
@@ -157,94 +158,63 @@ def test_result_is_byte_for_byte_what_tfds_writes(tmp_path):
     assert preparation.prepare("jaxclf_toy", data_dir=tmp_path / "ours") == directory
 
 
-def test_result_does_not_depend_on_when_records_are_kept(tmp_path, monkeypatch):
-    expected = by_tfds(JaxclfToy(data_dir=tmp_path / "tfds"))
-    for number, size in enumerate((200, 1000, 1 << 30)):
-        monkeypatch.setattr(preparation, "COMMIT_BYTES", size)
-        assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path / str(number), progress=False)) == expected
-
-
 def test_sets_that_are_not_shuffled_keep_their_order(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds.core.DatasetInfo, "disable_shuffling", True)
     expected = by_tfds(JaxclfToy(data_dir=tmp_path / "tfds"))
     JaxclfToy.between = stop_at("train", 11)
     with pytest.raises(RunError):
-        preparation.prepare("jaxclf_toy", data_dir=tmp_path / "ours", progress=False)
+        preparation.prepare("jaxclf_toy", data_dir=tmp_path / "ours")
     JaxclfToy.between = staticmethod(lambda split, number: None)
-    assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path / "ours", progress=False)) == expected
+    assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path / "ours")) == expected
 
 
-def test_failure_says_what_is_kept_and_the_same_call_goes_on(tmp_path, monkeypatch, capsys):
+def test_failure_says_what_is_kept_and_the_same_call_goes_on(tmp_path):
     expected = by_tfds(JaxclfToy(data_dir=tmp_path / "tfds"))
     JaxclfToy.between, JaxclfToy.log = stop_at("test", 4), tmp_path / "log"
     with pytest.raises(RunError) as caught:
         preparation.prepare("jaxclf_toy", data_dir=tmp_path)
     assert str(caught.value) == (
-        "jaxclf_toy: OSError: [Errno 5] the cable was pulled; what is done is kept in "
+        "jaxclf_toy: OSError: [Errno 5] the cable was pulled; finished splits are kept in "
         f"{tmp_path}/jaxclf_toy/1.2.0.parts, and the same command goes on from there"
     )
     assert not (tmp_path / "jaxclf_toy" / "1.2.0").exists()
     with pytest.raises(UsageError, match="jaxclf_toy is not prepared"):
         datasets.open_prepared(datasets.info("jaxclf_toy", tmp_path), tmp_path)
     assert generated(JaxclfToy.log) == {"train": 23, "test": 4, "extra": 0}
-    capsys.readouterr()
     JaxclfToy.between = staticmethod(lambda split, number: None)
-    kept = []
-    add = preparation._Reading.add
-    monkeypatch.setattr(preparation._Reading, "add", lambda self, *record: kept.append(record) or add(self, *record))
     assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path)) == expected
     assert generated(JaxclfToy.log) == {"train": 23, "test": 13, "extra": 1}
-    assert len(kept) == 6  # 5 of test, and extra
-    told = capsys.readouterr().err.splitlines()
-    assert "jaxclf_toy: train is there already (23 examples)" in told
-    assert "jaxclf_toy: test: 4 examples are there already; going on behind them" in told
 
 
-def test_another_order_of_generation_changes_nothing(tmp_path):
-    expected = by_tfds(JaxclfToy(data_dir=tmp_path / "tfds"))
-    orders = [range, lambda size: reversed(range(size)), lambda size: [*range(1, size), 0]]
-    for stop, order in zip((9, 20, -1), map(staticmethod, orders), strict=True):
-        JaxclfToy.between, JaxclfToy.order = stop_at("train", stop), order
-        if stop >= 0:
-            with pytest.raises(RunError):
-                preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
-    assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)) == expected
-
-
-def test_examples_that_vanish_or_come_twice_are_refused(tmp_path):
-    JaxclfToy.between = stop_at("train", 9)
-    with pytest.raises(RunError):
-        preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
-    JaxclfToy.between, JaxclfToy.order = staticmethod(lambda split, number: None), staticmethod(lambda size: [5, 6])
-    with pytest.raises(RunError, match=r"train is not what it should be: 7 examples that it yielded earlier are gone"):
-        preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
+@pytest.mark.slow
+def test_examples_that_come_twice_are_refused(tmp_path):
     JaxclfToy.order = staticmethod(lambda size: [*range(size), 3])
-    with pytest.raises(RunError, match=r"1 keys of train come more than once"):
-        preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
+    with pytest.raises(RunError, match=r"^jaxclf_toy: .*Two examples share the same hashed key.* finished splits are"):
+        preparation.prepare("jaxclf_toy", data_dir=tmp_path)
 
 
 def test_split_of_another_size_than_the_table_says_is_refused_before_it_is_written(tmp_path, monkeypatch):
     known = datasets.StreamedInfo(25, 9, ("train", "test"), source="")
     monkeypatch.setitem(datasets.STREAMED, "jaxclf_toy", known)
     with pytest.raises(RunError, match=r"train is not what it should be: it has 23 examples of 25, so the source"):
-        preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
+        preparation.prepare("jaxclf_toy", data_dir=tmp_path)
     assert not list(tmp_path.rglob("*array_record*"))
 
 
 def test_parts_of_something_else_are_never_mixed_in(tmp_path, monkeypatch):
     JaxclfToy.between = stop_at("test", 0)
     with pytest.raises(RunError):
-        preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
+        preparation.prepare("jaxclf_toy", data_dir=tmp_path)
     before = tree(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(tfds, "__version__", "9.9.9")
         with pytest.raises(UsageError, match=r"1.2.0.parts was begun with tfds 4[\d.]+ instead of 9.9.9; go on with"):
-            preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
+            preparation.prepare("jaxclf_toy", data_dir=tmp_path)
     assert tree(tmp_path) == before
     parts = tmp_path / "jaxclf_toy" / "1.2.0.parts"
     (parts / "source.json").unlink()
     with pytest.raises(UsageError, match=r"1.2.0.parts holds splits, whole of unknown origin; delete that directory"):
-        preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
+        preparation.prepare("jaxclf_toy", data_dir=tmp_path)
 
 
 def test_another_process_is_kept_out(tmp_path):
@@ -253,60 +223,55 @@ def test_another_process_is_kept_out(tmp_path):
     with (parts / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match=rf"another process is preparing in {parts}"):
-            preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
-    assert preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False).name == "1.2.0"
+            preparation.prepare("jaxclf_toy", data_dir=tmp_path)
+    assert preparation.prepare("jaxclf_toy", data_dir=tmp_path).name == "1.2.0"
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "line"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), RunError, "the disk of .*1.2.0.parts is full; what is done"),
-        (RuntimeError("write() failed: No space left on device; writing x"), RunError, "the disk of .* is full; what"),
+        (OSError(errno.ENOSPC, "No space left on device"), RunError, "the disk of .*1.2.0.parts is full; finished"),
+        (RuntimeError("write() failed: No space left on device; writing x"), RunError, "the disk of .* is full; fin"),
         (
             PermissionError(errno.EACCES, "Permission denied", "/x/y"),
             UsageError,
-            "no permission for /x/y; what is done",
+            "no permission for /x/y; finished",
         ),
     ],
 )
 def test_disk_and_permissions_are_said_in_one_line(tmp_path, monkeypatch, error, kind, line):
-    append, calls = preparation._append, []
+    write, calls = ExampleWriter.write, []
 
-    def fail(path: Path, data: bytes) -> None:
+    def fail(self: Any, path: Any, records: Any) -> Any:
         calls.append(path)
-        if len(calls) == 13:
-            append(path, data[: len(data) // 2])
+        if len(calls) == 6:
+            write(self, path, itertools.islice(records, 1))
             raise error
-        append(path, data)
+        return write(self, path, records)
 
-    monkeypatch.setattr(preparation, "_append", fail)
-    with pytest.raises(kind, match=line) as caught:
-        preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ExampleWriter, "write", fail)
+        with pytest.raises(kind, match=line) as caught:
+            preparation.prepare("jaxclf_toy", data_dir=tmp_path)
     assert "\n" not in str(caught.value)
     expected = by_tfds(JaxclfToy(data_dir=tmp_path / "tfds"))
-    assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path, progress=False)) == expected
+    assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path)) == expected
 
 
-def test_lines_of_progress_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(preparation, "REPORT_SECONDS", 0.0)
+def test_progress_is_reported_where_there_is_no_terminal_and_a_bar_on_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(datasets.STREAMED, "jaxclf_toy", datasets.StreamedInfo(23, 9, ("train", "test"), source=""))
-    preparation.prepare("jaxclf_toy", data_dir=tmp_path)
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert any(line.startswith("jaxclf_toy: train: reading, 12 of 23 (52%), ") for line in err.splitlines())
-    assert any(line.startswith("jaxclf_toy: extra: reading, 1, ") for line in err.splitlines())
-    assert "jaxclf_toy: test: writing: 9 examples in 0 s" in err
-    preparation.prepare("jaxclf_toy", data_dir=tmp_path / "quiet", progress=False)
+    told: list[tuple[str, int, int | None]] = []
+    preparation.prepare("jaxclf_toy", data_dir=tmp_path / "lines", report=lambda *line: told.append(line))
+    assert told[11] == ("jaxclf_toy: reading train", 12, 23)
+    assert told[-1] == ("jaxclf_toy: reading extra", 1, None)
+    preparation.prepare("jaxclf_toy", data_dir=tmp_path / "quiet")
     assert capsys.readouterr() == ("", "")
-
-
-def test_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich's switch: take standard error for a terminal
-    preparation.prepare("jaxclf_toy", data_dir=tmp_path)
-    err = capsys.readouterr().err
-    assert "\x1b[" in err
-    assert "train: writing" in err
-    assert "23/23" in err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    told.clear()
+    preparation.prepare("jaxclf_toy", data_dir=tmp_path / "bars", report=lambda *line: told.append(line))
+    out, err = capsys.readouterr()
+    assert (out, told) == ("", [])
+    assert "Generating train examples..." in err
 
 
 def test_files_fetched_by_hand_are_asked_for_before_anything_is_written(tmp_path):
@@ -349,7 +314,7 @@ def test_configs_and_files_fetched_by_hand_and_other_files_than_at_first(tmp_pat
     write_zip(files / "toy-labels.zip")
     expected = by_tfds(JaxclfToyByHand(data_dir=files, config="fancy"))
     JaxclfToy.between = stop_at("train", 3)
-    where: Any = {"data_dir": tmp_path / "ours", "downloads": files, "progress": False}
+    where: Any = {"data_dir": tmp_path / "ours", "downloads": files}
     with pytest.raises(RunError):
         preparation.prepare("jaxclf_toy_by_hand/fancy", **where)
     original = (files / "toy_images.tar").read_bytes()
@@ -375,37 +340,29 @@ def test_sets_that_are_no_image_classification_and_unknown_names_are_refused(tmp
     assert not list(tmp_path.iterdir())
 
 
-def child(data_dir: Path, until: Callable[[], bool] | None = None, *, events: int = -1, tear: int = -1) -> bool:
+def child(data_dir: Path, until: Callable[[], bool] | None = None, *, events: int = -1) -> bool:
     """Prepare the toy in a forked process; return whether it came to its end.
 
-    It is killed before its n-th change of a file below `data_dir`, half way through its n-th append to a file, or as
-    soon as something is true.
+    It is killed before its n-th change of a file below `data_dir`, or as soon as something is true.
     """
     if (pid := os.fork()) == 0:
-        counts = {"events": 0, "tear": 0}
+        count = 0
 
         def audit(event: str, args: tuple[Any, ...]) -> None:
+            nonlocal count
             writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             inside = str(data_dir) in str(args[0]) if args else False
             inside = inside or (
                 event in ("os.remove", "os.rmdir") and args[1] != -1
             )  # shutil.rmtree goes by descriptors
             if inside and (writes or event in ("os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")):
-                if counts["events"] == events:
+                if count == events:
                     os.kill(os.getpid(), signal.SIGKILL)
-                counts["events"] += 1
+                count += 1
 
-        def append(path: Path, data: bytes) -> None:
-            if counts["tear"] == tear:
-                whole(path, data[: len(data) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            counts["tear"] += 1
-            whole(path, data)
-
-        whole, preparation._append = preparation._append, append
         sys.addaudithook(audit)
         try:
-            preparation.prepare("jaxclf_toy", data_dir=data_dir, progress=False)
+            preparation.prepare("jaxclf_toy", data_dir=data_dir)
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
@@ -421,22 +378,20 @@ def child(data_dir: Path, until: Callable[[], bool] | None = None, *, events: in
 
 
 def kill_before_changes(root: Path, step: int) -> None:
-    """Kill a preparation before every `step`-th change of a file, and half way through every `step`-th append."""
+    """Kill a preparation before every `step`-th change of a file."""
     expected = by_tfds(JaxclfToy(data_dir=root / "tfds"))
-    for how in ("events", "tear"):
-        for number in range(0, 10_000, step):
-            data_dir = root / f"{how}{number}"
-            directory = data_dir / "jaxclf_toy" / "1.2.0"
-            moments: list[dict[str, Any]] = [{how: number}, {how: number // 2}]
-            ended = child(data_dir, **moments[0])
-            assert not directory.exists() or tree(directory) == expected, (how, number)
-            if ended:
-                break
-            child(data_dir, **moments[1])  # a second time, while it goes on
-            assert child(data_dir), (how, number)
-            assert tree(directory) == expected, (how, number)
-            assert [path.name for path in directory.parent.iterdir()] == ["1.2.0"], (how, number)
-        print(how, number)
+    for number in range(0, 10_000, step):
+        data_dir = root / f"events{number}"
+        directory = data_dir / "jaxclf_toy" / "1.2.0"
+        ended = child(data_dir, events=number)
+        assert not directory.exists() or tree(directory) == expected, number
+        if ended:
+            break
+        child(data_dir, events=number // 2)  # a second time, while it goes on
+        assert child(data_dir), number
+        assert tree(directory) == expected, number
+        assert [path.name for path in directory.parent.iterdir()] == ["1.2.0"], number
+    print("changes", number)
 
 
 def kill_after_moments(root: Path) -> None:
@@ -467,7 +422,6 @@ def elsewhere(root: Path, *calls: str, timeout: float) -> str:
         "here.tfds.display_progress_bar(False)\n"
         "number = classmethod(lambda cls, total_size, num_examples, *_: min(4, num_examples))\n"
         "shard_utils.ShardConfig.calculate_number_shards = number\n"
-        "here.preparation.COMMIT_BYTES, here.preparation.BUCKET_BITS = 1, 2\n"
         "here.os.fsync = lambda file: None  # matters to the machine that crashes, not to the process\n"
         f"root = here.Path({str(root)!r})\n" + "\n".join(f"here.{call}" for call in calls)
     )
@@ -503,7 +457,7 @@ def test_imagenet_in_small_through_the_real_builder(tmp_path, monkeypatch):
     alone = tfds.builder("imagenet2012", data_dir=tmp_path / "tfds")
     alone.download_and_prepare(file_format="array_record", download_config=config)
     with pytest.warns(UserWarning, match=r"img_\w+.tar has \d\d,\d\d\d bytes, the original [\d,]+: used as it is"):
-        directory = preparation.prepare("imagenet2012", data_dir=tmp_path / "ours", downloads=files, progress=False)
+        directory = preparation.prepare("imagenet2012", data_dir=tmp_path / "ours", downloads=files)
     assert tree(directory) == tree(Path(alone.data_dir))
     builder: Any = tfds.builder_from_directory(str(directory))
     read = builder.as_data_source("validation")
