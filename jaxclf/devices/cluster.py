@@ -64,7 +64,7 @@ def _make_devices(count: int) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             jax.config.update("jax_num_cpu_devices", count)
-        except RuntimeError:  # JAX is in use already, with the devices that it has: layout.spread says if too few
+        except RuntimeError:  # JAX is in use already, with the devices that it has: layout.over_devices says if too few
             return
 
 

@@ -14,8 +14,9 @@ from jaxclf.data import order, pipeline
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
 from jaxclf.training import losses
+from jaxclf.training.parallel import train_steps
 from jaxclf.training.schedules import Timeline
-from jaxclf.training.step import Program, TrainState, eval_step, init_state, train_steps
+from jaxclf.training.step import Program, TrainState, eval_step, init_state
 
 
 @pytest.mark.parametrize(("shape", "size"), [((3, 8, 8, 1), 16), ((2, 32, 32, 3), 20), ((2, 7, 11, 3), 9)])
