@@ -65,7 +65,7 @@ def train_torch(rank: int, port: int, out: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def train_ours(statistics: str, out: Path) -> None:
+def train_ours(statistics: Any, out: Path) -> None:
     """Train over two virtual devices from the start that torch left."""
     import jax
     import jax.numpy as jnp
@@ -84,7 +84,7 @@ def train_ours(statistics: str, out: Path) -> None:
     timeline = Timeline(STEPS, 1, STEPS * shared.BATCH)
     plain = AugmentConfig(pad=0, flip=False)
     program = Program(model, OptimConfig(**RATES), timeline, LossConfig(), plain, shared.MEAN, shared.STD)
-    program = dataclasses.replace(program, spread=layout.spread(training=True, kept=kept))
+    program = dataclasses.replace(program, spread=layout.spread(training=True, kept=statistics))
     with np.load(out / "start.npz") as file:
         start = load_torch(model, dict(file))
     start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), start)
