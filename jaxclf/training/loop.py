@@ -23,7 +23,7 @@ from jaxclf.errors import RunError, Stopped, UsageError
 from jaxclf.models.torch_weights import transfer_torch
 from jaxclf.training import losses
 from jaxclf.training.checkpoint import Checkpoints, first_line, state_digest
-from jaxclf.training.parallel import recalibrate_step, train_steps
+from jaxclf.training.parallel import recalibrate_step, stacked_steps, train_steps
 from jaxclf.training.progress import Progress
 from jaxclf.training.run_directory import Result, RunDirectory, per_class
 from jaxclf.training.schedules import learning_rate
@@ -352,9 +352,7 @@ def _take_steps(program: Program, states: States, batches: Sequence[Batch]) -> S
     batch = batches[0]
     if len(states) == 1:
         return [train_steps(program, states[0], batch.images, batch.labels, batch.rows, batch.examples)]
-    stack = jax.tree.map(lambda *each: jnp.stack(each), *states)
-    stack = train_steps(program, stack, batch.images, batch.labels, np.stack([own.rows for own in batches]))
-    return [jax.tree.map(lambda leaf, run=run: leaf[run], stack) for run in range(len(states))]
+    return stacked_steps(program, states, batch.images, batch.labels, np.stack([own.rows for own in batches]))
 
 
 def _check_all(runs: Runs, states: States) -> None:

@@ -1,7 +1,6 @@
-"""The compiled steps, one for each meaning: jit over a mesh, jit of vmap for a stack of runs, pmap over replicas.
+"""The compiled steps, one for each meaning: jit over a mesh, jit of vmap for stacked runs, pmap over replicas.
 
-A stack is one state whose arrays have a leading axis, the runs; they share the program and a resident set's images, and
-each run has its own rows.
+Stacked runs share the program and the images of a resident set; each run has its own state and its own rows.
 """
 
 import functools
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.devices.layout import AXIS, ReplicaSpread
@@ -18,11 +18,8 @@ from jaxclf.training.step import Program, TrainState, recalibrate, take_steps
 def train_steps(
     program: Program, state: TrainState, images: Any, labels: Any, rows: Any, examples: Any = None
 ) -> TrainState:
-    """Do what `take_steps` does; the state given is consumed.
-
-    A stack of r runs takes rows [r s b], which are its examples too. Under pmap, `rows` are those of all replicas.
-    """
-    return _call(take_steps, compiled_steps, program, state, images, labels, rows, examples)
+    """Do what `take_steps` does; the state given is consumed. Under pmap, `rows` are those of all replicas."""
+    return _call(take_steps, _take_steps, program, state, images, labels, rows, examples)
 
 
 def recalibrate_step(
@@ -34,16 +31,30 @@ def recalibrate_step(
     )
 
 
+def stacked_steps(
+    program: Program, states: list[TrainState], images: Any, labels: Any, rows: np.ndarray
+) -> list[TrainState]:
+    """Take the steps of r runs by vmap, each on its own rows, int32 [r s b]; the states given are consumed."""
+    structure = jax.tree.structure(states[0])
+    return [jax.tree.unflatten(structure, new) for new in stacked_leaves(program, states, images, labels, rows)]
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def compiled_steps(
-    program: Program, state: TrainState, images: Any, labels: Any, rows: Any, examples: Any = None
-) -> TrainState:
-    """Take steps of one run, or of every run of a stack."""
-    if state.step.ndim == 0:
-        return take_steps(program, state, images, labels, rows, examples)
-    return jax.vmap(lambda own, each: take_steps(program, own, images, labels, each))(state, rows)
+def stacked_leaves(
+    program: Program, states: list[TrainState], images: Any, labels: Any, rows: Any
+) -> list[list[jax.Array]]:
+    """Do what `stacked_steps` does, and return the leaves of the states."""
+    structure = jax.tree.structure(states[0])
+
+    def take(leaves: list[jax.Array], own: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(take_steps(program, jax.tree.unflatten(structure, leaves), images, labels, own))
+
+    stack = [jnp.stack(same) for same in zip(*map(jax.tree.leaves, states), strict=True)]
+    new = jax.vmap(take)(stack, rows)
+    return [[leaf[run] for leaf in new] for run in range(len(states))]
 
 
+_take_steps = jax.jit(take_steps, static_argnums=0, donate_argnums=1)
 _recalibrate = jax.jit(recalibrate, static_argnums=0)
 
 
