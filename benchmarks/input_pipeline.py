@@ -252,7 +252,8 @@ def step_costs(plan: Plan) -> Callable[[float], dict[str, float]]:
     import jax
 
     from jaxclf.config import AugmentConfig
-    from jaxclf.training.step import init_state, train_steps
+    from jaxclf.training.parallel import train_steps
+    from jaxclf.training.step import init_state
 
     program, held, batches = _resident_run(plan)
     plain = dataclasses.replace(program, augment=AugmentConfig(pad=0, flip=False))

@@ -13,7 +13,7 @@ all runs there, in each of three precisions; on a CPU float32 alone, which is wh
 
 The step: uint8 images that are on the device already, the same batch each time, are normalised; forward pass with batch
 statistics, cross-entropy, backward pass, SGD with momentum 0.9 and weight decay 1e-4 on everything. Nothing is
-augmented and nothing dropped out. Ours is `jaxclf.training.step.train_steps` as `jaxclf train` calls it, so it also
+augmented and nothing dropped out. Ours is `jaxclf.training.parallel.train_steps` as `jaxclf train` calls it, so it also
 gathers its batch, sums metrics and looks for infinities. torch's networks are those of experiments/torch_modules.py
 (torchvision's own for ImageNet), its optimiser is SGD(fused=True), its normalisation one multiplication and one
 addition, each the fastest form that torch has; on a GPU cuDNN may try its algorithms (cudnn.benchmark). The variants:
@@ -249,28 +249,27 @@ def read_weights(contestant: Contestant) -> dict[str, np.ndarray]:
 
 
 class JaxTraining:
-    """`jaxclf.training.step.train_steps` on a fixed batch."""
+    """`jaxclf.training.parallel.train_steps` on a fixed batch."""
 
     def __init__(self, contestant: Contestant) -> None:
         """Put weights and batch on the device."""
         import jax
 
-        from jaxclf.config import Config
-        from jaxclf.devices.layout import spread
+        from jaxclf.devices.layout import over_devices
         from jaxclf.models.torch_weights import load_torch
-        from jaxclf.training.parallel import split
         from jaxclf.training.run_directory import cores
         from jaxclf.training.step import init_state
 
         variant = VARIANTS[contestant.variant]
         if variant.cores:
             jax.config.update("jax_num_cpu_devices", cores())
-        layout = spread(None if variant.cores else 1)
+        layout = over_devices(None if variant.cores else 1)
         if contestant.platform == "gpu":
             precise = "highest" if contestant.precision == "float32" else "default"
             jax.config.update("jax_default_matmul_precision", precise)
         self.steps = variant.steps
-        self._program = split(program_of(contestant.network, contestant.precision), Config(), layout)
+        program = program_of(contestant.network, contestant.precision)
+        self._program = dataclasses.replace(program, spread=layout.spread(training=True))
         images, labels = batch_of(contestant)
         # Everything of a state but the weights is zero before the first step, momentum too.
         shapes = jax.eval_shape(lambda: init_state(self._program, images.shape[1:], 0, 0))
@@ -285,7 +284,7 @@ class JaxTraining:
         """Make calls, and wait until the last one is done."""
         import jax
 
-        from jaxclf.training.step import train_steps
+        from jaxclf.training.parallel import train_steps
 
         for _ in range(calls):
             self._state = train_steps(self._program, self._state, *self._batch)

@@ -25,6 +25,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # drawing of a network's start, a fifth longer for a step, and runs no faster; at 0 convolutions take up to ten times as
 # long. XLA_FLAGS= make test runs what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# XLA ends a process whose virtual devices wait 40 s for one another, as they do on a busy machine.
+if "collective_call_terminate_timeout" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 import beartype  # noqa: E402
 import jax  # noqa: E402

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxclf.config import Cluster, Launcher
-from jaxclf.devices.layout import AXIS, Layout
+from jaxclf.devices.layout import AXIS, Layout, lengthen_waits
 from jaxclf.errors import RunError, UsageError
 
 T = TypeVar("T")
@@ -61,10 +61,11 @@ def _make_devices(count: int) -> None:
     """Make virtual devices, should the CPU be what is computed on; other platforms do not read this."""
     if count < 1:
         raise UsageError(f"--devices is {count} but must be at least 1")
+    lengthen_waits()
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             jax.config.update("jax_num_cpu_devices", count)
-        except RuntimeError:  # JAX is in use already, with the devices that it has: layout.spread says if too few
+        except RuntimeError:  # JAX is in use already, with the devices that it has: layout.over_devices says if too few
             return
 
 

@@ -7,9 +7,11 @@ may be, lies whole on all of them.
 
 import dataclasses
 import functools
-from typing import Any
+import os
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -18,6 +20,89 @@ from jaxclf.errors import UsageError
 Tree = Any
 AXIS = "data"
 """Name of the mesh's axis, and of pmap's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """How a compiled step shares its batch among devices. This one is for a single device, which shares nothing."""
+
+    def split(self, rows: jax.Array) -> jax.Array:
+        """Split an array over the devices by its first axis, else by the second, or not at all where neither fits."""
+        return rows
+
+    def whole(self, tree: Tree) -> Tree:
+        """Keep arrays whole on every device."""
+        return tree
+
+    def own(self, key: jax.Array) -> jax.Array:
+        """Return a replica's own key: the first one's is that of a run on one device."""
+        return key
+
+    def mean(self, tree: Tree) -> Tree:
+        """Average arrays over the replicas."""
+        return tree
+
+    def total(self, tree: Tree) -> Tree:
+        """Add arrays up over the replicas."""
+        return tree
+
+    def statistics(self, tree: Tree) -> Tree:
+        """Return the running statistics of BatchNorm that a training step keeps of the replicas' own."""
+        return self.mean(tree)
+
+
+ALONE = Spread()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSpread(Spread):
+    """A step compiled by jit over a mesh: one batch, whose rows lie on the devices."""
+
+    mesh: Mesh
+
+    def split(self, rows: jax.Array) -> jax.Array:
+        """See `Spread`."""
+        fits = (axis for axis in range(min(rows.ndim, 2)) if rows.shape[axis] % self.mesh.size == 0)
+        axis = next(fits, None)
+        spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+        return jax.lax.with_sharding_constraint(rows, NamedSharding(self.mesh, spec))
+
+    def whole(self, tree: Tree) -> Tree:
+        """See `Spread`."""
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaSpread(Spread):
+    """A step compiled by pmap: each device takes its own part of the batch, as in torch's DDP."""
+
+    mesh: Mesh
+    kept: Literal["average", "first"] = "average"
+    """RunConfig.replica_statistics."""
+
+    def own(self, key: jax.Array) -> jax.Array:
+        """See `Spread`."""
+        number = jax.lax.axis_index(AXIS)
+        return jnp.where(number == 0, key, jax.random.fold_in(key, number))
+
+    def mean(self, tree: Tree) -> Tree:
+        """See `Spread`."""
+        return jax.lax.pmean(tree, AXIS)
+
+    def total(self, tree: Tree) -> Tree:
+        """See `Spread`."""
+        return jax.lax.psum(tree, AXIS)
+
+    def statistics(self, tree: Tree) -> Tree:
+        """Return the average, or the statistics of the first replica.
+
+        Running statistics are linear in a batch's and training does not read them, so their average after every step
+        is the average of what each replica would have gathered by itself.
+        """
+        if self.kept == "average":
+            return self.mean(tree)
+        first = jax.lax.axis_index(AXIS) == 0
+        return self.total(jax.tree.map(lambda leaf: jnp.where(first, leaf, 0), tree))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +122,12 @@ class Layout:
     def devices(self) -> int:
         """Number of devices of the run, over all processes."""
         return self.mesh.size
+
+    def spread(self, *, training: bool = False, kept: Literal["average", "first"] = "average") -> Spread:
+        """Return how compiled steps share a batch; `kept` is RunConfig.replica_statistics, for training by pmap."""
+        if self.replicas and training:
+            return ReplicaSpread(self.mesh, kept)
+        return MeshSpread(self.mesh) if self.devices > 1 else ALONE
 
     @functools.cached_property
     def training_mesh(self) -> Mesh:
@@ -92,7 +183,7 @@ def one_device() -> Layout:
     return Layout(Mesh(np.array(jax.local_devices()[:1]), (AXIS,)))
 
 
-def spread(devices: int | None = None, *, replicas: bool = False) -> Layout:
+def over_devices(devices: int | None = None, *, replicas: bool = False) -> Layout:
     """Return the layout over `devices` of each process (None: all), and over all processes that JAX knows of.
 
     Raises:
@@ -108,6 +199,16 @@ def spread(devices: int | None = None, *, replicas: bool = False) -> Layout:
         raise UsageError(f"processes have from {least} to {most} devices; take as many of each with --devices {least}")
     chosen = [device for own in by_process.values() for device in own[:devices]]
     return Layout(Mesh(np.array(chosen), (AXIS,)), jax.process_index(), len(by_process), replicas)
+
+
+def lengthen_waits() -> None:
+    """Let virtual CPU devices wait ten minutes for one another; call it before JAX starts its backend.
+
+    XLA ends a process after 40 s, which a busy machine exceeds. A limit that is set in XLA_FLAGS stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_collective_call_terminate_timeout" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds=600".strip()
 
 
 def check_batch(layout: Layout, name: str, size: int) -> None:

@@ -503,7 +503,7 @@ def _evaluate(setup: Setup, state: TrainState, split: str, session: Session | No
     count, parts, faults = setup.data.sizes[split], [], []
     size = min(setup.config.data.eval_batch_size, count)
     batches = setup.data.eval_batches(split, size + -size % setup.layout.devices)
-    program = dataclasses.replace(setup.program, replicas=None)
+    program = dataclasses.replace(setup.program, spread=setup.layout.spread())
     if setup.layout.training_mesh is not setup.layout.mesh:
         state = setup.layout.whole(state)
     for batch in _or_say_what_is_kept(batches, session):

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jaxclf.config import Config, Loader, validate
 from jaxclf.data import augment, datasets, pipeline
 from jaxclf.data.order import Order
-from jaxclf.devices.layout import Layout, spread
+from jaxclf.devices.layout import Layout, check_batch, over_devices
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier, build
-from jaxclf.training import parallel
 from jaxclf.training.optim import trainable
 from jaxclf.training.progress import Lines
 from jaxclf.training.schedules import Timeline
@@ -94,13 +93,13 @@ def prepare(config: Config, loader: Loader = IN_THREADS, devices: int | None = N
     classes = info.num_classes if config.data.classes is None else min(config.data.classes, info.num_classes)
     # The steps read fixed matrices from the state, so the model they are compiled for needs no seed of its own.
     model = build(config, classes, seed=0)
-    where = spread(devices, replicas=config.run.parallel == "pmap")
+    where = over_devices(devices, replicas=config.run.parallel == "pmap")
     data = pipeline.open_data(config, loader, where, report=Lines())
     order = Order(config.run.seed, data.sizes["train"], config.data.batch_size, config.data.drop_last)
     if order.steps_per_epoch < 1:
         raise UsageError(f"data.batch_size {config.data.batch_size} leaves no whole batch of {order.examples}")
-    parallel.check_layout(config, where, order)
-    program = parallel.split(_program(config, model, order), config, where)
+    _check_layout(config, where, order)
+    program = _program(config, model, order, where)
     _check_shapes(program, data.image_shape)
     one = info.streamed or jax.default_backend() == "cpu"
     return Setup(
@@ -118,7 +117,22 @@ def _fixed_seed(config: Config) -> int:
     return config.run.seed if config.model.head_seed is None else config.model.head_seed
 
 
-def _program(config: Config, model: Classifier, order: Order) -> Program:
+def _check_layout(config: Config, layout: Layout, order: Order) -> None:
+    """Check that the devices can share the batches of a config; `UsageError`, with what they can share."""
+    size, run = config.data.batch_size, config.run
+    check_batch(layout, "data.batch_size", size)
+    if run.parallel == "jit":
+        return
+    if run.replicas not in (None, layout.devices):
+        raise UsageError(f"run.replicas is {run.replicas} but there are {layout.devices} devices; choose by --devices")
+    if (last := order.examples % size) and not order.drop_last and not layout.splits(last):
+        raise UsageError(
+            f"run.parallel is 'pmap', but an epoch's last batch has {last} images, which {layout.devices} devices do "
+            "not divide; leave it out by data.drop_last"
+        )
+
+
+def _program(config: Config, model: Classifier, order: Order, layout: Layout) -> Program:
     mean, std = pipeline.constants(config.data)
     return Program(
         model=model,
@@ -128,11 +142,10 @@ def _program(config: Config, model: Classifier, order: Order) -> Program:
         augment=pipeline.step_augment(config),
         mean=mean,
         std=std,
-        init=config.model.init,
+        model_config=dataclasses.replace(config.model, head_seed=None, weights=None),
         dtype=config.model.dtype,
-        precision=config.model.precision,
-        ghost_batch=config.model.ghost_batch,
         max_loss=config.run.max_loss,
+        spread=layout.spread(training=True, kept=config.run.replica_statistics),
     )
 
 

@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct, traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
+from jaxclf.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
 from jaxclf.data.augment import augment, mix, normalise, views
-from jaxclf.devices.layout import AXIS
+from jaxclf.devices.layout import ALONE, Spread
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.initialisation import initialise
 from jaxclf.models.layers import BatchNorm
@@ -32,6 +31,7 @@ from jaxclf.training.schedules import Timeline
 Tree = Any
 DROPOUT_STREAM, MIXING_STREAM = 2**32 - 1, 2**32 - 2
 """Folded into the seed's key where augmentation folds in the epoch: no epoch has these numbers."""
+PLAIN = ModelConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +46,14 @@ class Program:
     augment: AugmentConfig
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    init: str = "he_uniform"
-    """ModelConfig.init."""
+    model_config: ModelConfig = PLAIN
+    """How the model starts and computes; head_seed and weights, in which runs of one program may differ, are None."""
     dtype: str = "float32"
     """ModelConfig.dtype."""
-    precision: str = "default"
-    """ModelConfig.precision."""
-    ghost_batch: int | None = None
-    """ModelConfig.ghost_batch."""
     max_loss: float | None = None
-    """RunConfig.max_loss."""
-    mesh: Mesh | None = None
-    """The devices that a batch is split over; None: one."""
-    replicas: int | None = None
-    """Training steps are compiled by pmap (parallel.py): each of so many devices takes its own part of the batch."""
-    replica_statistics: str = "average"
-    """RunConfig.replica_statistics."""
+    """RunConfig.max_loss; the section's other fields, the seed among them, change no step."""
+    spread: Spread = ALONE
+    """How steps share a batch among devices."""
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -128,7 +120,7 @@ def init_state(program: Program, image_shape: tuple[int, ...], seed: int, fixed_
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = jax.eval_shape(program.model.init, jax.random.key(0), images)
-    variables = _init_variables(program.model, program.init, image_shape, jax.random.key(seed))
+    variables = _init_variables(program.model, program.model_config.init, image_shape, jax.random.key(seed))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
@@ -163,23 +155,23 @@ def train_step(
     key = jax.random.key(state.seed)
     epoch_key = jax.random.fold_in(key, state.step // program.timeline.steps_per_epoch)
     mixing, dropout = (
-        _own(program, jax.random.fold_in(jax.random.fold_in(key, stream), state.step))
+        program.spread.own(jax.random.fold_in(jax.random.fold_in(key, stream), state.step))
         for stream in (MIXING_STREAM, DROPOUT_STREAM)
     )
     if indices is None:
-        images = _spread(program, images)
+        images = program.spread.split(images)
     else:
-        indices = _spread(program, indices)
+        indices = program.spread.split(indices)
     batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
-    batch, hard = _spread(program, batch), labels if indices is None else labels[indices]
+    batch, hard = program.spread.split(batch), labels if indices is None else labels[indices]
     batch, targets = mix(program.augment, batch, jax.nn.one_hot(hard, program.model.head.num_classes), mixing)
     grads, batch_stats, report = _gradients(program, state.variables, batch, targets, dropout)
-    grads, batch_stats = _over_replicas(program, grads, batch_stats)
+    grads, batch_stats = program.spread.mean(grads), program.spread.statistics(batch_stats)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
     params, step = apply_updates(program.optim, state.params, updates), state.step + 1
     everyone = jnp.ones(len(batch), bool)
     sums = losses.metric_sums(report["logits"], hard, everyone, report["losses"])
-    sums = (jax.lax.psum(sums, AXIS) if program.replicas else sums) | report["terms"]
+    sums = program.spread.total(sums) | report["terms"]
     loss, count = sums["loss"] + sum(report["terms"].values()), sums["count"].astype(jnp.float32)
     good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
     if program.max_loss is not None:
@@ -193,48 +185,7 @@ def train_step(
         sums=jax.tree.map(jnp.add, state.sums, sums),
         bad_step=jnp.where((state.bad_step == 0) & ~good, step, state.bad_step),
     )
-    return _whole(program, state)
-
-
-def _spread(program: Program, rows: jax.Array) -> jax.Array:
-    """Split an array over the devices by its first axis, or by the second, or not at all, as their number allows."""
-    if program.mesh is None or program.replicas:
-        return rows
-    fits = (axis for axis in range(min(rows.ndim, 2)) if rows.shape[axis] % program.mesh.size == 0)
-    axis = next(fits, None)
-    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
-    return jax.lax.with_sharding_constraint(rows, NamedSharding(program.mesh, spec))
-
-
-def _whole(program: Program, tree: Tree) -> Tree:
-    """Keep arrays whole on every device."""
-    if program.mesh is None or program.replicas:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(program.mesh, PartitionSpec()))
-
-
-def _own(program: Program, key: jax.Array) -> jax.Array:
-    """Return a replica's own key: the first one's is that of a run on one device."""
-    if not program.replicas:
-        return key
-    number = jax.lax.axis_index(AXIS)
-    return jnp.where(number == 0, key, jax.random.fold_in(key, number))
-
-
-def _over_replicas(program: Program, grads: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-    """Average gradients over the replicas, and statistics too unless those of the first one are kept.
-
-    Running statistics are linear in a batch's and training does not read them, so their average after every step is
-    the average of what each replica would have gathered by itself.
-    """
-    if not program.replicas:
-        return grads, batch_stats
-    if program.replica_statistics == "first":
-        first = jax.lax.axis_index(AXIS) == 0
-        batch_stats = jax.lax.psum(jax.tree.map(lambda leaf: jnp.where(first, leaf, 0), batch_stats), AXIS)
-    else:
-        batch_stats = jax.lax.pmean(batch_stats, AXIS)
-    return jax.lax.pmean(grads, AXIS), batch_stats
+    return program.spread.whole(state)
 
 
 def apply_model(program: Program, variables: dict[str, Tree], images: jax.Array, **options: Any) -> Any:
@@ -242,9 +193,10 @@ def apply_model(program: Program, variables: dict[str, Tree], images: jax.Array,
 
     Only what BatchNorm owns stays float32 (the modules with a `weight`), as under torch.autocast.
     """
-    if program.precision != "default":
-        with jax.default_matmul_precision(program.precision):
-            return apply_model(dataclasses.replace(program, precision="default"), variables, images, **options)
+    if (precision := program.model_config.precision) != "default":
+        plain = dataclasses.replace(program.model_config, precision="default")
+        with jax.default_matmul_precision(precision):
+            return apply_model(dataclasses.replace(program, model_config=plain), variables, images, **options)
     if program.dtype == "float32":
         return program.model.apply(variables, images, **options)
 
@@ -269,7 +221,7 @@ def _gradients(
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         part, own = slice(start, stop), jax.random.fold_in(rng, number) if number else rng
         share = (stop - start) / count
-        given = (variables, _spread(program, batch[part]), targets[part], own)
+        given = (variables, program.spread.split(batch[part]), targets[part], own)
         grads, (batch_stats, report) = _part_gradient(program, *given, share=share, first=number == 0)
         sums = grads if sums is None else jax.tree.map(jnp.add, sums, grads)
         variables = {**variables, "batch_stats": batch_stats}
@@ -309,7 +261,7 @@ def _train_forward(
 
     Ghost batches are consecutive images; the last one may be smaller. Their statistics are averaged by their sizes.
     """
-    group = program.ghost_batch
+    group = program.model_config.ghost_batch
 
     def forward(part: jax.Array, own: jax.Array) -> tuple[jax.Array, Tree]:
         options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": own}}
@@ -320,7 +272,7 @@ def _train_forward(
         return forward(images, rng)
     count = len(images) // group
     inside, rest = images[: count * group], images[count * group :]
-    groups = _spread(program, inside.reshape(count, group, *images.shape[1:]))
+    groups = program.spread.split(inside.reshape(count, group, *images.shape[1:]))
     keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(jnp.arange(count))
     logits, stats = jax.vmap(forward)(groups, keys)
     logits, stats = logits.reshape(count * group, -1), jax.tree.map(lambda leaf: leaf.mean(0), stats)
@@ -328,7 +280,7 @@ def _train_forward(
         more, other = forward(rest, jax.random.fold_in(rng, count))
         share = len(rest) / len(images)
         logits, stats = jnp.concatenate([logits, more]), jax.tree.map(lambda a, b: a + share * (b - a), stats, other)
-    return _spread(program, logits), stats
+    return program.spread.split(logits), stats
 
 
 def take_steps(
@@ -352,10 +304,6 @@ def take_steps(
     return jax.lax.scan(lambda s, i: (train_step(program, s, images, labels, *i), None), state, both)[0]
 
 
-train_steps = jax.jit(take_steps, static_argnums=0, donate_argnums=1)
-"""`take_steps`, compiled; the state given is consumed."""
-
-
 class Answers(NamedTuple):
     """What was asked and answered of each row of an evaluation batch; -1 where the mask leaves it out."""
 
@@ -374,7 +322,7 @@ def eval_step(
 ) -> tuple[losses.Sums, Answers]:
     """Return masked metric sums and answers of the examples `indices` (None: of all), by the mean logits of views."""
     if indices is not None:
-        indices = _spread(program, indices)
+        indices = program.spread.split(indices)
         images, labels = images[indices], labels[indices]
     shown = views(program.augment, images)  # [v n h w c]
     count = len(images)
@@ -382,7 +330,7 @@ def eval_step(
     logits = apply_model(program, state.evaluated, batch)
     logits = logits.reshape(-1, count, logits.shape[-1]).mean(0) if len(shown) > 1 else logits
     answers = (jnp.where(mask, one.astype(jnp.int32), -1) for one in (labels, logits.argmax(-1)))
-    return _whole(program, (losses.metric_sums(logits, labels, mask), Answers(*answers)))
+    return program.spread.whole((losses.metric_sums(logits, labels, mask), Answers(*answers)))
 
 
 def recalibrate(
@@ -390,28 +338,26 @@ def recalibrate(
     state: TrainState,
     images: UInt8[Array, "m h w c"],
     labels: Int[Array, " m"],
-    indices: Int[Array, " b"] | None,
+    indices: Int[Array, "1 b"] | None,
+    examples: Int[Array, "1 b"] | Int[Array, " b"] | None,
     number: Int[Array, ""],
-    examples: Int[Array, " b"] | None = None,
 ) -> TrainState:
     """Move the BatchNorm statistics that are evaluated to the mean over training batches; `number` counts them from 1.
 
     The parameters stand still, so this is the cumulative mean that BatchNorm(momentum=None) keeps in PyTorch.
     """
+    if indices is not None:
+        indices, examples = indices[0], None if examples is None else examples[0]
     epoch_key = jax.random.fold_in(jax.random.key(state.seed), program.timeline.epochs)
     batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
     old = state.evaluated["batch_stats"]
     blank = {**state.evaluated, "batch_stats": jax.tree.map(jnp.zeros_like, old)}
     rng = jax.random.fold_in(jax.random.key(state.seed), DROPOUT_STREAM)
-    _, updated = _train_forward(program, blank, _spread(program, batch), rng)
-    updated = jax.lax.pmean(updated, AXIS) if program.replicas else updated
+    _, updated = _train_forward(program, blank, program.spread.split(batch), rng)
+    updated = program.spread.mean(updated)
     share = 1 / number.astype(jnp.float32)
     # From zero, one update leaves momentum times the batch's own statistics.
     new = jax.tree.map(lambda a, b: a + share * (b / BatchNorm.momentum - a), old, updated)
     if state.average:
-        return _whole(program, state.replace(average={**state.average, "batch_stats": new}))
-    return _whole(program, state.replace(batch_stats=new))
-
-
-recalibrate_step = jax.jit(recalibrate, static_argnums=0)
-"""`recalibrate`, compiled."""
+        return program.spread.whole(state.replace(average={**state.average, "batch_stats": new}))
+    return program.spread.whole(state.replace(batch_stats=new))

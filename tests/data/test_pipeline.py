@@ -14,8 +14,9 @@ from jaxclf.data import order, pipeline
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
 from jaxclf.training import losses
+from jaxclf.training.parallel import train_steps
 from jaxclf.training.schedules import Timeline
-from jaxclf.training.step import Program, TrainState, eval_step, init_state, train_steps
+from jaxclf.training.step import Program, TrainState, eval_step, init_state
 
 
 @pytest.mark.parametrize(("shape", "size"), [((3, 8, 8, 1), 16), ((2, 32, 32, 3), 20), ((2, 7, 11, 3), 9)])
@@ -72,10 +73,10 @@ def test_four_steps_in_one_call_are_four_steps(setup: Any) -> None:
     program, data, arrays = setup
     program = dataclasses.replace(program, optim=OptimConfig(lr=0.01, milestones=(1,)))
     indices = order.epoch_order(0, 0, len(data.train.labels))[:64].reshape(4, 16)
-    together = train_steps(program, init_state(program, data.image_shape, 0, 0), *arrays["train"], indices)
+    together = train_steps(program, init_state(program, data.image_shape, 0, 0), *arrays["train"], rows=indices)
     single = init_state(program, data.image_shape, 0, 0)
     for row in indices:
-        single = train_steps(program, single, *arrays["train"], row[None])
+        single = train_steps(program, single, *arrays["train"], rows=row[None])
     assert int(together.step) == int(single.step) == 4
     assert int(together.bad_step) == 0
     assert int(together.sums["count"]) == 64
@@ -107,7 +108,7 @@ def test_the_first_step_that_is_not_finite_is_remembered(setup: Any) -> None:
     kernel = state.params["head"]["kernel"].at[0, 0].set(jnp.nan)
     state = state.replace(params=state.params | {"head": state.params["head"] | {"kernel": kernel}})
     for row in np.arange(32, dtype=np.int32).reshape(2, 1, 16):
-        state = train_steps(program, state, *arrays["train"], row)
+        state = train_steps(program, state, *arrays["train"], rows=row)
         assert int(state.bad_step) == 1
 
 

@@ -84,8 +84,8 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
 
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_enable_x64", True)
-    from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
-    from jaxclf.devices.layout import spread
+    from jaxclf.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
+    from jaxclf.devices.layout import over_devices
     from jaxclf.models.classifier import Classifier
     from jaxclf.models.heads import create_head
     from jaxclf.models.layers import BatchNorm, conv
@@ -129,14 +129,13 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
         accumulate: int = 1,
         ghost_batch: int | None = None,
     ) -> dict[str, Any]:
-        layout = spread(devices, replicas=replicas)
+        layout = over_devices(devices, replicas=replicas)
         model = Classifier(Small(), create_head("learned", 5, 8, bias=None, seed=0), dropout=dropout)
         optim = OptimConfig(lr=0.1, weight_decay=1e-3, accumulate=accumulate, clip_norm=1.0)
         drawn = AugmentConfig(**({"pad": 0, "flip": False} | (augment or {})))
         timeline, loss, mean = Timeline(10, 5, 160), LossConfig(l2=1e-4), (0.5, 0.5, 0.5)
-        program = Program(model, optim, timeline, loss, drawn, mean, mean, ghost_batch=ghost_batch)
-        mesh = layout.mesh if layout.devices > 1 else None
-        program = dataclasses.replace(program, mesh=mesh, replicas=layout.devices if replicas else None)
+        given, shared = ModelConfig(ghost_batch=ghost_batch), layout.spread(training=True)
+        program = Program(model, optim, timeline, loss, drawn, mean, mean, model_config=given, spread=shared)
         state = init_state(program, (8, 8, 3), 0, 0)
         state = layout.whole(widened(state), training=True)
         pool_images, pool_labels = layout.whole((images, labels), training=True)
@@ -157,12 +156,17 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
             one = row[None]
             state = parallel.recalibrate_step(program, state, pool_images, pool_labels, one, number, one)
             jax.block_until_ready(state)
-        alone = dataclasses.replace(program, replicas=None)
+        alone = dataclasses.replace(program, spread=layout.spread())
         indices, mask = np.arange(64, dtype=np.int32), np.arange(64) < 50
         tested_images, tested_labels = layout.whole((images, labels))
         sums, answers = eval_step(alone, state, tested_images, tested_labels, indices, mask)
         after = {"recalibrated": state.batch_stats, "tested": sums, "answers": answers._asdict()}
         return flat(before | jax.tree.map(np.asarray, after))
+
+    def drawn_rows(number: int) -> list[np.ndarray]:
+        """Return each seed's rows [1 b] of a step."""
+        each = [np.random.default_rng((seed, number)).permutation(64)[:BATCH] for seed in SEEDS]
+        return [rows.astype(np.int32)[None] for rows in each]
 
     def seeds(*, together: bool) -> dict[str, dict[str, Any]]:
         """Train with an orthogonal head of each seed's own, in that seed's order and draws."""
@@ -170,14 +174,15 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
         drawn, mean = AugmentConfig(pad=1, flip=True, mixup=0.4), (0.5, 0.5, 0.5)
         program = Program(model, OptimConfig(lr=0.1), Timeline(10, 5, 160), LossConfig(), drawn, mean, mean)
         states = [widened(init_state(program, (8, 8, 3), seed, seed)) for seed in SEEDS]
-        for number in range(STEPS):
-            rows = np.stack([np.random.default_rng((seed, number)).permutation(64)[:BATCH] for seed in SEEDS])
-            each = rows.astype(np.int32)[:, None]
-            if together:
-                states = parallel.stacked_steps(program, states, images, labels, each)
-            else:
-                pairs = zip(states, each, strict=True)
-                states = [parallel.train_steps(program, state, images, labels, own, own) for state, own in pairs]
+        if together:
+            stack = jax.tree.map(lambda *each: np.stack(each), *states)
+            for number in range(STEPS):
+                stack = parallel.train_steps(program, stack, images, labels, np.stack(drawn_rows(number)))
+            states = [jax.tree.map(lambda leaf, run=run: leaf[run], stack) for run in range(len(SEEDS))]
+        else:
+            for number in range(STEPS):
+                pairs = zip(states, drawn_rows(number), strict=True)
+                states = [parallel.train_steps(program, state, images, labels, own) for state, own in pairs]
         name = "stacked seed" if together else "seed"
         return {f"{name} {seed}": flat(trained(state)) for seed, state in zip(SEEDS, states, strict=True)}
 

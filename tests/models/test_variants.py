@@ -201,7 +201,8 @@ def test_the_last_conv_is_the_one_that_maps_rebuilds(name: str) -> None:
 
 def kernels(init: str, backbone: str = "resnet8") -> dict[str, np.ndarray]:
     model = create_model(backbone, num_classes=10)
-    program = Program(model, OptimConfig(), Timeline(10, 1, 4), LossConfig(), *UNCHANGED, init=init)
+    section = ModelConfig(**dict[str, Any](init=init))
+    program = Program(model, OptimConfig(), Timeline(10, 1, 4), LossConfig(), *UNCHANGED, model_config=section)
     size = model.backbone.image_size
     flat = traverse_util.flatten_dict(init_state(program, (size, size, 3), 3, 0).params, sep="/")
     return {name: np.asarray(value) for name, value in flat.items()}

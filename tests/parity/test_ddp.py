@@ -65,7 +65,7 @@ def train_torch(rank: int, port: int, out: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def train_ours(statistics: str, out: Path) -> None:
+def train_ours(statistics: Any, out: Path) -> None:
     """Train over two virtual devices from the start that torch left."""
     import jax
     import jax.numpy as jnp
@@ -73,18 +73,18 @@ def train_ours(statistics: str, out: Path) -> None:
     jax.config.update("jax_num_cpu_devices", REPLICAS)
     jax.config.update("jax_enable_x64", True)
     from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
-    from jaxclf.devices.layout import spread
+    from jaxclf.devices.layout import over_devices
     from jaxclf.models.classifier import create_model
     from jaxclf.models.torch_weights import load_torch, to_torch
     from jaxclf.training import losses, parallel
     from jaxclf.training.schedules import Timeline
     from jaxclf.training.step import Program, init_state
 
-    shared, model, layout = single(), create_model("resnet20", num_classes=10), spread(replicas=True)
+    shared, model, layout = single(), create_model("resnet20", num_classes=10), over_devices(replicas=True)
     timeline = Timeline(STEPS, 1, STEPS * shared.BATCH)
     plain = AugmentConfig(pad=0, flip=False)
     program = Program(model, OptimConfig(**RATES), timeline, LossConfig(), plain, shared.MEAN, shared.STD)
-    program = dataclasses.replace(program, mesh=layout.mesh, replicas=layout.devices, replica_statistics=statistics)
+    program = dataclasses.replace(program, spread=layout.spread(training=True, kept=statistics))
     with np.load(out / "start.npz") as file:
         start = load_torch(model, dict(file))
     start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), start)

@@ -1,6 +1,6 @@
 """Twenty steps of SGD on ResNet-20, against a PyTorch written here after akamaster/pytorch_resnet_cifar@d5489e8.
 
-The same start, the same batches, a drop of the learning rate inside; ours is jaxclf.training.step.train_steps itself.
+The same start, the same batches, a drop of the learning rate inside; ours is training.parallel.train_steps itself.
 Distances are relative: max|a - b| / max|b| per tensor, |a / b - 1| for a step's loss.
 
 Training with BatchNorm is chaotic. From the torch start, at rate 0.1, rounding grows tenfold a step: after 20 steps
@@ -35,8 +35,9 @@ from jaxclf.data.pipeline import resize
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.torch_weights import load_torch
 from jaxclf.training import losses
+from jaxclf.training.parallel import train_steps
 from jaxclf.training.schedules import Timeline
-from jaxclf.training.step import Program, TrainState, init_state, train_steps
+from jaxclf.training.step import Program, TrainState, init_state
 
 BATCH, TOLERANCE = 16, 1e-4
 MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)

@@ -32,10 +32,11 @@ from jaxclf.models.torch_weights import load_torch, to_torch
 from jaxclf.report.experiment import Record
 from jaxclf.report.tables import read_records
 from jaxclf.training import loop, losses
+from jaxclf.training.parallel import train_steps
 from jaxclf.training.run_directory import Result, read_config
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.setup import prepare
-from jaxclf.training.step import Program, draw_fixed, init_state, train_steps
+from jaxclf.training.step import Program, draw_fixed, init_state
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, STEPS, TOLERANCE = 16, 20, 1e-4

@@ -14,11 +14,11 @@ import pytest
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from jaxclf.errors import UsageError
 from jaxclf.models import heads, matrices
-from jaxclf.training import loop, setup
+from jaxclf.training import loop, parallel, setup
 from jaxclf.training.loop import evaluate, restore, train
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import prepare
-from jaxclf.training.step import TrainState, eval_step, train_steps
+from jaxclf.training.step import TrainState, eval_step
 
 COLUMNS = ("epoch", "step", "lr", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
 
@@ -225,7 +225,7 @@ def test_environment_names_versions_device_and_commit(finished: tuple[Path, Resu
 
 def programs() -> list[int]:
     """Count the compiled programs of each step."""
-    steps: list[Any] = [train_steps, eval_step]
+    steps: list[Any] = [parallel._take_steps, eval_step]
     return [step._cache_size() for step in steps]
 
 

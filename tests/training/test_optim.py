@@ -11,8 +11,9 @@ from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
 from jaxclf.training.optim import apply_updates, average, decayed, trainable, transformation
+from jaxclf.training.parallel import train_steps
 from jaxclf.training.schedules import Timeline, learning_rate, schedule
-from jaxclf.training.step import Program, init_state, train_steps
+from jaxclf.training.step import Program, init_state
 
 NAMES: Any = ("sgd", "rmsprop", "rmsprop_tf", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "lbfgs")
 SCHEDULES: Any = ("constant", "multistep", "step", "exponential", "linear", "cosine", "polynomial")

@@ -18,9 +18,10 @@ from jaxclf.errors import UsageError
 from jaxclf.models.backbones import list_models
 from jaxclf.models.classifier import create_model
 from jaxclf.training.loop import evaluate, train
+from jaxclf.training.parallel import recalibrate_step
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.setup import prepare
-from jaxclf.training.step import Program, TrainState, apply_model, eval_step, init_state, recalibrate_step, train_step
+from jaxclf.training.step import Program, TrainState, apply_model, eval_step, init_state, train_step
 from jaxclf.training.weights import read
 
 STILL = AugmentConfig(pad=0, flip=False)
@@ -116,8 +117,7 @@ def test_recalibration_is_the_mean_over_batches_whatever_was_there_before() -> N
         _, updated = program.model.apply(blank, batch, train=True, mutable=["batch_stats"])
         own.append(jax.tree.map(lambda leaf: np.asarray(leaf) / 0.1, updated["batch_stats"]))
     for number, rows in enumerate((np.arange(6), np.arange(6, 12)), start=1):
-        indices, count = rows.astype(np.int32), jnp.asarray(number)
-        state = recalibrate_step(program, state, IMAGES[:, :8, :8], LABELS, indices, count)
+        state = recalibrate_step(program, state, IMAGES[:, :8, :8], LABELS, rows.astype(np.int32)[None], number)
     assert far(state.batch_stats, jax.tree.map(lambda a, b: (a + b) / 2, *own)) < 1e-5
 
 
