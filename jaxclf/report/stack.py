@@ -177,7 +177,8 @@ def step_bytes(setup: Setup, count: int) -> int:
     state = setup.init_state()
     batch = next(iter(setup.data.train_batches(setup.order, 0, setup.group)))
     rows = np.stack([batch.rows] * count)
-    step = stacked_leaves.lower(setup.program, [state] * count, batch.images, batch.labels, rows).compile()
+    given = ([jax.tree.leaves(state)] * count, batch.images, batch.labels, rows)
+    step = stacked_leaves.lower(setup.program, jax.tree.structure(state), *given).compile()
     sizes: Any = step.memory_analysis()
     # The new states lie where the old ones were.
     new = sizes.output_size_in_bytes - sizes.alias_size_in_bytes

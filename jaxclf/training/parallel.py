@@ -35,23 +35,22 @@ def stacked_steps(
     program: Program, states: list[TrainState], images: Any, labels: Any, rows: np.ndarray
 ) -> list[TrainState]:
     """Take the steps of r runs by vmap, each on its own rows, int32 [r s b]; the states given are consumed."""
-    structure = jax.tree.structure(states[0])
-    return [jax.tree.unflatten(structure, new) for new in stacked_leaves(program, states, images, labels, rows)]
+    structure, each = jax.tree.structure(states[0]), [jax.tree.leaves(state) for state in states]
+    new = stacked_leaves(program, structure, each, images, labels, rows)
+    return [jax.tree.unflatten(structure, leaves) for leaves in new]
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def stacked_leaves(
-    program: Program, states: list[TrainState], images: Any, labels: Any, rows: Any
+    program: Program, structure: Any, each: list[list[jax.Array]], images: Any, labels: Any, rows: Any
 ) -> list[list[jax.Array]]:
-    """Do what `stacked_steps` does, and return the leaves of the states."""
-    structure = jax.tree.structure(states[0])
+    """Do what `stacked_steps` does on the leaves of states of a structure."""
 
     def take(leaves: list[jax.Array], own: jax.Array) -> list[jax.Array]:
         return jax.tree.leaves(take_steps(program, jax.tree.unflatten(structure, leaves), images, labels, own))
 
-    stack = [jnp.stack(same) for same in zip(*map(jax.tree.leaves, states), strict=True)]
-    new = jax.vmap(take)(stack, rows)
-    return [[leaf[run] for leaf in new] for run in range(len(states))]
+    new = jax.vmap(take)([jnp.stack(same) for same in zip(*each, strict=True)], rows)
+    return [[leaf[run] for leaf in new] for run in range(len(each))]
 
 
 _take_steps = jax.jit(take_steps, static_argnums=0, donate_argnums=1)
