@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 
+CORE = $(addprefix tests/models/test_,heads.py matrices.py layers.py backbones.py) \
+  $(addprefix tests/training/test_,optim.py loop.py resume.py)
 TEST = $(RUN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-newest lint full clean
@@ -18,7 +20,7 @@ test-slow: $(VENV)/.dev
 
 # The core under the newest JAX, which needs a newer Python: make test-newest PYTHON=python3.13 VENV=.venv313
 test-newest: $(VENV)/.dev
-	$(TEST) tests/models tests/training/test_loop.py tests/training/test_optim.py tests/training/test_training_options.py tests/training/test_resume.py
+	$(TEST) $(CORE)
 
 lint: $(VENV)/.dev
 	$(RUN)/ruff format --check .
