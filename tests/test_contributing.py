@@ -29,14 +29,13 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "contributed"
 
 
-def test_the_network_trains_under_every_form_of_last_layer(example: str) -> None:
+def test_the_network_trains_under_every_form_of_last_layer(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """16 -> 10 channels: conv1 432 + 32, conv2 1,440 with `maps`; conv2 2,304 + 32 and a head of 170 without."""
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     entry = importlib.import_module(f"{example}.network").VARIANTS["two_convs_16"]
     assert entry.fields == {"width": 16}
     name = f"{example}.network:TwoConvs16"
-    module = importlib.import_module(f"{example}.network")
-    module.TwoConvs16 = entry
+    monkeypatch.setattr(f"{example}.network.TwoConvs16", entry, raising=False)
     for options, count in (({}, 2970), ({"head": "identity", "maps": 10}, 1904)):
         model = jaxclf.create_model(name, num_classes=10, **options)
         variables = jax.eval_shape(model.init, jax.random.key(0), images)

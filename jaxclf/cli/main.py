@@ -239,12 +239,26 @@ def train(args: Sequence[str]) -> None:
 def _with_recipe(kind: type, prog: str, args: Sequence[str]) -> Any:
     """Parse `kind` with the recipe's config as the default; its other arguments stay required."""
     recipe = next((Path(arg) for arg in args if arg.endswith(".py")), None)
-    config = load(recipe, "get_config")() if recipe else Config()
+    config = _config_of(recipe) if recipe else Config()
     default = [("config", Fields, dataclasses.field(default=config))]
     form = dataclasses.make_dataclass(
         kind.__name__, default, bases=(kind,), namespace={"__doc__": kind.__doc__}, frozen=True
     )
-    return tyro.cli(form, prog=prog, args=args)
+    chosen = tyro.cli(form, prog=prog, args=args)
+    if recipe is None:
+        raise UsageError(f"the recipe is {str(chosen.recipe)!r} but must be a .py file with get_config()")
+    return chosen
+
+
+def _config_of(recipe: Path) -> Config:
+    """Return the config that a recipe file makes; `UsageError` unless it is one, with fields of the right types."""
+    config = load(recipe, "get_config")()
+    if not isinstance(config, Config):
+        raise UsageError(f"{recipe}: get_config() returned {config!r} but must return a Config")
+    try:
+        return Config.from_dict(config.to_dict())
+    except UsageError as error:
+        raise UsageError(f"{recipe}: {error}") from error
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -272,7 +286,7 @@ def table(args: Sequence[str]) -> None:
 def sweep(args: Sequence[str]) -> None:
     """Run `jaxclf sweep`."""
     chosen, overrides = tyro.cli(Sweep, prog="jaxclf sweep", args=args, return_unknown_args=True)
-    base = _override("jaxclf sweep", load(chosen.recipe, "get_config")(), overrides)
+    base = _override("jaxclf sweep", _config_of(chosen.recipe), overrides)
     grid, seeds = parse_grid(chosen.grid, base), parse_seeds(chosen.seeds)
     whole = sweep_table(chosen.recipe.stem, base, grid, seeds, overrides=overrides)
     check(whole)
@@ -409,6 +423,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     _cache_compilations()
     with warnings.catch_warnings():
+        # Another process may have been killed while it wrote the entry; the program is compiled again.
+        warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
         warnings.showwarning = lambda message, *_, **__: print(f"jaxclf: warning: {message}", file=sys.stderr)
         code = _run(args)
     if code and cluster.joined():

@@ -181,3 +181,55 @@ def test_an_interrupt_that_no_run_hears_is_one_line(
     monkeypatch.setitem(cli.COMMANDS, "data", interrupted)
     assert main(["data"]) == 130
     assert capsys.readouterr().err == "jaxclf: interrupted; the same command goes on from the last checkpoint\n"
+
+
+@pytest.mark.parametrize("recipe", ["configs/digits", "imagenet_resnet18", "/does/not/exist", ""])
+def test_a_recipe_that_is_no_python_file_is_refused(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", recipe, "--workdir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("jaxclf: the recipe is '")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("made", ["None", "{}"])
+def test_a_recipe_that_returns_no_config_is_refused(
+    made: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipes" / "wrong.py"
+    recipe.parent.mkdir()
+    recipe.write_text(f"def get_config():\n    return {made}\n")
+    assert main(["train", str(recipe), "--workdir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == f"jaxclf: {recipe}: get_config() returned {made} but must return a Config\n"
+
+
+def test_fields_of_a_recipe_are_checked_as_those_of_json(tmp_path: Path) -> None:
+    """In a process of its own: here every call of the package is checked already."""
+    recipe = tmp_path / "recipes" / "wrong.py"
+    recipe.parent.mkdir()
+    recipe.write_text("from jaxclf.config import Config\n\ndef get_config():\n    return Config(optim=3)\n")
+    command = [sys.executable, "-m", "jaxclf", "train", str(recipe), "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"jaxclf: {recipe}: config optim is 3 but must be fields with values\n"
+
+
+@pytest.mark.slow
+def test_truncated_entries_of_the_compilation_cache_are_compiled_again(tmp_path: Path) -> None:
+    """As a process leaves them that is killed while it writes."""
+    recipe, cache = tmp_path / "recipes" / "tiny.py", tmp_path / "cache"
+    recipe.parent.mkdir()
+    recipe.write_text(RECIPE.replace('"resnet8"', '"tests.tiny:Tiny"'))
+    ended = []
+    for name in ("whole", "truncated"):
+        command = [sys.executable, "-m", "jaxclf", "train", str(recipe), "--workdir", str(tmp_path / name)]
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0
+        assert "warning" not in done.stderr
+        ended.append(json.loads((tmp_path / name / "result.json").read_text())["sha256"])
+        entries = [file for file in cache.iterdir() if file.name.endswith("-cache")]
+        assert entries
+        for file in entries:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert ended[0] == ended[1]

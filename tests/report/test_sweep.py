@@ -76,7 +76,7 @@ def test_values_get_the_types_of_their_fields() -> None:
         (["optim.lr=0.1,fast"], "config field optim.lr is 'fast' but must be float"),
         (["run.epochs=1.5"], "config field run.epochs is 1.5 but must be int"),
         (["augment.flip=1"], "config field augment.flip is 1 but must be bool"),
-        (["optim.milestones=[1,x]"], "config field optim.milestones is '[1,x]' but must be tuple"),
+        (["optim.milestones=[1,x]"], "config field optim.milestones is '[1,x]' but must be tuple[int, ...]"),
     ],
 )
 def test_what_is_no_grid_is_refused(axes: Sequence[str], message: str) -> None:

@@ -43,7 +43,7 @@ import dataclasses, json, pathlib
 from jaxclf.config import Config
 
 def get_config():
-    return Config.from_json((pathlib.Path(__file__).parent.parent / "tiny.json").read_text())
+    return Config.from_json((pathlib.Path(__file__).parent / "tiny.json").read_text())
 """
 
 
