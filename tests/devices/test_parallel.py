@@ -175,10 +175,8 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
         program = Program(model, OptimConfig(lr=0.1), Timeline(10, 5, 160), LossConfig(), drawn, mean, mean)
         states = [widened(init_state(program, (8, 8, 3), seed, seed)) for seed in SEEDS]
         if together:
-            stack = jax.tree.map(lambda *each: np.stack(each), *states)
             for number in range(STEPS):
-                stack = parallel.train_steps(program, stack, images, labels, np.stack(drawn_rows(number)))
-            states = [jax.tree.map(lambda leaf, run=run: leaf[run], stack) for run in range(len(SEEDS))]
+                states = parallel.stacked_steps(program, states, images, labels, np.stack(drawn_rows(number)))
         else:
             for number in range(STEPS):
                 pairs = zip(states, drawn_rows(number), strict=True)
