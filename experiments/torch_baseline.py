@@ -42,7 +42,7 @@ from jaxclf.report.experiment import Record, evaluated_on
 from jaxclf.training import losses
 from jaxclf.training.loop import Evaluation
 from jaxclf.training.run_directory import Result, RunDirectory, environment, per_class
-from jaxclf.training.setup import Setup, prepare
+from jaxclf.training.setup import Setup, set_up
 from jaxclf.training.step import MIXING_STREAM, Program
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def train(config: Config, workdir: Path, label: str, say: Callable[[str], None] 
     for name in ("result.json", "checkpoints"):
         if (workdir / name).exists():
             raise UsageError(f"{workdir} has {name} already; choose another --workdir")
-    with prepare(config) as setup, RunDirectory(workdir, config) as directory:
+    with set_up(config) as setup, RunDirectory(workdir, config) as directory:
         twin = start(setup)
         facts = environment() | {"implementation": "torch", "torch": importlib.import_module("torch").__version__}
         directory.write("environment.json", json.dumps(facts, indent=2) + "\n")

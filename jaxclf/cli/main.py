@@ -30,7 +30,7 @@ from jaxclf.tools import predict as prediction
 from jaxclf.training import loop, weights
 from jaxclf.training.progress import Lines
 from jaxclf.training.run_directory import Result, read_config
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 
 USAGE = """usage: jaxclf COMMAND ...
 
@@ -390,7 +390,7 @@ def _data(chosen: Data) -> Iterator[str]:
         config = throughput.bench_config(
             name, data_dir=where, image_size=chosen.image_size, batch_size=chosen.batch_size, backbone=chosen.backbone
         )
-        with prepare(config, chosen.loader) as setup:
+        with set_up(config, chosen.loader) as setup:
             yield from throughput.measure(
                 *(config, setup.program, setup.data, setup.order, setup.init_state),
                 group=setup.group,

@@ -40,7 +40,7 @@ from jaxclf.errors import RunError, Stopped, UsageError
 from jaxclf.training.checkpoint import first_line
 from jaxclf.training.loop import train
 from jaxclf.training.run_directory import cores
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 
 LOSSES = 5
 """A run that loses this many workers is given up: it may be what ends them, as one that needs too much memory is."""
@@ -215,7 +215,7 @@ def _first(ray: Any, options: dict[str, Any], config: Config) -> str | None:
 def _find_fault(config: str) -> str | None:
     """Return what is wrong with a config, as JSON, before anything is compiled."""
     try:
-        prepare(Config.from_json(config)).data.close()
+        set_up(Config.from_json(config)).data.close()
     except UsageError as error:
         return str(error)
     return None

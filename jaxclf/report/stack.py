@@ -24,7 +24,7 @@ from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.loop import A_HEARTBEAT, Session, opened, run_all
 from jaxclf.training.parallel import stacked_leaves, train_steps
 from jaxclf.training.run_directory import Result, RunDirectory
-from jaxclf.training.setup import Setup, prepare
+from jaxclf.training.setup import Setup, set_up
 from jaxclf.training.step import TrainState
 
 TIMED = 5
@@ -99,7 +99,7 @@ def train_stacked(configs: Sequence[Config], workdirs: Sequence[str | os.PathLik
 
 
 def _one_device(config: Config) -> Setup:
-    setup = prepare(config, devices=1)
+    setup = set_up(config, devices=1)
     if (hosts := setup.layout.hosts) > 1:
         raise UsageError(f"stacked runs take one device of one process, but {hosts} processes share this run")
     return setup

@@ -25,7 +25,7 @@ from jaxclf.report.ray_executor import RayCluster, Run, train_on_ray
 from jaxclf.report.stack import but_for_seeds, room, train_stacked
 from jaxclf.training.loop import restore, train
 from jaxclf.training.run_directory import Result, RunDirectory
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 
 Override = Callable[[Config], Config]
 
@@ -141,7 +141,7 @@ def _check(request: Request) -> None:
 
 def _complete_here(pending: Sequence[Job], request: Request, command: Sequence[str]) -> None:
     for job in pending[:1]:
-        prepare(job.config)  # a fault that all runs share is said once, before any process starts
+        set_up(job.config)  # a fault that all runs share is said once, before any process starts
     jobs = request.jobs or 1
     if jobs > 1 and len({job.row.label for job in pending}) > 1:
         part = [*command, "--workdir", str(request.workdir), "--no-render", "--rows"]
@@ -316,7 +316,7 @@ def _confusions(finished: Sequence[Job]) -> tuple[tuple[str, ...], dict[str, np.
 
 def _class_maps(job: Job, count: int = 6) -> page.ClassMaps:
     """Return the class maps of a few test images under the run's last checkpoint."""
-    setup = prepare(job.config)
+    setup = set_up(job.config)
     with RunDirectory(job.directory, job.config, create=False) as directory:
         state = restore(setup, directory)
     with np.load(job.directory / "predictions.npz") as file:

@@ -27,7 +27,7 @@ from jaxclf.training.parallel import recalibrate_step, stacked_steps, train_step
 from jaxclf.training.progress import Progress
 from jaxclf.training.run_directory import Result, RunDirectory, per_class
 from jaxclf.training.schedules import learning_rate
-from jaxclf.training.setup import IN_THREADS, Setup, prepare
+from jaxclf.training.setup import IN_THREADS, Setup, set_up
 from jaxclf.training.step import Program, TrainState, eval_step
 from jaxclf.training.watch import Watch, check
 from jaxclf.training.weights import read_state_dict
@@ -142,7 +142,7 @@ def train(
     """
     together(lambda: check(watching))
     with (
-        together(lambda: prepare(config, loader, devices)) as setup,
+        together(lambda: set_up(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, layout=setup.layout)) as directory,
     ):
         if (done := together(directory.result)) is not None:
@@ -264,7 +264,7 @@ def evaluate(
     Raises `UsageError` for a directory without checkpoints and for one of another config.
     """
     with (
-        together(lambda: prepare(config, loader, devices)) as setup,
+        together(lambda: set_up(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, create=False, layout=setup.layout)) as directory,
     ):
         state = restore(setup, directory, checkpoint=checkpoint)

@@ -82,7 +82,7 @@ class Setup:
         self.data.close()
 
 
-def prepare(config: Config, loader: Loader = IN_THREADS, devices: int | None = None) -> Setup:
+def set_up(config: Config, loader: Loader = IN_THREADS, devices: int | None = None) -> Setup:
     """Check a config against data, model and devices and open the data; every fault is a `UsageError`.
 
     `devices` is how many of each process's devices are used, None for all.

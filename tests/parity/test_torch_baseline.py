@@ -35,7 +35,7 @@ from jaxclf.training import loop, losses
 from jaxclf.training.parallel import train_steps
 from jaxclf.training.run_directory import Result, read_config
 from jaxclf.training.schedules import Timeline
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 from jaxclf.training.step import Program, draw_fixed, init_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -298,7 +298,7 @@ SMALL = Config(
 
 
 def test_the_twin_starts_and_augments_as_the_run_does(twins: Any) -> None:
-    setup = prepare(SMALL)
+    setup = set_up(SMALL)
     assert isinstance(setup.data, pipeline.Resident)
     twin, state, history = twins.start(setup), setup.init_state(), []
     for (step, _, pixels, targets), _ in zip(twins.batches(setup, 0), range(5), strict=False):

@@ -24,7 +24,7 @@ from jaxclf.errors import UsageError
 from jaxclf.training import loop
 from jaxclf.training.optim import transformation
 from jaxclf.training.schedules import Timeline, learning_rate
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -463,7 +463,7 @@ def test_folder_takes_images_of_ones_own_by_flag(
     (config,) = given
     assert config.augment == get("folder").augment
     assert config.optim == get("folder").optim
-    with prepare(config) as setup:
+    with set_up(config) as setup:
         assert setup.data.sizes == {"train": 32, "test": 12}
         assert setup.data.class_names == ("ant", "bee", "cat", "dog")
         assert setup.data.image_shape == (24, 24, 3)

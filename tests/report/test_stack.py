@@ -16,7 +16,7 @@ from jaxclf.report import stack
 from jaxclf.report.stack import check_stack, room, step_bytes, train_stacked
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.run_directory import RunDirectory
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 
 
 def config(seed: int, epochs: int = 1, head_seed: int | None = None, **run: Any) -> Config:
@@ -57,7 +57,7 @@ def test_seeds_of_runs_and_of_heads_may_differ() -> None:
 
 def test_runs_at_different_steps_are_named_and_nothing_of_them_is_lost(tmp_path: Path) -> None:
     """Run 1 is two checkpoints ahead, which is more than a kill leaves of a stack."""
-    with prepare(config(0)) as setup:
+    with set_up(config(0)) as setup:
         state = setup.init_state()
     with RunDirectory(tmp_path / "1", config(1), stacked=2), Checkpoints(tmp_path / "1" / "checkpoints") as checkpoints:
         for step in (5, 10):
@@ -81,7 +81,7 @@ def test_as_many_are_stacked_as_the_device_has_room_for(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_the_memory_of_a_step_grows_with_the_runs() -> None:
-    with prepare(config(0)) as setup:
+    with set_up(config(0)) as setup:
         images = sum(part.nbytes for part in pipeline.load(config(0).data).arrays["train"])
         one, two = (step_bytes(setup, count) - images for count in (1, 2))
     assert 1.8 < two / one < 2.2

@@ -14,7 +14,7 @@ from jaxclf.errors import UsageError
 from jaxclf.report import tables
 from jaxclf.report.experiment import Table
 from jaxclf.report.sweep import CHANGES, check, draw, outline, parse_grid, parse_seeds, sweep_table, timeline
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 
 BASE = Config(
     data=DataConfig(batch_size=64, drop_last=True),
@@ -290,7 +290,7 @@ def test_many_changes_are_counted() -> None:
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 def test_timeline_is_the_runs_own(validation: float) -> None:
     config = with_section("data", validation=validation)
-    assert timeline(config) == prepare(config).program.timeline
+    assert timeline(config) == set_up(config).program.timeline
 
 
 def test_a_constant_rate_fills_the_picture_and_zero_leaves_it_empty() -> None:

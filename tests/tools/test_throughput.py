@@ -16,7 +16,7 @@ from jaxclf.cli.main import main
 from jaxclf.config import Loader
 from jaxclf.tools import throughput
 from jaxclf.tools.throughput import rate, stream_verdict
-from jaxclf.training.setup import IN_THREADS, Setup, prepare
+from jaxclf.training.setup import IN_THREADS, Setup, set_up
 
 TINY = ("--seconds", "0.1", "--backbone", "resnet8", "--batch-size", "8", "--image-size", "24")
 STAGES = ["read", "decode", "transform", "transfer", "stream", "step"]
@@ -80,7 +80,7 @@ def test_a_set_without_test_images_is_measured(tiny_imagenet: Path, tmp_path: Pa
     config = throughput.bench_config(
         "synthetic_imagenet", data_dir=str(copy), image_size=24, batch_size=8, backbone="resnet8"
     )
-    with prepare(config) as setup:
+    with set_up(config) as setup:
         lines = itertools.islice(measured(setup), 6)
         assert [*rates(lines)] == STAGES[:5]
 
@@ -106,7 +106,7 @@ def test_nothing_is_left_when_it_ends_or_is_left_early(loader: Loader, photo_fol
     config = throughput.bench_config(f"folder:{photo_folder}", image_size=24, batch_size=8, backbone="resnet8")
     threads = set(threading.enumerate())
     for count in (8, 6):  # all; as far as the stream
-        with prepare(config, loader) as setup:
+        with set_up(config, loader) as setup:
             lines = measured(setup, loader)
             for _ in range(count):
                 next(lines)

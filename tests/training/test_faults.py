@@ -24,7 +24,7 @@ from jaxclf.training import loop
 from jaxclf.training.checkpoint import Checkpoints, first_line
 from jaxclf.training.loop import restore
 from jaxclf.training.run_directory import Result, RunDirectory
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 from jaxclf.training.step import TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -352,7 +352,7 @@ def test_divergence_stops_with_its_step_and_keeps_a_good_checkpoint(
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     config = Config.from_json((tmp_path / "config.json").read_text())
     with RunDirectory(tmp_path, config, create=False) as directory:
-        state = restore(prepare(config), directory)
+        state = restore(set_up(config), directory)
     assert int(state.step) == 21
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.opt_state)))
     assert main(["eval", "--workdir", str(tmp_path)]) == 0

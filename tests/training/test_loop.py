@@ -17,7 +17,7 @@ from jaxclf.models import heads, matrices
 from jaxclf.training import loop, parallel, setup
 from jaxclf.training.loop import evaluate, restore, train
 from jaxclf.training.run_directory import Result, RunDirectory
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 from jaxclf.training.step import TrainState, eval_step
 
 COLUMNS = ("epoch", "step", "lr", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
@@ -47,7 +47,7 @@ def rows_of(workdir: Path) -> list[dict[str, float]]:
 
 def state_of(given: Config, workdir: Path) -> TrainState:
     with RunDirectory(workdir, given, create=False) as directory:
-        return restore(prepare(given), directory)
+        return restore(set_up(given), directory)
 
 
 def test_result_of_a_small_run(finished: tuple[Path, Result]) -> None:
@@ -80,7 +80,7 @@ def test_result_of_a_small_run(finished: tuple[Path, Result]) -> None:
     ids=lambda value: value.model.head if isinstance(value, Config) else "",
 )
 def test_parameters_are_counted_by_collection(given: Config, trainable: int, fixed: int, statistics: int) -> None:
-    state = prepare(given).init_state()
+    state = set_up(given).init_state()
     counts = [sum(leaf.size for leaf in jax.tree.leaves(t)) for t in (state.params, state.fixed, state.batch_stats)]
     assert counts == [trainable, fixed, statistics]
 
@@ -246,7 +246,7 @@ def test_other_seed_gives_another_result_and_another_matrix(finished: tuple[Path
 
 def test_head_seed_fixes_the_matrix_alone() -> None:
     def start(*, seed: int, head_seed: int | None = None) -> TrainState:
-        return prepare(config(seed=seed, head_seed=head_seed)).init_state()
+        return set_up(config(seed=seed, head_seed=head_seed)).init_state()
 
     def equal(a, b) -> bool:
         return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
@@ -282,7 +282,7 @@ def stored_names(workdir: Path, step: int) -> str:
 )
 def test_fixed_matrices_are_the_same_bits_after_training(head: str, tmp_path: Path) -> None:
     given = config(head, epochs=1)
-    before = jax.device_get(prepare(given).init_state().fixed)
+    before = jax.device_get(set_up(given).init_state().fixed)
     train(given, tmp_path, quiet=True)
     after = jax.device_get(state_of(given, tmp_path).fixed)
     assert jax.tree.structure(before) == jax.tree.structure(after)

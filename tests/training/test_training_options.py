@@ -20,7 +20,7 @@ from jaxclf.models.classifier import create_model
 from jaxclf.training.loop import evaluate, train
 from jaxclf.training.parallel import recalibrate_step
 from jaxclf.training.schedules import Timeline
-from jaxclf.training.setup import prepare
+from jaxclf.training.setup import set_up
 from jaxclf.training.step import Program, TrainState, apply_model, eval_step, init_state, train_step
 from jaxclf.training.weights import read
 
@@ -261,4 +261,4 @@ def test_options_that_do_not_fit_images_or_network_are_refused_before_any_compil
     parts: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(UsageError, match=text):
-        prepare(held_out(**parts))
+        set_up(held_out(**parts))
