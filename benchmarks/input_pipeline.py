@@ -191,11 +191,14 @@ def stream(plan: Plan, which: str, pixels: str = "exact", workers: int = 0) -> I
     import jax
 
     from jaxclf.config import Loader
+    from jaxclf.data.datasets import resolve
     from jaxclf.data.order import Order
     from jaxclf.data.stream import Stream
 
     loader = Loader(workers=workers, threads=1 if workers else len(plan.cores))
-    opened = Stream(*configs(plan, which, pixels), loader)
+    data, augment = configs(plan, which, pixels)
+    dataset: Any = resolve(data)
+    opened = Stream(dataset, augment, loader)
     order = Order(0, opened.sizes["train"], plan.batch_size(which), drop_last=True)
     try:
         for epoch in itertools.count():
@@ -220,7 +223,7 @@ def resident(plan: Plan) -> Iterator[int]:
 def _resident_run(plan: Plan) -> tuple[Any, Any, Iterator[Any]]:
     """Return ResNet-20's program on the small images, the images, and endless batches of them."""
     from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig
-    from jaxclf.data.datasets import Split
+    from jaxclf.data.datasets import Images
     from jaxclf.data.order import Order
     from jaxclf.data.pipeline import Resident
     from jaxclf.models.classifier import build
@@ -229,8 +232,8 @@ def _resident_run(plan: Plan) -> tuple[Any, Any, Iterator[Any]]:
 
     data = DataConfig(batch_size=plan.small_batch, drop_last=True)
     config = Config(data, AugmentConfig(pad=PAD), ModelConfig("resnet20"))
-    split = Split(*small_images(plan))
-    held = Resident(tuple(map(str, range(CLASSES))), MEAN, STD, split, split)
+    split = Images(*small_images(plan))
+    held = Resident(tuple(map(str, range(CLASSES))), MEAN, STD, {"train": split, "test": split})
     order = Order(0, plan.small_images, plan.small_batch, drop_last=True)
     timeline = Timeline(order.steps_per_epoch, config.run.epochs, order.examples)
     model = build(config, CLASSES, seed=0)
@@ -466,10 +469,10 @@ def pixel_pairs(plan: Plan) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]
     import jax
     import jax.numpy as jnp
 
-    from jaxclf.config import Loader
     from jaxclf.data.augment import crop_flip, draw_crop
+    from jaxclf.data.datasets import resolve
     from jaxclf.data.order import example_rng
-    from jaxclf.data.stream import Stream, test_transform, training_transform
+    from jaxclf.data.stream import test_transform, training_transform
     from jaxclf.errors import UsageError
 
     with warnings.catch_warnings():
@@ -477,7 +480,8 @@ def pixel_pairs(plan: Plan) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]
         vision = import_torchvision()
     functional, compose = vision.transforms.functional, vision.transforms.Compose
     data, augment = configs(plan, "imagenet")
-    source = Stream(data, augment, Loader()).sources["train"]
+    dataset: Any = resolve(data)
+    source = dataset.sources()["train"]
     folder = vision.datasets.ImageFolder(plan.folder / "train")
     records = sorted(hashlib.sha256(source[number].data).digest() for number in range(len(source)))
     if records != sorted(hashlib.sha256(Path(file).read_bytes()).digest() for file, _ in folder.samples):

@@ -25,6 +25,13 @@ class Stopped(RunError):
     """
 
 
+def one_line(reason: object) -> str:
+    """Return a text, or an exception's type and text, as one line."""
+    if isinstance(reason, Exception):
+        reason = f"{type(reason).__name__}: {str(reason).strip()}"
+    return " ".join(str(reason).split())
+
+
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
     """Return the error for a name that is not in a table, nearest valid names first.
 

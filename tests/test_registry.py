@@ -1,4 +1,4 @@
-"""Networks and heads of others, by package.module:Name and by entry points."""
+"""Networks, heads and data sets of others, by package.module:Name and by entry points."""
 
 import dataclasses
 import importlib.metadata
@@ -8,10 +8,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxclf
-from jaxclf.config import ModelConfig
+from jaxclf.config import AugmentConfig, DataConfig, Loader, ModelConfig
+from jaxclf.data.datasets import Images, ResidentSet, resolve
+from jaxclf.data.facts import RESIDENT
+from jaxclf.data.pipeline import open_data
 from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.heads import HeadEntry, Learned
@@ -26,6 +30,17 @@ class Unfinished(Backbone):
 
 class Scaled(Learned):
     """A head of somebody else's."""
+
+
+class Blank(ResidentSet):
+    facts = RESIDENT["digits"]
+
+    def read(self, split: str) -> Images:
+        return Images(np.zeros((10, 8, 8, 1), np.uint8), np.arange(10, dtype=np.int32))
+
+
+class Unread(ResidentSet):
+    facts = RESIDENT["digits"]
 
 
 WIDE, UNBIASED = Variant(Tiny, {"maps": 12}), HeadEntry(Scaled, None, bias=False)
@@ -61,6 +76,19 @@ def test_what_is_no_head_is_refused() -> None:
         jaxclf.create_model("resnet8", num_classes=5, head="tests.tiny:Tiny")
 
 
+def test_a_data_set_is_opened_as_its_config_asks() -> None:
+    data = open_data(resolve(DataConfig(f"{__name__}:Blank", classes=3, image_size=4)), AugmentConfig(), Loader())
+    assert (data.class_names, data.image_shape, data.sizes) == (("0", "1", "2"), (4, 4, 1), {"train": 3, "test": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("tests.tiny:Tiny", "subclass of .*ResidentSet or Str"), (f"{__name__}:Unread", "define read")]
+)
+def test_what_is_no_data_set_is_refused(name: str, text: str) -> None:
+    with pytest.raises(UsageError, match=rf"^data set '{name}' cannot be used: .*{text}"):
+        resolve(DataConfig(name))
+
+
 def test_entry_points_are_listed_and_built_and_do_not_replace_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [
         importlib.metadata.EntryPoint(name, f"{__name__}:{value}", group)
@@ -68,6 +96,7 @@ def test_entry_points_are_listed_and_built_and_do_not_replace_ours(monkeypatch: 
             ("jaxclf.backbones", "wide", "WIDE"),
             ("jaxclf.backbones", "resnet8", "WIDE"),
             ("jaxclf.heads", "unbiased", "UNBIASED"),
+            ("jaxclf.datasets", "blank", "Blank"),
         )
     ]
     installed = importlib.metadata.EntryPoints(points)
@@ -75,6 +104,7 @@ def test_entry_points_are_listed_and_built_and_do_not_replace_ours(monkeypatch: 
     assert jaxclf.list_models("w*") == ["wide"]
     assert jaxclf.list_models().count("resnet8") == 1
     assert jaxclf.list_heads()[-1] == "unbiased"
+    assert isinstance(resolve(DataConfig("blank")), Blank)
     model = jaxclf.create_model("wide", num_classes=5, head="unbiased")
     assert (model.backbone.features, model.head.bias) == (12, False)
     assert jaxclf.create_model("resnet8", num_classes=5).backbone.features == 64

@@ -16,7 +16,7 @@ import rich.console
 import rich.table
 import tyro
 
-from jaxclf.config import Cluster, Config, Loader, Watching
+from jaxclf.config import Cluster, Config, DataConfig, Loader, Watching
 from jaxclf.data import datasets
 from jaxclf.devices import cluster
 from jaxclf.errors import RunError, Stopped, UsageError, unknown
@@ -24,7 +24,7 @@ from jaxclf.models.classifier import create_model
 from jaxclf.models.count import count
 from jaxclf.report import tables
 from jaxclf.report.experiment import CountTable, Table
-from jaxclf.report.sweep import check, outline, parse_grid, parse_seeds, sweep_table
+from jaxclf.report.sweep import check_rows, outline, parse_grid, parse_seeds, sweep_table
 from jaxclf.tools import inspection, preparation, throughput, verification
 from jaxclf.tools import predict as prediction
 from jaxclf.training import loop, weights
@@ -289,7 +289,7 @@ def sweep(args: Sequence[str]) -> None:
     base = _override("jaxclf sweep", _config_of(chosen.recipe), overrides)
     grid, seeds = parse_grid(chosen.grid, base), parse_seeds(chosen.seeds)
     whole = sweep_table(chosen.recipe.stem, base, grid, seeds, overrides=overrides)
-    check(whole)
+    check_rows(whole)
     everything = tables.jobs(whole, chosen.request.workdir)
     command = [*COMMAND, "sweep", str(chosen.recipe), "--grid", *chosen.grid, "--seeds", chosen.seeds, *overrides]
     tables.complete(whole, everything, chosen.request, command, root=chosen.recipe.parent)
@@ -398,7 +398,8 @@ def _data(chosen: Data) -> Iterator[str]:
                 seconds=chosen.seconds,
             )
     elif name.startswith(datasets.FOLDER):
-        yield f"{datasets.info(name).source}: nothing has to be prepared, folders are read as they are"
+        source = datasets.resolve(DataConfig(name)).facts.source
+        yield f"{source}: nothing has to be prepared, folders are read as they are"
     else:
         yield str(preparation.prepare(name, data_dir=where, downloads=chosen.downloads, report=Lines()))
 

@@ -54,7 +54,8 @@ class DataConfig:
     """Which images, in which batches."""
 
     dataset: str = "digits"
-    """Name of a data set (`jaxclf data list`), of any image classification set of TFDS, or folder:PATH."""
+    """Name of a data set (`jaxclf data list`), of any image classification set of TFDS, folder:PATH, or
+    package.module:Name of a class of yours."""
     classes: Annotated[int, at_least(2)] | None = None
     """Keep only the first N classes (and their images); None keeps all."""
     data_dir: str | None = None

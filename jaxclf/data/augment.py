@@ -1,7 +1,7 @@
 """Augmentation of a batch inside the compiled step: a pure function of the epoch's key and the examples' indices.
 
-Each random part is a `draw_*`, which returns what is drawn, and an `apply_*`, which takes it. What `draw_*` returns is
-distributed as in torchvision 0.28, and what `apply_*` makes of it is what torchvision makes of it.
+Each random part is a `draw_*`, which returns random numbers, and an `apply_*`, which takes them. The numbers are
+distributed as in torchvision 0.28, and the image for given numbers is torchvision's.
 """
 
 import math
@@ -81,7 +81,7 @@ def _check_channels(config: AugmentConfig, channels: int) -> None:
 
 
 class Crop(NamedTuple):
-    """What RandomCrop and RandomHorizontalFlip draw for one image."""
+    """Random numbers of RandomCrop and RandomHorizontalFlip for one image."""
 
     offset: Int[Array, "2"]
     """Rows and columns that the crop lies below and right of the image, from -pad to pad."""
@@ -272,7 +272,7 @@ def apply_cutmix(
 
 
 def views(config: AugmentConfig, images: UInt8[Array, "n h w c"]) -> UInt8[Array, "v n i j c"]:
-    """Return what a test image is seen as: itself; also mirrored; or its crops, in the order of Five- and TenCrop.
+    """Return the views of test images: themselves; also mirrored; or their crops, in the order of Five- and TenCrop.
 
     Crops are square: top left, top right, bottom left, bottom right, centre, then those of the mirrored image. Without
     `test_crop` their side is 7/8 of the shorter side, rounded down.

@@ -18,7 +18,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 class Jitter(NamedTuple):
-    """What ColorJitter draws for one image."""
+    """Random numbers of ColorJitter for one image."""
 
     order: Int[Array, " k"]
     """The operations that are on, first one first."""

@@ -1,455 +1,382 @@
-"""The data sets: tables of facts, and reading the small ones into memory.
+"""Data sets as objects: `resolve` makes one of a config, and everything that needs facts or images takes it.
 
-A set of the table `DATASETS` has images of one size and is resident: `load` reads it, without TensorFlow, from what
-TFDS prepared (preparation.py) or from this package. All others are streamed (sources.py): those of `STREAMED`, any
-image classification set that TFDS knows by name, and folders.
+A resident set has images of one size, which are read into memory before a run. A streamed set has images of any size,
+which are read while the run goes on.
 
->>> info("digits").image_shape
-(8, 8, 1)
+>>> dataset = resolve(DataConfig("digits", classes=3))
+>>> dataset.image_shape, dataset.class_names
+((8, 8, 1), ('0', '1', '2'))
 """
 
+import abc
 import dataclasses
-import difflib
+import functools
 import importlib.resources
-import os
+import inspect
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int32, UInt8
+from jaxtyping import Bool, Float64, Int32, UInt8
 
+from jaxclf.config import DataConfig
+from jaxclf.data import prepared
+from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, TEST_NAMES, TRAIN_NAMES, Facts
+from jaxclf.data.order import held_out
+from jaxclf.data.sources import UNREADABLE, Folder, Part, Records, Report, Source, class_directories
+from jaxclf.data.transforms import Preprocessing, resize_images, resize_side
 from jaxclf.errors import UsageError, unknown
+from jaxclf.registry import Registry
 
-SPLITS = ("train", "test")
 FOLDER = "folder:"
-"""How the name of a set in folders begins; its directory follows."""
-TRAIN_FOLDERS, TEST_FOLDERS = ("train",), ("test", "val", "valid", "validation")
-"""Directories of a folder set that are taken for its splits, the first that is there; TFDS's names of splits too."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""torchvision's constants for ImageNet, which streamed sets of three channels take unless the config says others."""
-
+"""Begin of the name of a set in folders; the directory follows."""
 READ_SLICE = 2048
 """Examples decoded at once; only bounds the memory that decoded records hold beside the result."""
-
-IMAGENET_CLASSES = tuple((importlib.resources.files("jaxclf.data") / "imagenet_classes.txt").read_text().splitlines())
-"""Names of ImageNet-1K's classes in WordNet-id order, as torchvision 0.28 lists them (WordNet's first synonyms)."""
-
+DIGITS_FILE = Path(str(importlib.resources.files("jaxclf.data") / "digits.npz"))
 DIGITS_TEST_EVERY = 4
-"""Of every class of the digits, in file order, each 4th image is a test image."""
+"""Every 4th image of a class, in file order, is a test image of the digits."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetInfo:
-    """What is known of a data set before it is read."""
+class Dataset(abc.ABC):
+    """The data set of a config: facts at once, images when they are asked for."""
 
-    name: str
-    """Name, as `data.dataset` has it."""
-    num_classes: int
-    """Number of classes; labels are 0 to num_classes - 1."""
-    image_shape: tuple[int, int, int] | None
-    """(h, w, c) in pixels; None: they differ in size, and the set is streamed."""
-    class_names: tuple[str, ...]
-    """One name per label, in label order."""
-    train_examples: int | None
-    """Images in the train split; None is known once the set is read."""
-    test_examples: int | None
-    """Images in the test split, likewise."""
-    mean: tuple[float, ...]
-    """Mean per channel on the 0..1 scale, for normalisation; empty where nobody has said it."""
-    std: tuple[float, ...]
-    """Standard deviation per channel on the 0..1 scale, likewise."""
-    tfds: str | None
-    """Name of the TFDS builder; None ships in this package, or lies in folders."""
-    source: str
-    """Origin, and licence where known."""
-    splits: tuple[str, str] = SPLITS
-    """What TFDS, or the directory, calls the training and the test images."""
-    channels: int = 3
-    """Of streamed images."""
+    facts: Facts
+    """Facts of the whole set, whatever the config keeps of it."""
+    location: Path | None = None
+    """Place of a set that needs no preparation."""
+
+    def __init__(self, config: DataConfig) -> None:
+        """Keep the config; sets whose facts have to be read read them here."""
+        self.config = config
 
     @property
-    def streamed(self) -> bool:
-        """Whether images are read while the run goes on, instead of before it."""
-        return self.image_shape is None
+    def num_classes(self) -> int:
+        """Number of classes that the config keeps; `UsageError` for a number that the set does not have."""
+        classes = self.config.classes
+        if classes is not None and not 2 <= classes <= self.facts.num_classes:
+            raise UsageError(f"classes is {classes} but {self.facts.name} allows 2 to {self.facts.num_classes}")
+        return classes or self.facts.num_classes
 
-    def examples(self, split: str) -> int | None:
-        """Return the number of images in a split."""
-        return self.train_examples if split == "train" else self.test_examples
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per label of the classes that the config keeps."""
+        return self.facts.class_names[: self.num_classes]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the images that a step is given; `UsageError` where only `data.image_size` could say it."""
+        (h, w, c), side = self.facts.image_shape, self.config.image_size
+        if side is not None:
+            return side, side, c
+        if h is None or w is None:
+            raise UsageError(
+                f"data.image_size is None, but the images of {self.facts.name} differ in size; give one, as 224"
+            )
+        return h, w, c
+
+    @property
+    def constants(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel for normalisation: the config's, or else the set's own.
+
+        Raises `UsageError` for a wrong number of them, and for deviations that are not above 0.
+        """
+        mean, std = self.config.mean or self.facts.mean, self.config.std or self.facts.std
+        channels = self.facts.image_shape[2]
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise UsageError(
+                f"data.mean {mean} and data.std {std} must have {channels} numbers each for {self.config.dataset}, "
+                "std above 0"
+            )
+        return mean, std
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Steps from an image file to a test image of a run of this config."""
+        size = self.image_shape[0]
+        short_side = resize_side(self.config) if self.facts.streamed else size
+        return Preprocessing(short_side, size, None, self.config.interpolation, *self.constants)
+
+    @abc.abstractmethod
+    def train_examples(self) -> int:
+        """Return the number of training images of all classes, before any are held out; may have to open the set."""
+
+
+# 1. Resident sets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """The images of a split and their labels, in memory."""
+class Images:
+    """Images and their labels, in memory."""
 
     images: UInt8[np.ndarray, "n h w c"]
     """Pixels, 0..255."""
     labels: Int32[np.ndarray, " n"]
     """Class of each image."""
 
+    def where(self, chosen: Bool[np.ndarray, " n"]) -> "Images":
+        """Return the chosen images."""
+        return Images(self.images[chosen], self.labels[chosen])
 
-def info(name: str, data_dir: str | os.PathLike[str] | None = None) -> DatasetInfo:
-    """Return the facts of a data set.
+    def statistics(self) -> tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
+        """Return the mean and the (biased) standard deviation of each channel on the 0..1 scale.
 
-    `name` is one of `DATASETS` or `STREAMED`, that of any image classification set of TFDS, or folder:PATH. Of a set
-    that is in no table, what is prepared in `data_dir` is asked first. Raises `UsageError` for a name that TFDS does
-    not know either, a TFDS set without image and label, and a folder that is none.
-    """
-    if name in DATASETS:
-        return DATASETS[name]
-    return _folder_info(name) if name.startswith(FOLDER) else _tfds_info(name, data_dir)
-
-
-def _folder_info(name: str) -> DatasetInfo:
-    root = folder_root(name)
-    if not root.is_dir():
-        raise UsageError(f"{name}: there is no directory {root}")
-    inside = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    train = next((split for split in TRAIN_FOLDERS if split in inside), None)
-    test = next((split for split in TEST_FOLDERS if split in inside), None)
-    if train is None or test is None:
-        raise UsageError(
-            f"{root} must hold the directories train and {' or '.join(TEST_FOLDERS)}, each with a directory for every "
-            f"class; it holds {', '.join(inside[:10]) or 'none'}"
-        )
-    names = folder_classes(root / train)
-    return DatasetInfo(
-        *(name, len(names), None, names, None, None, IMAGENET_MEAN, IMAGENET_STD, None),
-        source=f"folders in {root}",
-        splits=(train, test),
-    )
+        mean = sum(v) / n / 255 and std = sqrt(sum(v^2) / n - (sum(v) / n)^2) / 255 over all n pixels; both sums are
+        exact integers, so neither the order nor the number of images costs precision.
+        """
+        images = self.images  # [n h w c]
+        pixels = images.shape[0] * images.shape[1] * images.shape[2]
+        mean = images.sum(axis=(0, 1, 2), dtype=np.uint64) / pixels
+        square = np.square(images, dtype=np.uint16).sum(axis=(0, 1, 2), dtype=np.uint64) / pixels
+        return mean / 255, np.sqrt(square - mean**2) / 255
 
 
-def folder_root(name: str) -> Path:
-    """Return the directory of a set named folder:PATH."""
-    return Path(name.removeprefix(FOLDER)).expanduser().absolute()
+class ResidentSet(Dataset):
+    """A data set that fits into memory: `facts` and `read` are all that a new one defines."""
+
+    @abc.abstractmethod
+    def read(self, split: str) -> Images:
+        """Read "train" or "test" whole, in the stored order, which is the same on every call."""
+
+    def images(self) -> dict[str, Images]:
+        """Read "train" and "test", and with `data.validation` "validation", as the config limits and resizes them."""
+        splits, classes = {split: self.read(split) for split in SPLITS}, self.config.classes
+        if classes is not None:
+            splits = {split: part.where(part.labels < classes) for split, part in splits.items()}
+        if (side := self.config.image_size) is not None:
+            splits = {split: Images(resize_images(part.images, side), part.labels) for split, part in splits.items()}
+        if self.config.validation:
+            train = splits["train"]
+            chosen = held_out(train.labels, self.config.validation)
+            splits |= {"train": train.where(~chosen), "validation": train.where(chosen)}
+        return splits
+
+    def train_examples(self) -> int:
+        """Return the number of training images, which the facts have or reading tells."""
+        return self.facts.train_examples or len(self.read("train").labels)
 
 
-def folder_classes(directory: Path) -> tuple[str, ...]:
-    """Return the sorted names of the directories in a directory; `UsageError` without any."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
-    except OSError as error:
-        raise UsageError(f"cannot read {directory}: {error.strerror}") from error
-    if not names:
-        raise UsageError(f"{directory} has no directories; each class must be one, with its images in it")
-    return tuple(names)
+class Digits(ResidentSet):
+    """The digits that ship in this package; pixels 0..16 become 0..255, rounded."""
+
+    facts = RESIDENT["digits"]
+    location = DIGITS_FILE
+
+    def read(self, split: str) -> Images:
+        """Read a split from this package."""
+        with np.load(DIGITS_FILE) as arrays:
+            images, labels = arrays["images"], arrays["labels"].astype(np.int32)
+        chosen = _digits_test(labels) == (split == "test")
+        return Images(np.round(images[chosen] * (255 / 16)).astype(np.uint8)[..., np.newaxis], labels[chosen])
 
 
-def _tfds_info(name: str, data_dir: str | os.PathLike[str] | None) -> DatasetInfo:
-    known = STREAMED.get(name)
-    builder = open_builder(name, data_dir)
-    features = builder.info.features
-    kinds = {key: type(feature).__name__ for key, feature in (features or {}).items()}
-    if (kinds.get("image"), kinds.get("label")) != ("Image", "ClassLabel"):
-        raise UsageError(f"{name} is no image classification set: it has {kinds}, but must have an image and a label")
-    channels, labels = features["image"].shape[-1], features["label"]
-    found = {split: part.num_examples for split, part in builder.info.splits.items()}
-    test = next((split for split in TEST_FOLDERS if split in found), "test")
-    splits = known.splits if known else (SPLITS[0], test)
-    return DatasetInfo(
-        name=name,
-        num_classes=labels.num_classes,
-        image_shape=None,
-        class_names=IMAGENET_CLASSES if name == "imagenet2012" else tuple(labels.names),
-        train_examples=found.get(splits[0], known.train_examples if known else None),
-        test_examples=found.get(splits[1], known.test_examples if known else None),
-        mean=IMAGENET_MEAN if channels == 3 else (),
-        std=IMAGENET_STD if channels == 3 else (),
-        tfds=name,
-        source=known.source if known else f"TFDS {builder.info.full_name}",
-        splits=splits,
-        channels=channels,
-    )
-
-
-def load(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None, classes: int | None = None) -> Split:
-    """Read a split into memory, in the stored order, which is the same on every call.
-
-    TFDS stores a set in the fixed pseudo-random order of its keys' hashes, not in the order of the original files.
-
-    Args:
-      name: a data set of `DATASETS`.
-      split: "train" or "test".
-      data_dir: TFDS directory; None is TFDS's own default. The digits need none.
-      classes: keep only the images of the first N classes; None keeps all.
-
-    Raises:
-      UsageError: a name that is not in `DATASETS`, an unknown split, `classes` outside 2..num_classes, a set that is
-        not prepared, or a prepared one that cannot be read or is not what the table says.
-
-    >>> load("digits", "test").images.shape
-    (445, 8, 8, 1)
-    """
-    if name not in DATASETS:
-        raise unknown("data set that fits into memory", name, DATASETS)
-    facts = info(name)
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
-    check_classes(facts, classes)
-    whole = _digits(split) if facts.tfds is None else _prepared(facts, split, data_dir)
-    if classes is None:
-        return whole
-    keep = whole.labels < classes
-    return Split(images=whole.images[keep], labels=whole.labels[keep])
-
-
-def check_classes(facts: DatasetInfo, classes: int | None) -> None:
-    """Raise `UsageError` for a number of first classes that a set does not have."""
-    if classes is not None and not 2 <= classes <= facts.num_classes:
-        raise UsageError(f"classes is {classes} but {facts.name} allows 2 to {facts.num_classes}")
-
-
-def statistics(split: Split) -> tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
-    """Return the mean and the (biased) standard deviation of each channel on the 0..1 scale.
-
-    mean = sum(v) / n / 255 and std = sqrt(sum(v^2) / n - (sum(v) / n)^2) / 255 over all n pixels; both sums are exact
-    integers, so neither the order nor the number of images costs precision.
-    """
-    images = split.images  # [n h w c]
-    pixels = images.shape[0] * images.shape[1] * images.shape[2]
-    mean = images.sum(axis=(0, 1, 2), dtype=np.uint64) / pixels
-    square = np.square(images, dtype=np.uint16).sum(axis=(0, 1, 2), dtype=np.uint64) / pixels
-    return mean / 255, np.sqrt(square - mean**2) / 255
-
-
-def _digits(split: str) -> Split:
-    """Read the digits from this package; pixels 0..16 become 0..255, rounded."""
-    with (importlib.resources.files("jaxclf.data") / "digits.npz").open("rb") as file, np.load(file) as arrays:
-        images, labels = arrays["images"], arrays["labels"].astype(np.int32)
-    chosen = _digits_test(labels) == (split == "test")
-    pixels = np.round(images[chosen] * (255 / 16)).astype(np.uint8)
-    return Split(images=pixels[..., np.newaxis], labels=labels[chosen])
-
-
-def _digits_test(labels: Int32[np.ndarray, " n"]) -> np.ndarray:
-    """Return which digits are test images, bool [n]: a rule over the file order, so no generator's version matters."""
+def _digits_test(labels: Int32[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Return which digits are test images: a rule over the file order, so no generator's version matters."""
     test = np.zeros(len(labels), dtype=bool)
     for label in range(10):
         test[np.flatnonzero(labels == label)[DIGITS_TEST_EVERY - 1 :: DIGITS_TEST_EVERY]] = True
     return test
 
 
-def _prepared(facts: DatasetInfo, split: str, data_dir: str | os.PathLike[str] | None) -> Split:
-    """Read a split of a prepared TFDS set."""
-    builder = open_prepared(facts, data_dir)
-    assert facts.image_shape is not None
-    count = builder.info.splits[split].num_examples
-    images = np.empty((count, *facts.image_shape), np.uint8)  # [n h w c]
-    labels = np.empty(count, np.int32)
-    try:
-        records = builder.as_data_source(split)
-        for start in range(0, count, READ_SLICE):
-            part = records.__getitems__(range(start, min(start + READ_SLICE, count)))
-            images[start : start + len(part)] = [example["image"] for example in part]
-            labels[start : start + len(part)] = [example["label"] for example in part]
-    except (ImportError, MemoryError):
-        raise
-    except Exception as error:  # array_record raises RuntimeError, TFDS and the PNG decoder whatever they meet
-        raise unreadable(facts.name, builder.data_dir, error) from error
-    return Split(images=images, labels=labels)
+class TfdsSet(Dataset):
+    """A data set of TFDS."""
+
+    row: Facts | None
+    """Row of our tables, which the prepared set must agree with."""
+
+    @functools.cached_property
+    def builder(self) -> Any:
+        """TFDS's builder over the data directory, of a set that is prepared or not."""
+        return prepared.open_builder(self.config.dataset, self.config.data_dir)
+
+    @functools.cached_property
+    def directory(self) -> str:
+        """Directory of the prepared set; `UsageError` where it is missing, not whole, or not as its row says."""
+        prepared.require_whole(self.config.dataset, self.builder, self.row)
+        return str(self.builder.data_dir)
+
+    def stored_splits(self) -> dict[str, Source]:
+        """Open every split, of those too that runs take only on request."""
+        directory = self.directory
+        return {split: Records(directory, split) for split in self.builder.info.splits}
 
 
-def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
-    """Return TFDS's builder of a set over `data_dir`, from the files there or from TFDS's code.
+class ResidentTfds(TfdsSet, ResidentSet):
+    """A set of TFDS with a row in `RESIDENT`.
 
-    Raises `UsageError` for a name that neither knows, a directory that is not on a file system of this machine, and
-    metadata that does not parse.
+    TFDS stores a set in the fixed pseudo-random order of its keys' hashes, not in the order of the original files.
     """
-    import tensorflow_datasets as tfds
 
-    if data_dir is not None and "://" in str(data_dir):
-        raise UsageError(f"data_dir {data_dir} is no path; mount the bucket (gcsfuse, mountpoint-s3) and give its path")
-    directory = None if data_dir is None else Path(data_dir).expanduser()
-    build = tfds.builder  # TFDS logs a failed import of its own and goes on without its names: no fault of the set
-    try:
-        return build(name, data_dir=directory)
-    except tfds.core.DatasetNotFoundError as error:
-        raise _unknown_set(name, tfds.list_builders(with_community_datasets=False)) from error
-    except Exception as error:  # TFDS re-raises whatever the parser of its JSON files raised
-        raise unreadable(name, f"{directory or 'TFDS_DATA_DIR'}/{name}", error) from error
+    def __init__(self, config: DataConfig) -> None:
+        """Look the facts up; nothing is opened."""
+        super().__init__(config)
+        self.facts = self.row = RESIDENT[config.dataset]
+
+    def read(self, split: str) -> Images:
+        """Read a split that TFDS prepared, without TensorFlow; `UsageError` for records that cannot be read."""
+        directory, count = self.directory, self.builder.info.splits[split].num_examples
+        shape: Any = self.facts.image_shape  # rows of resident sets have all three numbers
+        images = np.empty((count, *shape), np.uint8)  # [n h w c]
+        labels = np.empty(count, np.int32)
+        try:
+            records = self.builder.as_data_source(split)
+            for start in range(0, count, READ_SLICE):
+                part = records.__getitems__(range(start, min(start + READ_SLICE, count)))
+                images[start : start + len(part)] = [example["image"] for example in part]
+                labels[start : start + len(part)] = [example["label"] for example in part]
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # array_record raises RuntimeError, TFDS and the PNG decoder whatever they meet
+            raise prepared.unreadable(self.facts.name, directory, error) from error
+        return Images(images, labels)
 
 
-def _unknown_set(name: str, registered: list[str]) -> UsageError:
-    near = difflib.get_close_matches(name, [*DATASETS, *STREAMED, *registered], n=2, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else "."
-    return UsageError(
-        f"unknown data set {name!r}{hint} Valid: {', '.join([*DATASETS, *STREAMED])}, "
-        "any image classification set of TFDS by its name, folder:PATH"
-    )
+# 2. Streamed sets
 
 
-def open_prepared(facts: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
-    """Return the builder of a set that is prepared, whole and what the tables say; else `UsageError` says how to."""
-    builder = open_builder(str(facts.tfds), data_dir)
-    if not Path(builder.data_dir).exists():
-        raise UsageError(
-            f"{facts.name} is not prepared: there is no {builder.data_dir}; "
-            f"run `jaxclf data prepare {facts.name} --data-dir {builder.data_dir_root}`"
+class StreamedSet(Dataset):
+    """A data set whose images are read while the run goes on: a new one defines `facts` and `open_split`."""
+
+    @abc.abstractmethod
+    def open_split(self, name: str) -> Source:
+        """Open a split by the set's own name for it; `UsageError` for one that does not exist."""
+
+    def stored_splits(self) -> dict[str, Source]:
+        """Open every split, of those too that runs take only on request."""
+        return {split: self.open_split(split) for split in self.facts.splits}
+
+    def sources(self, report: Report | None = None) -> dict[str, Source]:
+        """Open "train" and "test", and with `data.validation` "validation", as the config limits them.
+
+        Raises:
+          UsageError: a set that is not there or only half prepared, splits that do not exist or are empty, classes that
+            differ between the splits, and with `data.on_error` "raise" records that the label index could not read.
+        """
+        opened = {split: self.open_split(name) for split, name in zip(SPLITS, self._split_names(), strict=True)}
+        if self.num_classes < self.facts.num_classes:
+            opened = {split: self._first_classes(source, report) for split, source in opened.items()}
+        if self.config.validation:
+            train = opened["train"]
+            chosen = held_out(train.labels(report), self.config.validation)
+            opened |= {"train": Part(train, _numbers(~chosen)), "validation": Part(train, _numbers(chosen))}
+        if empty := [split for split, source in opened.items() if not len(source)]:
+            raise UsageError(f"{self.config.dataset} has no images for {', '.join(empty)}")
+        return opened
+
+    def train_examples(self) -> int:
+        """Return the number of training images, which the facts have or the open split."""
+        known = None if self.config.train_split else self.facts.train_examples
+        return known or len(self.open_split(self._split_names()[0]))
+
+    def _split_names(self) -> tuple[str, str]:
+        train, test = self.facts.splits
+        return self.config.train_split or train, self.config.test_split or test
+
+    def _first_classes(self, source: Source, report: Report | None) -> Source:
+        labels = source.labels(report)
+        if (broken := _numbers(labels == UNREADABLE)).size:
+            text = f"{len(broken)} records cannot be read, the first of them {source.name(int(broken[0]))}"
+            if self.config.on_error == "raise":
+                raise UsageError(f"{text}; `jaxclf data verify {self.config.dataset}` names them all")
+            warnings.warn(f"{text}; they are in no class and left out", stacklevel=2)
+        return Part(source, _numbers((labels >= 0) & (labels < self.num_classes)))
+
+
+def _numbers(chosen: Bool[np.ndarray, " n"]) -> Int32[np.ndarray, " m"]:
+    return np.flatnonzero(chosen).astype(np.int32)
+
+
+class StreamedTfds(TfdsSet, StreamedSet):
+    """An image classification set of TFDS; those with a row in `STREAMED` are compared with it."""
+
+    def __init__(self, config: DataConfig) -> None:
+        """Read the facts from the prepared set in `config.data_dir`, or from TFDS's code."""
+        super().__init__(config)
+        self.row = STREAMED.get(config.dataset)
+        self.facts = prepared.facts_of(config.dataset, self.builder)
+
+    def open_split(self, name: str) -> Records:
+        """Open a split, which may be any of TFDS's expressions."""
+        return Records(self.directory, name)
+
+
+class Folders(StreamedSet):
+    """A directory with a directory for each split, and in it one for each class."""
+
+    def __init__(self, config: DataConfig) -> None:
+        """Read the names of splits and classes; `UsageError` for a directory that has none."""
+        super().__init__(config)
+        self.location = root = Path(config.dataset.removeprefix(FOLDER)).expanduser().absolute()
+        if not root.is_dir():
+            raise UsageError(f"{config.dataset}: there is no directory {root}")
+        inside = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        train = next((split for split in TRAIN_NAMES if split in inside), None)
+        test = next((split for split in TEST_NAMES if split in inside), None)
+        if train is None or test is None:
+            raise UsageError(
+                f"{root} must hold the directories train and {' or '.join(TEST_NAMES)}, each with a directory for "
+                f"every class; it holds {', '.join(inside[:10]) or 'none'}"
+            )
+        names = class_directories(root / train)
+        self._root = root
+        self.facts = Facts(
+            name=config.dataset,
+            num_classes=len(names),
+            class_names=names,
+            source=f"folders in {root}",
+            splits=(train, test),
         )
-    check(facts, builder)
-    return builder
+
+    def open_split(self, name: str) -> Folder:
+        """List the images of a split; `UsageError` where its classes are not those of the training images."""
+        directory = self._root / name
+        if not directory.is_dir():
+            inside = (entry.name for entry in self._root.iterdir() if entry.is_dir())
+            raise unknown(f"split of {self._root}", name, inside)
+        source = Folder(directory)
+        if differing := sorted(set(source.class_names) ^ set(self.facts.class_names)):
+            more = f" and {len(differing) - 10} more" if len(differing) > 10 else ""
+            raise UsageError(
+                f"the classes of {directory} are not those of the training images: {', '.join(differing[:10])}{more}"
+            )
+        return source
+
+    def stored_splits(self) -> dict[str, Source]:
+        """Open every directory that is taken for a split."""
+        return {split: self.open_split(split) for split in TRAIN_NAMES + TEST_NAMES if (self._root / split).is_dir()}
 
 
-def check(facts: DatasetInfo, builder: Any) -> None:
-    """Compare a prepared set with its metadata and its table; every difference is listed in one `UsageError`."""
-    if not builder.is_prepared():
-        raise unreadable(facts.name, builder.data_dir, "dataset_info.json is missing")
-    stored = builder.info.file_format.value
-    if stored != "array_record":
-        raise unreadable(facts.name, builder.data_dir, f"it is stored as {stored}, not as array_record")
-    found = {name: split.num_examples for name, split in builder.info.splits.items()}
-    table = {} if facts.streamed and facts.name not in STREAMED else dict(zip(facts.splits, SPLITS, strict=True))
-    known = STREAMED.get(facts.name, facts)
-    faults = [
-        f"{split} has {found.get(split, 0)} examples instead of {known.examples(ours)}"
-        for split, ours in table.items()
-        if found.get(split) != known.examples(ours)
-    ]
-    if not facts.streamed and tuple(builder.info.features["label"].names) != facts.class_names:
-        faults.append("the class names differ")
-    files = [file for split in builder.info.splits.values() for file in split.filepaths]
-    faults += [f"{Path(file).name} is missing" for file in files if not Path(file).exists()]
-    if faults:
-        raise unreadable(facts.name, builder.data_dir, ", ".join(faults))
+# 3. Names
 
 
-def unreadable(name: str, directory: object, reason: object) -> UsageError:
-    """Return the error for a prepared set that is there but cannot be used."""
-    return UsageError(
-        f"the prepared {name} in {directory} cannot be used ({one_line(reason)}); "
-        f"delete that directory and run `jaxclf data prepare {name}`, or choose another --data-dir"
-    )
+def _kind(found: Any) -> type[ResidentSet] | type[StreamedSet]:
+    """Return a class that is a data set. Raises `TypeError` for the rest."""
+    if not (inspect.isclass(found) and issubclass(found, ResidentSet | StreamedSet)):
+        raise TypeError(f"it is {found!r} but must be a subclass of jaxclf.data.datasets.ResidentSet or StreamedSet")
+    if lacking := sorted(found.__abstractmethods__):
+        raise TypeError(f"{found.__name__} must define {', '.join(lacking)}")
+    return found
 
 
-def one_line(reason: object) -> str:
-    """Return a text, or an exception's type and text, as one line."""
-    if isinstance(reason, Exception):
-        reason = f"{type(reason).__name__}: {str(reason).strip()}"
-    return " ".join(str(reason).split())
+OWN: dict[str, type[ResidentSet] | type[StreamedSet]] = {**dict.fromkeys(RESIDENT, ResidentTfds), "digits": Digits}
+SETS = Registry("data set", "jaxclf.datasets", OWN, _kind)
+IMPORTED = re.compile(r"[\w.]+:[A-Za-z_][\w.]*")
+"""package.module:Name; a number after the colon is the version of a set of TFDS."""
 
 
-_TEN_DIGITS = tuple("0123456789")
+def resolve(config: DataConfig) -> ResidentSet | StreamedSet:
+    """Return the data set of a config, having read its facts: from folders or from TFDS, if it is in no table.
 
-_CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())  # noqa: SIM905
+    `config.dataset` is folder:PATH, package.module:Name of a subclass of `ResidentSet` or `StreamedSet`, a name of
+    `RESIDENT` or of an entry point in the group jaxclf.datasets, or that of any image classification set of TFDS.
 
-# Fine labels in the order of the archive's fine_label_names.txt, which TFDS takes over.
-_CIFAR100_CLASSES = tuple(
+    Raises `UsageError` for a name that TFDS does not know either, a set of TFDS without image and label, and a folder
+    that does not exist.
     """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm
-    """.split()  # noqa: SIM905
-)
-
-DATASETS: dict[str, DatasetInfo] = {
-    facts.name: facts
-    for facts in (
-        DatasetInfo(
-            name="digits",
-            num_classes=10,
-            image_shape=(8, 8, 1),
-            class_names=_TEN_DIGITS,
-            train_examples=1352,
-            test_examples=445,
-            mean=(0.3049,),  # measured on our train split
-            std=(0.3756,),  # measured on our train split
-            tfds=None,
-            source="Optical Recognition of Handwritten Digits, UCI (doi 10.24432/C50P49), test part as in scikit-learn;"
-            " CC BY 4.0.",
-        ),
-        DatasetInfo(
-            name="mnist",
-            num_classes=10,
-            image_shape=(28, 28, 1),
-            class_names=_TEN_DIGITS,
-            train_examples=60_000,
-            test_examples=10_000,
-            mean=(0.1307,),  # pytorch/examples, mnist/main.py
-            std=(0.3081,),  # pytorch/examples, mnist/main.py
-            tfds="mnist",
-            source="LeCun, Cortes and Burges, yann.lecun.com/exdb/mnist; no licence stated.",
-        ),
-        DatasetInfo(
-            name="fashion_mnist",
-            num_classes=10,
-            image_shape=(28, 28, 1),
-            class_names=(
-                "T-shirt/top",
-                "Trouser",
-                "Pullover",
-                "Dress",
-                "Coat",
-                "Sandal",
-                "Shirt",
-                "Sneaker",
-                "Bag",
-                "Ankle boot",
-            ),
-            train_examples=60_000,
-            test_examples=10_000,
-            mean=(0.2860,),  # measured on the train split: .28604
-            std=(0.3530,),  # measured on the train split: .35302
-            tfds="fashion_mnist",
-            source="Xiao, Rasul and Vollgraf, arXiv:1708.07747, github.com/zalandoresearch/fashion-mnist; MIT.",
-        ),
-        DatasetInfo(
-            name="cifar10",
-            num_classes=10,
-            image_shape=(32, 32, 3),
-            class_names=_CIFAR10_CLASSES,
-            train_examples=50_000,
-            test_examples=10_000,
-            mean=(0.4914, 0.4822, 0.4465),  # hoya012: the true statistics of the train split
-            std=(0.2470, 0.2435, 0.2616),  # hoya012; bearpaw's .2023 .1994 .2010, widely copied, is too small
-            tfds="cifar10",
-            source="Krizhevsky 2009, cs.toronto.edu/~kriz/cifar.html; no licence stated.",
-        ),
-        DatasetInfo(
-            name="cifar100",
-            num_classes=100,
-            image_shape=(32, 32, 3),
-            class_names=_CIFAR100_CLASSES,
-            train_examples=50_000,
-            test_examples=10_000,
-            mean=(0.5070752, 0.4865489, 0.4409178),  # weiaicunzai: the true statistics of the train split
-            std=(0.2673343, 0.2564385, 0.2761505),  # weiaicunzai; bearpaw, which the thesis cites, has CIFAR-10's
-            tfds="cifar100",
-            source="Krizhevsky 2009, cs.toronto.edu/~kriz/cifar.html, fine labels; no licence stated.",
-        ),
-    )
-}
-"""Every resident data set by name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StreamedInfo:
-    """What is known of a streamed set before it is prepared; class names and the rest are TFDS's."""
-
-    train_examples: int
-    test_examples: int
-    splits: tuple[str, str]
-    source: str
-
-    def examples(self, split: str) -> int:
-        """Return the number of images in a split."""
-        return self.train_examples if split == "train" else self.test_examples
-
-
-STREAMED = {
-    "imagenet2012": StreamedInfo(
-        *(1_281_167, 50_000, ("train", "validation")),
-        source="Russakovsky et al. 2015, image-net.org, ILSVRC 2012; non-commercial research.",
-    ),
-    "cars196": StreamedInfo(
-        *(8_144, 8_041, ("train", "test")), source="Krause et al. 2013, Stanford Cars; no licence stated."
-    ),
-    "oxford_flowers102": StreamedInfo(
-        *(1_020, 6_149, ("train", "test")),
-        source="Nilsback and Zisserman 2008, robots.ox.ac.uk/~vgg/data/flowers/102; no licence stated.",
-    ),
-}
-"""Streamed sets of the thesis by name. Flowers has 1,020 more images, TFDS's split `validation`."""
+    name = config.dataset
+    if name.startswith(FOLDER):
+        return Folders(config)
+    if IMPORTED.fullmatch(name) or name in SETS.names():
+        return SETS.resolve(name)(config)
+    return StreamedTfds(config)

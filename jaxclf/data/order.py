@@ -22,24 +22,24 @@ class Fault(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a compiled step takes: some rows of a resident split, or streamed images as they are."""
+    """Input of a compiled step: some rows of a resident split, or streamed images as they are."""
 
     images: Any
     """uint8 [m h w c], on the devices."""
     labels: Any
     """int32 [m]."""
     rows: Any
-    """Which of the images, int32 [s b] in training (s steps), [b] in evaluation; None: all, and one step."""
+    """Numbers of the images, int32 [s b] in training (s steps), [b] in evaluation; None: all, and one step."""
     examples: Any
     """int32, as `rows`, or [m] without: their numbers in the split, which augmentation draws from."""
     mask: Any = None
-    """bool [b] in evaluation: which rows count."""
+    """Rows that count, bool [b] in evaluation."""
     faults: tuple[Fault, ...] = ()
-    """What this process met on the way."""
+    """Examples that this process left out on the way."""
     steps: int = 1
-    """Training steps that it is for."""
+    """Number of training steps."""
     size: int = 0
-    """Images in each, over all processes."""
+    """Number of images in each step, over all processes."""
 
 
 @dataclasses.dataclass(frozen=True)

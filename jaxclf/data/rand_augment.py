@@ -26,7 +26,7 @@ BINS = 31
 
 
 class Operations(NamedTuple):
-    """What RandAugment draws for one image."""
+    """Random numbers of RandAugment for one image."""
 
     kinds: Int[Array, " k"]
     """Indices into OPERATIONS, first one first."""

@@ -13,8 +13,7 @@ from absl import flags
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from jaxclf.config import Loader
-from jaxclf.data.datasets import one_line
-from jaxclf.errors import RunError
+from jaxclf.errors import RunError, one_line
 
 T = TypeVar("T")
 

@@ -1,14 +1,13 @@
-"""Where the encoded images of a streamed set lie: records that TFDS prepared, or files in folders.
+"""Sources of encoded images: records that TFDS prepared, and files in folders.
 
 A source answers number by number, in an order that never changes, and is cheap to send to another process: it opens
 its files where it is read. Nothing here decodes an image.
 """
 
-import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,20 +15,18 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
-from jaxclf.config import DataConfig
-from jaxclf.data import datasets, order
-from jaxclf.errors import UsageError, unknown
+from jaxclf.errors import UsageError, one_line, unknown
 
 Labels = Int32[np.ndarray, " n"]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What torchvision's ImageFolder takes for images (torchvision 0.28, datasets/folder.py); case does not matter."""
+"""Endings of the files that torchvision's ImageFolder reads (0.28, datasets/folder.py); case does not matter."""
 UNREADABLE = -1
-"""In a label index: the record could not be read."""
+"""Label, in an index, of a record that cannot be read."""
 INDEX_SLICE = 1024
 """Records between two reports of progress while an index is built."""
 
 Report = Callable[[str, int, int | None], None]
-"""Takes what is being done, how much of it is done, and how much there is (None: nobody knows)."""
+"""Takes the name of the work, the amount that is done, and the whole amount (None: unknown)."""
 
 
 class Encoded(NamedTuple):
@@ -39,7 +36,7 @@ class Encoded(NamedTuple):
     """The image file."""
     label: int
     name: str
-    """Tells a person which image it is."""
+    """Name that tells a person which image it is."""
 
 
 @runtime_checkable
@@ -53,7 +50,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Tell which example this is, without reading it."""
+        """Return a name that tells a person which example this is, without reading it."""
         ...
 
     def labels(self, report: Report | None = None) -> Labels:
@@ -61,7 +58,7 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return a hash of what the examples are and their order, without reading them."""
+        """Return a hash of the examples and their order, without reading them."""
         ...
 
 
@@ -71,7 +68,7 @@ class Folder:
     def __init__(self, directory: Path) -> None:
         """List the images; `UsageError` for a directory without classes and for classes without images."""
         self.directory = str(directory)
-        self.class_names = datasets.folder_classes(directory)
+        self.class_names = class_directories(directory)
         files, labels, empty = [], [], []
         for label, name in enumerate(self.class_names):
             own = _images_below(directory / name)
@@ -109,6 +106,17 @@ class Folder:
         return hashlib.sha256(names + self._labels.tobytes()).hexdigest()
 
 
+def class_directories(directory: Path) -> tuple[str, ...]:
+    """Return the sorted names of the directories in a directory; `UsageError` without any."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+    except OSError as error:
+        raise UsageError(f"cannot read {directory}: {error.strerror}") from error
+    if not names:
+        raise UsageError(f"{directory} has no directories; each class must be one, with its images in it")
+    return tuple(names)
+
+
 def _images_below(directory: Path) -> list[str]:
     return [
         str(Path(root) / file)
@@ -137,7 +145,7 @@ class Records:
         except ValueError as error:  # TFDS: an unknown split, or no expression of splits
             if self.split.isidentifier():
                 raise unknown("split", self.split, builder.info.splits) from error
-            raise UsageError(f"split {self.split!r} of {self.directory}: {datasets.one_line(error)}") from error
+            raise UsageError(f"split {self.split!r} of {self.directory}: {one_line(error)}") from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -239,65 +247,3 @@ class Part:
     def fingerprint(self) -> str:
         """Hash the whole's hash and the rows."""
         return hashlib.sha256(self._whole.fingerprint().encode() + self._rows.tobytes()).hexdigest()
-
-
-def open_sources(config: DataConfig, report: Report | None = None) -> dict[str, Source]:
-    """Open "train" and "test" of a streamed set, and with `data.validation` "validation"; check what can be checked.
-
-    Raises:
-      UsageError: a set that is not there or only half prepared, splits that do not exist, classes that differ between
-        the splits, and with `data.on_error` "raise" records that the label index could not read.
-    """
-    info = datasets.info(config.dataset, config.data_dir)
-    names = (config.train_split or info.splits[0], config.test_split or info.splits[1])
-    open_one = folder_opener(info) if info.tfds is None else _record_opener(config, info)
-    train, test = (open_one(name) for name in names)
-    if config.classes is not None and config.classes < info.num_classes:
-        train, test = (_first_classes(part, config, report) for part in (train, test))
-    sources: dict[str, Source] = {"train": train, "test": test}
-    if config.validation:
-        chosen = order.held_out(train.labels(report), config.validation)
-        sources = {"train": Part(train, _numbers(~chosen)), "test": test, "validation": Part(train, _numbers(chosen))}
-    if empty := [split for split, source in sources.items() if not len(source)]:
-        raise UsageError(f"{config.dataset} has no images for {', '.join(empty)}")
-    return sources
-
-
-def _first_classes(source: Source, config: DataConfig, report: Report | None) -> Source:
-    labels = source.labels(report)
-    if (broken := _numbers(labels == UNREADABLE)).size:
-        text = f"{len(broken)} records cannot be read, the first of them {source.name(int(broken[0]))}"
-        if config.on_error == "raise":
-            raise UsageError(f"{text}; `jaxclf data verify {config.dataset}` names them all")
-        warnings.warn(f"{text}; they are in no class and left out", stacklevel=2)
-    return Part(source, _numbers((labels >= 0) & (labels < config.classes)))
-
-
-def _numbers(chosen: np.ndarray) -> Labels:
-    return np.flatnonzero(chosen).astype(np.int32)
-
-
-def folder_opener(info: datasets.DatasetInfo) -> Callable[[str], Folder]:
-    """Return what opens a split of a set in folders, or raises `UsageError` for one that is not there or unlike it."""
-    root = datasets.folder_root(info.name)
-
-    def open_one(split: str) -> Folder:
-        if not (root / split).is_dir():
-            raise unknown(f"split of {root}", split, (entry.name for entry in root.iterdir() if entry.is_dir()))
-        source = Folder(root / split)
-        if source.class_names != info.class_names:
-            differing = sorted(set(source.class_names) ^ set(info.class_names))
-            raise UsageError(f"the classes of {root / split} are not those of the training images: {_few(differing)}")
-        return source
-
-    return open_one
-
-
-def _record_opener(config: DataConfig, info: datasets.DatasetInfo) -> Callable[[str], Source]:
-    builder = datasets.open_prepared(info, config.data_dir)
-    return functools.partial(Records, str(builder.data_dir))
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

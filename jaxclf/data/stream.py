@@ -1,6 +1,6 @@
 """Sets too large for the device: images are read, decoded and cropped while the device works on earlier ones.
 
-What is in a batch is a function of its number (order.py), so a stream can start anywhere, and neither threads nor
+The content of a batch is a function of its number (order.py), so a stream can start anywhere, and neither threads nor
 processes nor hosts change a pixel. grain runs the function ahead of its use; JAX copies the bytes ahead of the step.
 """
 
@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from jaxclf.config import AugmentConfig, DataConfig, Loader
-from jaxclf.data import datasets
+from jaxclf.data.datasets import StreamedSet
 from jaxclf.data.fast_transforms import FastRandomResizedCrop, FastResizeCenterCrop
 from jaxclf.data.order import Batch, Fault, Order, example_rng, padded_batch, shard
 from jaxclf.data.reading import Reading
-from jaxclf.data.sources import Report, Source, open_sources
-from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop
+from jaxclf.data.sources import Report, Source
+from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop, resize_side
 from jaxclf.devices.layout import Layout, one_device
-from jaxclf.errors import RunError, UsageError
+from jaxclf.errors import RunError, UsageError, one_line
 
 Transform = Callable[[bytes, np.random.Generator], UInt8[np.ndarray, "h w c"]]
 
@@ -64,20 +64,20 @@ class Task:
     source: Source
     transform: Transform
     image_shape: tuple[int, int, int]
-    """(h, w, c) of what the transform returns."""
+    """(h, w, c) of a transformed image."""
     num_classes: int
     on_error: str
     """`data.on_error`."""
     order: Order | None
-    """Of training batches; None: evaluation batches, over and over."""
+    """Order of training batches; None: evaluation batches, over and over."""
     batch_size: int
     parts: int
     """Tasks that make up a batch."""
     rank: int
-    """This process's place among those that share each batch."""
+    """Place of this process among the hosts that share each batch."""
     hosts: int
     devices: int
-    """Of all of them; a batch that they do not divide is read whole by each process."""
+    """Number of devices of all processes; a batch that they do not divide is read whole by each process."""
 
     def __call__(self, number: int) -> Loaded:
         """Read a part of a batch."""
@@ -97,7 +97,7 @@ class Task:
     def load(
         self, indices: Int32[np.ndarray, " b"], mask: Bool[np.ndarray, " b"] | None = None, epoch: int = 0
     ) -> Loaded:
-        """Read the examples where `mask` holds, all without one; what is not read is 0.
+        """Read the examples where `mask` holds, all without one; images that are not read are 0.
 
         With data.on_error "skip", a broken training image is replaced by the next in the stored order that can be read,
         so that batches keep their size, and a broken evaluation image leaves the mask. Raises `ReadError`.
@@ -127,15 +127,15 @@ class Task:
         try:
             image = self.transform(encoded.data, rng)
         except Exception as error:
-            raise ReadError(f"{encoded.name} cannot be read ({datasets.one_line(error)})") from error
+            raise ReadError(f"{encoded.name} cannot be read ({one_line(error)})") from error
         if not 0 <= encoded.label < self.num_classes:
             raise ReadError(f"{encoded.name} has the label {encoded.label} but must have 0 to {self.num_classes - 1}")
         return image, encoded.label
 
     def _fault(self, index: int, error: Exception) -> Fault:
-        """Return what is skipped, or raise it."""
+        """Return the fault of an example that is skipped, or raise it."""
         name = self.source.name(index)
-        text = str(error) if isinstance(error, ReadError) else f"{name} cannot be read ({datasets.one_line(error)})"
+        text = str(error) if isinstance(error, ReadError) else f"{name} cannot be read ({one_line(error)})"
         if self.on_error == "raise":
             raise ReadError(text) from error
         return Fault(index, name, text)
@@ -185,11 +185,11 @@ class Feed:
 
 
 class Stream:
-    """A streamed data set, as its config asks for it. Nothing is read before the first batch is asked for."""
+    """The images of a streamed data set. Nothing is read before the first batch is asked for."""
 
     def __init__(
         self,
-        data: DataConfig,
+        dataset: StreamedSet,
         augment: AugmentConfig,
         loader: Loader,
         layout: Layout | None = None,
@@ -198,19 +198,18 @@ class Stream:
     ) -> None:
         """Open the set for one process of the layout (None: alone), which reads its own part of every batch.
 
-        Raises what `open_sources` raises, and `UsageError` for a `data.image_size` that is None.
+        Raises what `StreamedSet.sources` raises, and `UsageError` for a `data.image_size` that is None.
         """
-        info = datasets.info(data.dataset, data.data_dir)
-        datasets.check_classes(info, data.classes)
-        self.class_names = info.class_names[: data.classes]
-        self.image_shape = image_shape(data, info)
-        channels = 3 if info.channels == 3 else 1
+        data = dataset.config
+        self.channels: Literal[1, 3] = dataset.facts.decoded
+        self.class_names, self.image_shape = dataset.class_names, dataset.image_shape
+        self.mean, self.std = dataset.constants
         self._transforms = {
-            "train": training_transform(data, augment, channels),
-            "test": test_transform(data, channels),
+            "train": training_transform(data, augment, self.channels),
+            "test": test_transform(data, self.channels),
         }
         self._on_error, self._loader, self._layout = data.on_error, loader, layout or one_device()
-        self.sources = open_sources(data, report)
+        self.sources = dataset.sources(report)
         self._feeds: dict[str, Feed] = {}
 
     @property
@@ -219,7 +218,7 @@ class Stream:
         return {split: len(source) for split, source in self.sources.items()}
 
     def fingerprints(self) -> dict[str, str]:
-        """Return by split a hash of which images there are and in which order."""
+        """Return by split a hash of the images and their order."""
         return {split: source.fingerprint() for split, source in self.sources.items()}
 
     def train_batches(self, order: Order, start: int, group: int) -> Iterator[Batch]:
@@ -272,16 +271,8 @@ class Stream:
             self._feeds.popitem()[1].close()
 
 
-def image_shape(data: DataConfig, info: datasets.DatasetInfo) -> tuple[int, int, int]:
-    """Return (h, w, c) of the images that the network sees; `UsageError` where only the config could say it."""
-    if info.image_shape is None and data.image_size is None:
-        raise UsageError(f"data.image_size is None, but the images of {info.name} differ in size; give one, as 224")
-    h, w, c = info.image_shape or (0, 0, info.channels)
-    return (h, w, c) if data.image_size is None else (data.image_size, data.image_size, c)
-
-
 def training_transform(data: DataConfig, augment: AugmentConfig, channels: Literal[1, 3]) -> Transform:
-    """Return what makes a training image of a file: its mirror is drawn here where its crop is."""
+    """Return the transform from a file to a training image: it draws the mirror too where it draws the crop."""
     if augment.crop == "none":
         return test_transform(data, channels)
     assert data.image_size is not None
@@ -296,14 +287,8 @@ def training_transform(data: DataConfig, augment: AugmentConfig, channels: Liter
 
 
 def test_transform(data: DataConfig, channels: Literal[1, 3]) -> Transform:
-    """Return what makes a test image of a file."""
+    """Return the transform from a file to a test image."""
     assert data.image_size is not None
     return (ResizeCenterCrop if data.pixels == "exact" else FastResizeCenterCrop)(
         resize=resize_side(data), size=data.image_size, interpolation=data.interpolation, channels=channels
     )
-
-
-def resize_side(data: DataConfig) -> int:
-    """Return the short side in pixels that streamed test images are resized to before the centre crop."""
-    assert data.image_size is not None
-    return data.resize or round(data.image_size * 8 / 7)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
+from jaxclf.config import DataConfig
 from jaxclf.data.decoding import decode, to_array
 from jaxclf.errors import UsageError
 
@@ -16,7 +17,7 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 
 Rule = tuple[str, Any, bool, str]
-"""A field's name, its value, whether that is good, and what is allowed."""
+"""Name of a field, its value, whether the value is allowed, and the values that are allowed."""
 
 
 def _keep_to(rules: Iterable[Rule], what: str, faults: Iterable[str] = ()) -> None:
@@ -28,7 +29,7 @@ def _keep_to(rules: Iterable[Rule], what: str, faults: Iterable[str] = ()) -> No
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How a network wants its images; part of what a weight file of ours holds.
+    """Steps from an image to a network's input; our weight files hold them.
 
     Without `crop_padding`: resize the short side, then cut the centre square (torchvision's Resize and CenterCrop).
     With it: cut the centre square of crop / (crop + crop_padding) of the short side, then resize it to `crop`
@@ -90,9 +91,9 @@ PREPROCESSING = {"EfficientNetLite0": EFFICIENTNET_LITE}
 
 
 def default_preprocessing(backbone: Any) -> Preprocessing | None:
-    """Return what published ImageNet weights of a backbone expect; None for those of small images.
+    """Return the preprocessing of a backbone's published ImageNet weights; None for backbones of small images.
 
-    Their data sets decide: `DatasetInfo` has mean and std.
+    Small images take the mean and std of their data set's `Facts`.
     """
     found = PREPROCESSING.get(type(backbone).__name__, TORCHVISION)
     return found if backbone.image_size == found.crop else None
@@ -106,6 +107,19 @@ def resize(image: Image.Image, short_side: int, interpolation: str = "bilinear")
     other = int(short_side * long / short)
     size = (short_side, other) if image.width <= image.height else (other, short_side)
     return image.resize(size, FILTERS[interpolation])
+
+
+def resize_images(images: UInt8[np.ndarray, "n h w c"], side: int) -> UInt8[np.ndarray, "n side side c"]:
+    """Resize images to squares as torchvision's Resize does on PIL images (bilinear), channel by channel."""
+    planes = np.moveaxis(images, 3, 1).reshape(-1, *images.shape[1:3])
+    small = [np.asarray(Image.fromarray(plane).resize((side, side), FILTERS["bilinear"])) for plane in planes]
+    return np.moveaxis(np.stack(small).reshape(len(images), images.shape[3], side, side), 1, 3)
+
+
+def resize_side(data: DataConfig) -> int:
+    """Return the short side in pixels that streamed test images are resized to before the centre crop."""
+    assert data.image_size is not None
+    return data.resize or round(data.image_size * 8 / 7)
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:
@@ -148,7 +162,7 @@ def resize_center_crop(image: Image.Image, resize_to: int, side: int, interpolat
     return center_crop(resize(image, resize_to, interpolation), side)
 
 
-def prepare(image: Image.Image, preprocessing: Preprocessing) -> Float[np.ndarray, "h w c"]:
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Float[np.ndarray, "h w c"]:
     """Return the network's input: resized, cropped, (pixels / 255 - mean) / std, float32."""
     side, interpolation = preprocessing.crop, preprocessing.interpolation
     if preprocessing.crop_padding is not None:
@@ -212,7 +226,7 @@ class RandomResizedCrop:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """PIL's filter, which smooths when it shrinks."""
     channels: int = 3
-    """Of the result: RGB or grey."""
+    """Channels of the result: 3 is RGB, 1 is grey."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -257,7 +271,7 @@ class ResizeCenterCrop:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """PIL's filter, which smooths when it shrinks."""
     channels: int = 3
-    """Of the result: RGB or grey."""
+    """Channels of the result: 3 is RGB, 1 is grey."""
 
     def __post_init__(self) -> None:
         rules = [

@@ -59,7 +59,7 @@ def check_stack(configs: Sequence[Config]) -> None:
         faults.append(f"run.rollbacks is {first.run.rollbacks} but must be 0")
     if first.run.parallel != "jit":
         faults.append(f"run.parallel is {first.run.parallel!r} but must be 'jit'")
-    if datasets.info(first.data.dataset, first.data.data_dir).streamed:
+    if datasets.resolve(first.data).facts.streamed:
         faults.append(f"data.dataset is {first.data.dataset}, which is streamed, but must be resident")
     if faults:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What a recipe says before anything is trained: a grid over its fields as a table, and its outline as text. Pure."""
+"""A recipe before anything is trained: a grid over its fields as a table, and its outline as text."""
 
 import itertools
 import json
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.config import Config, validate
-from jaxclf.data import datasets, order, pipeline
+from jaxclf.data import order
+from jaxclf.data.datasets import Dataset, resolve
 from jaxclf.errors import UsageError, unknown
 from jaxclf.models.classifier import Classifier, build
 from jaxclf.models.count import count
@@ -143,8 +144,8 @@ def sweep_table(name: str, base: Config, grid: Grid, seeds: tuple[int, ...], *, 
     )
 
 
-def check(table: Table) -> None:
-    """Raise `UsageError` for the first row whose config cannot work, as far as shapes tell; reads no data."""
+def check_rows(table: Table) -> None:
+    """Raise `UsageError` for the first row whose config cannot work, as far as shapes tell; reads no images."""
     seen = set()
     for row in table.rows:
         config = table.config(row, table.seeds[0])
@@ -152,28 +153,25 @@ def check(table: Table) -> None:
             validate(config)
             if (key := (config.data, config.model)) not in seen:
                 seen.add(key)
-                model, shape = _model(config)
+                model, shape = _model(config, resolve(config.data))
                 images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
                 jax.eval_shape(lambda x, model=model: model.init(jax.random.key(0), x), images)
         except UsageError as error:
             raise UsageError(f"{row.label}: {error}") from error
 
 
-def _model(config: Config) -> tuple[Classifier, tuple[int, int, int]]:
-    """Return the classifier and the shape (h, w, c) of its images, from the data set's facts."""
-    data, info = config.data, datasets.info(config.data.dataset, config.data.data_dir)
-    classes = info.num_classes if data.classes is None else min(data.classes, info.num_classes)
-    return build(config, classes, seed=0), pipeline.image_shape(data)
+def _model(config: Config, dataset: Dataset) -> tuple[Classifier, tuple[int, int, int]]:
+    """Return the classifier and the shape (h, w, c) of its images."""
+    return build(config, dataset.num_classes, seed=0), dataset.image_shape
 
 
 # 2. The outline
 
 
-def timeline(config: Config) -> Timeline:
-    """Return how long the run is, from the data set's facts, as if every class had as many images."""
-    data, info = config.data, datasets.info(config.data.dataset, config.data.data_dir)
-    classes = info.num_classes if data.classes is None else min(data.classes, info.num_classes)
-    each = pipeline.train_examples(data) / info.num_classes
+def timeline(config: Config, dataset: Dataset) -> Timeline:
+    """Return the length of the run, as if every class had as many images."""
+    data, classes = config.data, dataset.num_classes
+    each = dataset.train_examples() / dataset.facts.num_classes
     examples = round(classes * each) - classes * math.floor(each * data.validation)
     steps = order.steps_per_epoch(examples, data.batch_size, data.drop_last)
     if steps < 1:
@@ -184,8 +182,9 @@ def timeline(config: Config) -> Timeline:
 def outline(config: Config) -> str:
     """Return a recipe in short: model, parameters, length, and its learning rate drawn over all steps."""
     validate(config)
-    model, shape = _model(config)
-    when, data, optim = timeline(config), config.data, config.optim
+    dataset = resolve(config.data)
+    model, shape = _model(config, dataset)
+    when, data, optim = timeline(config, dataset), config.data, config.optim
     total = when.steps_per_epoch * when.epochs
     counted = count(model, shape)
     about = "about " if data.classes is not None or data.validation else ""

@@ -303,8 +303,7 @@ def _confusions(finished: Sequence[Job]) -> tuple[tuple[str, ...], dict[str, np.
     names: tuple[str, ...] = ()
     confusions: dict[str, np.ndarray] = {}
     for job in finished:
-        data = job.config.data
-        own = datasets.info(data.dataset, data.data_dir).class_names[: data.classes]
+        own = datasets.resolve(job.config.data).class_names
         names = max(names, own, key=len)
         with np.load(job.directory / "predictions.npz") as file:
             counts = np.zeros((len(own), len(own)), np.int64)

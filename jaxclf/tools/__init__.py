@@ -1,1 +1,1 @@
-"""What people do with data sets and trained weights beside training."""
+"""Work on data sets and trained weights beside training: the commands `data` and `predict`."""

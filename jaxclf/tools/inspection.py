@@ -1,4 +1,4 @@
-"""What `jaxclf data list` and `jaxclf data info` show: facts, and what is measured on the images themselves."""
+"""Facts of data sets, and measurements of their images: the lines of `jaxclf data list` and `jaxclf data info`."""
 
 import dataclasses
 import functools
@@ -11,9 +11,12 @@ import numpy as np
 from jaxtyping import Int, Int64, UInt8
 from PIL import Image
 
-from jaxclf.data import datasets
+from jaxclf.config import DataConfig
+from jaxclf.data import prepared
+from jaxclf.data.datasets import Dataset, Images, ResidentSet, TfdsSet, resolve
 from jaxclf.data.decoding import decode
-from jaxclf.data.sources import Folder, Records, Report, Source, folder_opener
+from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, Facts
+from jaxclf.data.sources import Records, Report, Source
 from jaxclf.errors import UsageError
 from jaxclf.tools import preparation
 
@@ -24,19 +27,20 @@ SLICE = 256
 NAMES = 5
 """Class names that are shown."""
 ANY = (
-    "Besides: any image classification set of TFDS by its name, and folder:PATH (PATH/train/CLASS/*.jpg, PATH/val/...)"
+    "Besides: any image classification set of TFDS by its name, and folder:PATH (PATH/train/CLASS/*.jpg, PATH/val/...);"
+    " your own as package.module:Name"
 )
 
 
 class Measured(NamedTuple):
-    """What images of the training set are."""
+    """Measurements of training images."""
 
     images: int
-    """How many were measured."""
+    """Number of images that were measured."""
     of: int
-    """How many there are."""
+    """Number of training images."""
     broken: int
-    """How many of the sample could not be read; they are not among those measured."""
+    """Number of images of the sample that could not be read; they are not measured."""
     labels: Int[np.ndarray, " n"]
     """As they are stored."""
     widths: Int64[np.ndarray, " n"]
@@ -48,12 +52,12 @@ class Measured(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Facts:
-    """What there is to know of a data set."""
+class Description:
+    """Facts of a data set, and measurements of its images."""
 
-    info: datasets.DatasetInfo
+    facts: Facts
     unprepared: str | None
-    """Why the images cannot be read yet, and what changes that; what is measured is empty then."""
+    """Reason why the images cannot be read yet, and the command that changes it; nothing is measured then."""
     counts: Mapping[str, int | None]
     """Images by split, under the set's own names."""
     class_sizes: Int64[np.ndarray, " k"] | None = None
@@ -63,74 +67,60 @@ class Facts:
 
 def listing() -> Iterator[str]:
     """Yield a line for every set of the tables, and one for all others."""
-    for name in (*datasets.DATASETS, *datasets.STREAMED):
-        facts = datasets.info(name)
-        shape = "x".join(map(str, facts.image_shape)) if facts.image_shape else "any size"
+    for facts in (*RESIDENT.values(), *STREAMED.values()):
+        shape = "any size" if facts.streamed else "x".join(map(str, facts.image_shape))
         sizes = f"{facts.train_examples:,} + {facts.test_examples:,}"
-        yield f"{name:17} {facts.num_classes:5,} classes  {shape:8}  {sizes:18}  {facts.source}"
+        yield f"{facts.name:17} {facts.num_classes:5,} classes  {shape:8}  {sizes:18}  {facts.source}"
     yield ANY
 
 
-def inspect(name: str, *, data_dir: str | None = None, sample: int = 10_000, report: Report | None = None) -> Facts:
-    """Return the facts of a data set; of one that is prepared, read the training images, or of a streamed one a sample.
+def inspect(
+    name: str, *, data_dir: str | None = None, sample: int = 10_000, report: Report | None = None
+) -> Description:
+    """Describe a data set; of one that is prepared, read the training images, or of a streamed one a sample.
 
     Args:
-      name: as `datasets.info` takes it.
+      name: as `data.dataset` of a config.
       data_dir: TFDS directory; None is TFDS's own default.
       sample: training images of a streamed set to measure, evenly spread over it; 0 takes all.
       report: is told of the progress.
 
     Raises:
-      UsageError: what `datasets.info`, `datasets.load` and `open_splits` raise, but not for a set that is merely not
-        prepared; and where not one training image can be read.
+      UsageError: for a set that is unknown, broken or only half there, but not for one that is merely not prepared; and
+        where not one training image can be read.
     """
     if sample < 0:
         raise UsageError(f"sample is {sample} but must be 0, for all images, or a number of them")
-    info = datasets.info(name, data_dir)
-    if missing := unprepared(info, data_dir):
-        counts = {own: info.examples(ours) for ours, own in zip(datasets.SPLITS, info.splits, strict=True)}
-        return Facts(info, missing, counts)
-    if not info.streamed:
-        train, test = (datasets.load(name, split, data_dir=data_dir) for split in datasets.SPLITS)
-        counts = {"train": len(train.labels), "test": len(test.labels)}
-        return Facts(info, None, counts, _class_sizes(train.labels, info), _measure_resident(train))
-    opened = open_splits(info, data_dir)
+    dataset = resolve(DataConfig(name, data_dir=data_dir))
+    facts = dataset.facts
+    if missing := unprepared(dataset):
+        return Description(facts, missing, facts.counts)
+    if isinstance(dataset, ResidentSet):
+        splits = {split: dataset.read(split) for split in SPLITS}
+        counts = {split: len(part.labels) for split, part in splits.items()}
+        train = splits["train"]
+        return Description(facts, None, counts, _class_sizes(train.labels, facts), _measure_resident(train))
+    opened = dataset.stored_splits()
     counts = {split: len(source) for split, source in opened.items()}
-    train = opened.get(info.splits[0])
+    train = opened.get(facts.splits[0])
     if not train:
-        return Facts(info, None, counts)
-    measured = measure(train, channels(info), sample, report)
-    labels = train.labels() if isinstance(train, Folder) else train.stored_labels()
+        return Description(facts, None, counts)
+    measured = measure(train, facts.decoded, sample, report)
+    labels = train.stored_labels() if isinstance(train, Records) else train.labels()
     if labels is None and measured.images == measured.of:
         labels = measured.labels
-    return Facts(info, None, counts, None if labels is None else _class_sizes(labels, info), measured)
+    return Description(facts, None, counts, None if labels is None else _class_sizes(labels, facts), measured)
 
 
-def unprepared(info: datasets.DatasetInfo, data_dir: str | None) -> str | None:
-    """Say why a set is not there, and the command that brings it; None where it is (whole or not, if it was once)."""
-    if info.tfds is None:
+def unprepared(dataset: Dataset) -> str | None:
+    """Return why a set is not there, and the command that prepares it; None where it is, whole or not."""
+    if not isinstance(dataset, TfdsSet) or (directory := Path(dataset.builder.data_dir)).exists():
         return None
-    builder = datasets.open_builder(info.tfds, data_dir)
-    directory = Path(builder.data_dir)
-    if directory.exists():
-        return None
-    command = f"`jaxclf data prepare {info.name} --data-dir {builder.data_dir_root}`"
+    name, builder = dataset.config.dataset, dataset.builder
     if (parts := preparation.parts_directory(directory)).exists():
-        return f"{info.name} is only half prepared, in {parts}; go on with {command}"
-    return f"{info.name} is not prepared: there is no {directory}; run {command}"
-
-
-def open_splits(info: datasets.DatasetInfo, data_dir: str | None) -> dict[str, Folder] | dict[str, Records]:
-    """Open every split of a set in folders or of TFDS, of those too that runs take only on request.
-
-    Raises `UsageError` for a set that is not there or only half, for empty classes, and for classes that differ.
-    """
-    if info.tfds is not None:
-        builder = datasets.open_prepared(info, data_dir)
-        return {split: Records(str(builder.data_dir), split) for split in builder.info.splits}
-    root, open_one = datasets.folder_root(info.name), folder_opener(info)
-    names = (*datasets.TRAIN_FOLDERS, *datasets.TEST_FOLDERS)
-    return {split: open_one(split) for split in names if (root / split).is_dir()}
+        command = f"`jaxclf data prepare {name} --data-dir {builder.data_dir_root}`"
+        return f"{name} is only half prepared, in {parts}; go on with {command}"
+    return str(prepared.missing(name, builder))
 
 
 def measure(source: Source, depth: Literal[1, 3], sample: int = 0, report: Report | None = None) -> Measured:
@@ -184,9 +174,9 @@ def _histogram(pixels: UInt8[np.ndarray, "h w c"]) -> Int64[np.ndarray, "c 256"]
     return np.array(image.histogram(), np.int64).reshape(-1, 256)
 
 
-def _measure_resident(train: datasets.Split) -> Measured:
+def _measure_resident(train: Images) -> Measured:
     count, height, width = train.images.shape[:3]
-    mean, std = map(_tuple, datasets.statistics(train))
+    mean, std = map(_tuple, train.statistics())
     return Measured(
         images=count,
         of=count,
@@ -203,18 +193,13 @@ def _tuple(numbers: np.ndarray) -> tuple[float, ...]:
     return tuple(numbers.tolist())
 
 
-def channels(info: datasets.DatasetInfo) -> Literal[1, 3]:
-    """Return what the images of a set are decoded to: RGB or grey."""
-    return 3 if (info.image_shape[2] if info.image_shape else info.channels) == 3 else 1
-
-
-def _class_sizes(labels: Int[np.ndarray, " n"], info: datasets.DatasetInfo) -> Int64[np.ndarray, " k"]:
-    good = labels[(labels >= 0) & (labels < info.num_classes)]
-    return np.bincount(good, minlength=info.num_classes)
+def _class_sizes(labels: Int[np.ndarray, " n"], facts: Facts) -> Int64[np.ndarray, " k"]:
+    good = labels[(labels >= 0) & (labels < facts.num_classes)]
+    return np.bincount(good, minlength=facts.num_classes)
 
 
 def in_threads(work: Callable[[int], T], numbers: Iterable[int], what: str, report: Report | None) -> Iterator[T]:
-    """Yield what a function makes of each number, in their order; threads read and decode beside each other."""
+    """Yield a function's result of each number, in order; threads read and decode beside each other."""
     numbers = list(numbers)
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(numbers), SLICE):
@@ -223,47 +208,50 @@ def in_threads(work: Callable[[int], T], numbers: Iterable[int], what: str, repo
             yield from pool.map(work, numbers[start : start + SLICE])
 
 
-def describe(facts: Facts) -> Iterator[str]:
+def describe(found: Description) -> Iterator[str]:
     """Yield the lines that `jaxclf data info` prints."""
-    for label, text in _rows(facts):
+    for label, text in _rows(found):
         yield f"{label:10}  {text}"
-    if facts.unprepared is not None:
-        yield facts.unprepared
+    if found.unprepared is not None:
+        yield found.unprepared
 
 
-def _rows(facts: Facts) -> Iterator[tuple[str, str]]:
-    info, found = facts.info, facts.measured
-    yield "name", info.name
-    yield "source", info.source
-    yield "images", _counts(facts)
-    for flag, split in zip(("--data.train-split", "--data.test-split"), info.splits, strict=True):
-        if split not in facts.counts:
+def _rows(description: Description) -> Iterator[tuple[str, str]]:
+    facts, found = description.facts, description.measured
+    yield "name", facts.name
+    yield "source", facts.source
+    yield "images", _counts(description)
+    for flag, split in zip(("--data.train-split", "--data.test-split"), facts.splits, strict=True):
+        if split not in description.counts:
             yield "", f"it has no split {split}; a run needs {flag}"
-    more = ", ..." if info.num_classes > NAMES else ""
-    yield "classes", f"{info.num_classes:,}: {', '.join(info.class_names[:NAMES])}{more}"
-    if facts.class_sizes is not None:
-        yield "class size", _class_size(facts.class_sizes, info.class_names)
+    more = ", ..." if facts.num_classes > NAMES else ""
+    yield "classes", f"{facts.num_classes:,}: {', '.join(facts.class_names[:NAMES])}{more}"
+    if description.class_sizes is not None:
+        yield "class size", _class_size(description.class_sizes, facts.class_names)
     elif found is not None:
         yield "class size", "unknown until all labels are read, as --sample 0 does"
-    colours = "RGB" if channels(info) == 3 else "grey"
-    if info.image_shape is not None:
-        yield "image size", f"{info.image_shape[1]} x {info.image_shape[0]} pixels, {colours}"
+    colours = "RGB" if facts.decoded == 3 else "grey"
+    if not facts.streamed:
+        yield "image size", f"{facts.image_shape[1]} x {facts.image_shape[0]} pixels, {colours}"
     elif found is not None:
         yield "image size", f"width {_spread(found.widths)}, height {_spread(found.heights)} pixels, read as {colours}"
-    yield "constants", _constants(info.mean, info.std) if info.mean else "none: a run needs --data.mean and --data.std"
+    yield (
+        "constants",
+        _constants(facts.mean, facts.std) if facts.mean else "none: a run needs --data.mean and --data.std",
+    )
     if found is not None:
         yield "measured", f"{_constants(found.mean, found.std)}  on {found.images:,} of {found.of:,} training images"
         if found.broken:
-            yield "", f"{found.broken:,} more cannot be read; `jaxclf data verify {info.name}` names every such image"
+            yield "", f"{found.broken:,} more cannot be read; `jaxclf data verify {facts.name}` names every such image"
 
 
-def _counts(facts: Facts) -> str:
-    """Return how many images each split has; of those that runs take by themselves also what for."""
-    ours = dict(zip(facts.info.splits, datasets.SPLITS, strict=True))
+def _counts(description: Description) -> str:
+    """Return the number of images of each split, and the use that runs make of it where its name does not say so."""
+    ours = dict(zip(description.facts.splits, SPLITS, strict=True))
     return ", ".join(
         f"{'an unknown number' if count is None else f'{count:,}'} {split}"
         + (f" (a run's {ours[split]} images)" if ours.get(split, split) != split else "")
-        for split, count in facts.counts.items()
+        for split, count in description.counts.items()
     )
 
 

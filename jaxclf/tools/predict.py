@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclf.data.transforms import Preprocessing, open_image, prepare
+from jaxclf.data.transforms import Preprocessing, open_image, preprocess
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier
 
@@ -85,11 +85,11 @@ def _image_channels(model: Classifier, variables: Mapping[str, Any]) -> int:
 
 
 def _read(file: str, preprocessing: Preprocessing) -> np.ndarray | str:
-    """Return the prepared image [h w c], or what is wrong with the file."""
+    """Return the preprocessed image [h w c], or the fault of the file."""
     if not Path(file).exists():
         return "there is no such file"
     try:
-        return prepare(open_image(file, len(preprocessing.mean)), preprocessing)
+        return preprocess(open_image(file, len(preprocessing.mean)), preprocessing)
     except Exception as error:  # PIL's decoders raise many types for broken files; the file is named with it
         return str(error) or type(error).__name__
 

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import importlib.resources
 import importlib.util
 import json
 import os
@@ -25,9 +24,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxclf.data import datasets
+from jaxclf.config import DataConfig
+from jaxclf.data import prepared
+from jaxclf.data.datasets import TfdsSet, resolve
+from jaxclf.data.facts import Facts
 from jaxclf.data.sources import Report
-from jaxclf.errors import RunError, UsageError
+from jaxclf.errors import RunError, UsageError, one_line
 from jaxclf.tools import original_files
 
 FORMAT = "array_record"
@@ -67,18 +69,19 @@ def prepare(
         network, a directory that is in the way, no permission, or another process that prepares the same set.
       RunError: a full disk, or whatever the builder or the files raise meanwhile.
     """
-    if name.startswith(datasets.FOLDER):
-        return datasets.folder_root(name)
-    facts = datasets.info(name, data_dir)
-    if facts.tfds is None:
-        return Path(str(importlib.resources.files("jaxclf.data") / "digits.npz"))
-    builder = datasets.open_builder(facts.tfds, data_dir)
-    directory = Path(builder.data_dir)
+    config = DataConfig(name, data_dir=None if data_dir is None else str(data_dir))
+    dataset = resolve(config)
+    if not isinstance(dataset, TfdsSet):
+        if dataset.location is None:
+            raise UsageError(f"{name} is no set of TFDS: nothing has to be prepared")
+        return dataset.location
+    directory = Path(dataset.builder.data_dir)
     if not directory.exists():
         _require("tensorflow", "importlib_resources")
-        _carry_out(_Plan.of(facts, builder, None if downloads is None else Path(downloads).expanduser(), report))
-        builder = datasets.open_builder(facts.tfds, data_dir)
-    datasets.check(facts, builder)
+        sources = None if downloads is None else Path(downloads).expanduser()
+        _carry_out(_Plan.of(dataset.facts, dataset.builder, sources, report))
+    # A new builder: TFDS reads the metadata when it opens one.
+    prepared.require_whole(name, prepared.open_builder(name, data_dir), dataset.row)
     # Usually gone by now, unless a process was killed between its last two steps.
     shutil.rmtree(parts_directory(directory), ignore_errors=True)
     return directory
@@ -95,7 +98,7 @@ def _require(*modules: str) -> None:
 class _Plan:
     """One preparation, planned and not yet begun: nothing is written before it exists."""
 
-    facts: datasets.DatasetInfo
+    facts: Facts
     builder: Any
     """TFDS's builder over the data directory."""
     downloads: Path | None
@@ -108,7 +111,7 @@ class _Plan:
     report: Report | None
 
     @classmethod
-    def of(cls, facts: datasets.DatasetInfo, builder: Any, downloads: Path | None, report: Report | None) -> "_Plan":
+    def of(cls, facts: Facts, builder: Any, downloads: Path | None, report: Report | None) -> "_Plan":
         """Check the builder and the source files; `UsageError` names everything that is missing or wrong."""
         import tensorflow_datasets as tfds
 
@@ -138,12 +141,6 @@ class _Plan:
         """Return the directory in which a split comes into being."""
         return self.parts / "splits" / split
 
-    def expected(self, split: str) -> int | None:
-        """Return how many examples a split has, where that is known before it is read."""
-        known = datasets.STREAMED.get(self.facts.name, self.facts)
-        names = dict(zip(known.splits, datasets.SPLITS, strict=True))
-        return known.examples(names[split]) if split in names else None
-
 
 def _carry_out(plan: _Plan) -> None:
     """Prepare the set; every failure is one line that says what is kept."""
@@ -157,7 +154,7 @@ def _carry_out(plan: _Plan) -> None:
         whole = _whole_builder(plan)
         inside = Path(whole.data_dir)
         if not (inside / "dataset_info.json").exists():
-            shutil.rmtree(plan.parts / "whole", ignore_errors=True)  # what TFDS left when it was killed
+            shutil.rmtree(plan.parts / "whole", ignore_errors=True)  # left by a TFDS that was killed
             _download_and_prepare(plan, whole)
         for info in whole.info.splits.values():
             for file in map(Path, info.filepaths):
@@ -281,7 +278,7 @@ def _download_and_prepare(plan: _Plan, whole: Any) -> None:
 
 @contextlib.contextmanager
 def _explained(plan: _Plan) -> Iterator[None]:
-    """Turn what goes wrong while files are written into one line, with what is kept."""
+    """Turn every error while files are written into one line that says what is kept."""
     kept = f"finished splits are kept in {plan.parts}, and the same command goes on from there"
     try:
         yield
@@ -292,7 +289,7 @@ def _explained(plan: _Plan) -> Iterator[None]:
         raise UsageError(f"{plan.facts.name}: no permission for {cause.filename or cause}; {kept}") from error
     except Exception as error:  # the builder is foreign code, and array_record says RuntimeError when the disk is full
         full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
-        reason = f"the disk of {plan.parts} is full" if full else datasets.one_line(error)
+        reason = f"the disk of {plan.parts} is full" if full else one_line(error)
         raise RunError(f"{plan.facts.name}: {reason}; {kept}") from error
 
 
@@ -305,7 +302,7 @@ def _written(plan: _Plan, builder: Any, writer: Any, split: str, examples: Any) 
     if not done.exists():
         if not isinstance(examples, Iterable):
             raise UsageError(f"TFDS generates {plan.facts.name} with Apache Beam; prepare it with `tfds build`")
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+        shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
         folder.mkdir(parents=True)
         written = writer.submit_split_generation(
             split_name=split,
@@ -322,7 +319,7 @@ def _written(plan: _Plan, builder: Any, writer: Any, split: str, examples: Any) 
 
 def _counted(plan: _Plan, split: str, examples: Iterable[Any]) -> Iterator[Any]:
     """Yield a split's examples; `RunError` at their end if they are not as many as are known."""
-    count, known = 0, plan.expected(split)
+    count, known = 0, plan.facts.counts.get(split)
     for count, example in enumerate(examples, start=1):
         yield example
         if plan.report is not None and not _bars(plan):

@@ -1,4 +1,4 @@
-"""What `jaxclf data bench` measures: how fast each stage of the input is, and how fast a training step takes images."""
+"""Speed of each stage of the input, and of a training step: the measurements of `jaxclf data bench`."""
 
 import contextlib
 import itertools
@@ -27,18 +27,18 @@ WINDOWS = 3
 POOL = 128
 """Images that decoding and cropping are measured on, evenly spread over the training images."""
 STAGES = ("read", "decode", "transform")
-"""What a thread of the loader does with each image, one after the other."""
+"""Work of a loader thread on each image, in this order."""
 ENOUGH = 0.97
 """Share of the step's rate from which on the input is fast enough; closer than that the clock cannot tell."""
 
 
 class Rate(NamedTuple):
-    """How fast something is."""
+    """Speed of a stage."""
 
     stage: str
     images_per_second: float
     note: str
-    """What was measured."""
+    """Description of the measurement."""
 
     def __str__(self) -> str:
         digits = 0 if self.images_per_second >= 100 else 1
@@ -55,11 +55,12 @@ def bench_config(
 ) -> Config:
     """Return the run whose input and step are measured.
 
-    What is None depends on the set: 224 pixels and resnet18 for a streamed one, its own size and resnet20 for others.
+    A field that is None depends on the set: 224 pixels and resnet18 for a streamed one, its own size and resnet20 for
+    others.
     """
-    info = datasets.info(dataset, data_dir)
-    streamed = info.streamed
-    constants = None if info.mean else (0.5,) * info.channels  # any will do: nobody looks at the result
+    facts = datasets.resolve(DataConfig(dataset, data_dir=data_dir)).facts
+    streamed = facts.streamed
+    constants = None if facts.mean else (0.5,) * facts.image_shape[2]  # any will do: the result is not looked at
     data = DataConfig(
         dataset=dataset,
         data_dir=data_dir,
@@ -68,7 +69,7 @@ def bench_config(
         image_size=224 if streamed and image_size is None else image_size,
         mean=constants,
         std=constants,
-        test_split=None if info.tfds is None or not streamed else info.splits[0],  # unused, and not every set has one
+        test_split=facts.splits[0] if streamed else None,  # unused, and not every set has one
         on_error="skip" if streamed else "raise",
     )
     augmented = AugmentConfig(crop="random_resized", pad=0) if streamed else AugmentConfig()
@@ -129,13 +130,13 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 def _stages(stream: Stream, order: Order, seconds: float) -> Iterator[Rate]:
-    """Yield what each stage does on one thread, and what can be copied to the device."""
-    source, channels = stream.sources["train"], 3 if stream.image_shape[2] == 3 else 1
+    """Yield the rate of each stage on one thread, and of copies to the device."""
+    source, channels = stream.sources["train"], stream.channels
     # In the order of a run, so that images come from the disk as they do in a run, and not all from memory.
     indices = itertools.chain.from_iterable(order.indices(step).tolist() for step in itertools.count())
 
     def read() -> int:
-        with contextlib.suppress(Exception):  # what a broken image takes belongs to the time
+        with contextlib.suppress(Exception):  # the time that a broken image takes counts
             _ = source[next(indices)]
         return 1
 
@@ -200,7 +201,7 @@ def _batches(stream: Stream, order: Order) -> Generator[Batch, None, None]:
 
 
 def readers(loader: Loader) -> str:
-    """Say what reads.
+    """Return the number of processes and threads that read, as text.
 
     >>> readers(Loader(workers=2, threads=1)), readers(Loader(threads=3))
     ('2 processes of 1 thread', '3 threads')
@@ -211,7 +212,7 @@ def readers(loader: Loader) -> str:
 
 
 def _augmentation(program: Program, batch: Batch, seconds: float) -> Rate:
-    """Return the rate of what a step does with a resident batch before the network sees it."""
+    """Return the rate of a step's augmentation of a resident batch."""
     rows = jax.device_put(batch.rows[0])
 
     @jax.jit
@@ -249,7 +250,7 @@ def _step(program: Program, state: TrainState, batch: Batch, seconds: float) -> 
 
 
 def stream_verdict(rates: Mapping[str, float], *, cpu: bool) -> str:
-    """Say whether the input keeps the device busy, and what takes its time.
+    """Return a sentence on whether the input keeps the device busy, and on its slowest stage.
 
     >>> rates = {"read": 6000.0, "decode": 500.0, "transform": 1000.0, "transfer": 9e4, "stream": 600.0, "step": 2400.0}
     >>> print(stream_verdict(rates, cpu=False))  # doctest: +NORMALIZE_WHITESPACE
@@ -272,7 +273,7 @@ def stream_verdict(rates: Mapping[str, float], *, cpu: bool) -> str:
 
 
 def resident_verdict(rates: Mapping[str, float]) -> str:
-    """Say what share of the step the augmentation takes.
+    """Return a sentence on the share of the step that the augmentation takes.
 
     >>> resident_verdict({"augment": 10_000.0, "step": 500.0})
     'The input keeps the device busy: augmentation is 5.0 % of the step.'

@@ -1,4 +1,4 @@
-"""What `jaxclf data verify` does: read and decode every image of a data set once, and name all that is wrong."""
+"""Reading and decoding every image of a data set once, to name all that is wrong: `jaxclf data verify`."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -8,19 +8,21 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from jaxclf.data import datasets
+from jaxclf.config import DataConfig
+from jaxclf.data.datasets import ResidentSet, StreamedSet, TfdsSet, resolve
 from jaxclf.data.decoding import decode
+from jaxclf.data.facts import SPLITS, Facts
 from jaxclf.data.sources import Records, Report, Source
-from jaxclf.errors import UsageError
-from jaxclf.tools.inspection import channels, in_threads, open_splits, unprepared
+from jaxclf.errors import UsageError, one_line
+from jaxclf.tools.inspection import in_threads, unprepared
 
 
-class Fault(NamedTuple):
+class Finding(NamedTuple):
     """Something that is wrong."""
 
     text: str
     images: int
-    """How many images it costs."""
+    """Number of images that it costs."""
 
 
 class Checked(NamedTuple):
@@ -28,8 +30,8 @@ class Checked(NamedTuple):
 
     split: str
     images: int
-    faults: Iterable[Fault]
-    """Found while they are asked for."""
+    findings: Iterable[Finding]
+    """Read one by one, while they are asked for."""
 
 
 class Shard(NamedTuple):
@@ -39,7 +41,7 @@ class Shard(NamedTuple):
     start: int
     """Number of its first record in the split."""
     records: int
-    """How many it must hold."""
+    """Number of records that it must hold."""
 
 
 def verify(name: str, *, data_dir: str | None = None, report: Report | None = None) -> Iterator[str]:
@@ -53,15 +55,15 @@ def verify(name: str, *, data_dir: str | None = None, report: Report | None = No
         prepared or only half, missing shards, numbers of images that are not the known ones, empty classes, and
         classes that differ between splits.
     """
-    info = datasets.info(name, data_dir)
-    if missing := unprepared(info, data_dir):
+    dataset = resolve(DataConfig(name, data_dir=data_dir))
+    if missing := unprepared(dataset):
         raise UsageError(missing)
     images, bad, lines = 0, 0, 0
-    for split, count, faults in _splits(info, data_dir, report):
+    for split, count, findings in _splits(dataset, report):
         own = 0
-        for fault in faults:
-            own, lines = own + fault.images, lines + 1
-            yield fault.text
+        for finding in findings:
+            own, lines = own + finding.images, lines + 1
+            yield finding.text
         images, bad = images + count, bad + own
         yield f"{split}: {count:,} images" + (f", {own:,} of them cannot be used" if own else "")
     if lines:
@@ -69,29 +71,28 @@ def verify(name: str, *, data_dir: str | None = None, report: Report | None = No
     yield f"{images:,} images, all readable"
 
 
-def _splits(info: datasets.DatasetInfo, data_dir: str | None, report: Report | None) -> list[Checked]:
-    """Open all splits of a set; nothing is read yet, but what ships in this package."""
-    if info.tfds is None and not info.streamed:
-        return [Checked(split, len(datasets.load(info.name, split).labels), ()) for split in datasets.SPLITS]
-    opened = open_splits(info, data_dir)
+def _splits(dataset: ResidentSet | StreamedSet, report: Report | None) -> list[Checked]:
+    """Open all splits of a set; nothing is read yet, except for resident sets that are no files of TFDS."""
+    if not isinstance(dataset, TfdsSet | StreamedSet):
+        return [Checked(split, len(dataset.read(split).labels), ()) for split in SPLITS]
     return [
-        Checked(split, len(source), _faults(info, source, f"reading {split}", report))
-        for split, source in opened.items()
+        Checked(split, len(source), _findings(dataset.facts, source, f"reading {split}", report))
+        for split, source in dataset.stored_splits().items()
     ]
 
 
-def _faults(info: datasets.DatasetInfo, source: Source, what: str, report: Report | None) -> Iterator[Fault]:
-    """Yield what is wrong with the shards, then with each image that they hold."""
+def _findings(facts: Facts, source: Source, what: str, report: Report | None) -> Iterator[Finding]:
+    """Yield the faults of the shards, then those of each image that they hold."""
     there = np.ones(len(source), bool)
     for shard in _shards(source) if isinstance(source, Records) else ():
-        if fault := _shard_fault(shard):
+        if finding := _shard_finding(shard):
             end = shard.start + shard.records
-            there[end - fault.images : end] = False
-            yield fault
-    check = functools.partial(_image_fault, info, source)
-    for fault in in_threads(check, np.flatnonzero(there).tolist(), what, report):
-        if fault is not None:
-            yield fault
+            there[end - finding.images : end] = False
+            yield finding
+    read = functools.partial(_image_finding, facts, source)
+    for finding in in_threads(read, np.flatnonzero(there).tolist(), what, report):
+        if finding is not None:
+            yield finding
 
 
 def _shards(source: Records) -> list[Shard]:
@@ -104,28 +105,28 @@ def _shards(source: Records) -> list[Shard]:
     return [Shard(*shard) for shard in zip(files, starts, stored.shard_lengths, strict=True)]
 
 
-def _shard_fault(shard: Shard) -> Fault | None:
+def _shard_finding(shard: Shard) -> Finding | None:
     try:
         reader = ArrayRecordReader(str(shard.file))  # reads the index at the file's end
         found = reader.num_records()
         reader.close()
     except Exception as error:  # array_record says RuntimeError
-        return Fault(f"{shard.file} cannot be read ({datasets.one_line(error)})", shard.records)
+        return Finding(f"{shard.file} cannot be read ({one_line(error)})", shard.records)
     if found == shard.records:
         return None
-    return Fault(f"{shard.file} holds {found:,} records instead of {shard.records:,}", max(shard.records - found, 0))
+    return Finding(f"{shard.file} holds {found:,} records instead of {shard.records:,}", max(shard.records - found, 0))
 
 
-def _image_fault(info: datasets.DatasetInfo, source: Source, index: int) -> Fault | None:
+def _image_finding(facts: Facts, source: Source, index: int) -> Finding | None:
     name = source.name(index)
     try:
         encoded = source[index]
         name = encoded.name
-        shape = decode(encoded.data, channels(info)).shape
+        shape = decode(encoded.data, facts.decoded).shape
     except Exception as error:  # whatever readers and decoders raise for broken bytes
-        return Fault(f"{name} cannot be read ({datasets.one_line(error)})", 1)
-    if info.image_shape not in (None, shape):
-        return Fault(f"{name} has the shape {shape}, not {info.image_shape}", 1)
-    if not 0 <= encoded.label < info.num_classes:
-        return Fault(f"{name} has the label {encoded.label}, not one of 0 to {info.num_classes - 1}", 1)
+        return Finding(f"{name} cannot be read ({one_line(error)})", 1)
+    if not facts.streamed and shape != facts.image_shape:
+        return Finding(f"{name} has the shape {shape}, not {facts.image_shape}", 1)
+    if not 0 <= encoded.label < facts.num_classes:
+        return Finding(f"{name} has the label {encoded.label}, not one of 0 to {facts.num_classes - 1}", 1)
     return None

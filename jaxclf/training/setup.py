@@ -89,19 +89,18 @@ def set_up(config: Config, loader: Loader = IN_THREADS, devices: int | None = No
     """
     validate(config)
     validate(loader, "loader.")
-    info = datasets.info(config.data.dataset, config.data.data_dir)
-    classes = info.num_classes if config.data.classes is None else min(config.data.classes, info.num_classes)
+    dataset = datasets.resolve(config.data)
     # The steps read fixed matrices from the state, so the model they are compiled for needs no seed of its own.
-    model = build(config, classes, seed=0)
+    model = build(config, dataset.num_classes, seed=0)
     where = over_devices(devices, replicas=config.run.parallel == "pmap")
-    data = pipeline.open_data(config, loader, where, report=Lines())
+    data = pipeline.open_data(dataset, config.augment, loader, where, report=Lines())
     order = Order(config.run.seed, data.sizes["train"], config.data.batch_size, config.data.drop_last)
     if order.steps_per_epoch < 1:
         raise UsageError(f"data.batch_size {config.data.batch_size} leaves no whole batch of {order.examples}")
     _check_layout(config, where, order)
-    program = _program(config, model, order, where)
+    program = _program(config, model, data, order, where)
     _check_shapes(program, data.image_shape)
-    one = info.streamed or jax.default_backend() == "cpu"
+    one = dataset.facts.streamed or jax.default_backend() == "cpu"
     return Setup(
         config=config,
         layout=where,
@@ -132,16 +131,15 @@ def _check_layout(config: Config, layout: Layout, order: Order) -> None:
         )
 
 
-def _program(config: Config, model: Classifier, order: Order, layout: Layout) -> Program:
-    mean, std = pipeline.constants(config.data)
+def _program(config: Config, model: Classifier, data: pipeline.Data, order: Order, layout: Layout) -> Program:
     return Program(
         model=model,
         optim=config.optim,
         timeline=Timeline(order.steps_per_epoch, config.run.epochs, order.examples),
         loss=config.loss,
-        augment=pipeline.step_augment(config),
-        mean=mean,
-        std=std,
+        augment=pipeline.step_augment(config.augment),
+        mean=data.mean,
+        std=data.std,
         model_config=dataclasses.replace(config.model, head_seed=None, weights=None),
         dtype=config.model.dtype,
         max_loss=config.run.max_loss,

@@ -21,8 +21,8 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxclf.config import Config
-from jaxclf.data import datasets, pipeline
+from jaxclf.data import datasets
+from jaxclf.data.facts import IMAGENET_CLASSES
 from jaxclf.data.transforms import Preprocessing, default_preprocessing
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier, create_model
@@ -244,8 +244,8 @@ def _complete(given: dict[str, Any], state_dict: StateDict, source: PathLike) ->
     published = default_preprocessing(body.backbone)
     if record.preprocessing is None:
         record = dataclasses.replace(record, preprocessing=published)
-    if names is None and published is not None and record.num_classes == len(datasets.IMAGENET_CLASSES):
-        names = datasets.IMAGENET_CLASSES
+    if names is None and published is not None and record.num_classes == len(IMAGENET_CLASSES):
+        names = IMAGENET_CLASSES
     return dataclasses.replace(record, class_names=names)
 
 
@@ -291,23 +291,18 @@ def _read_orbax(path: Path) -> tuple[Record, dict[str, Any]]:
     return Record.from_json(metadata["record"]), traverse_util.unflatten_dict(flat, sep=".")
 
 
-def _class_names(run: Path, config: Config) -> tuple[str, ...]:
-    """Return what the run says of its classes, so that its images may be gone; older runs ask their data set."""
-    if (run / "data.json").exists():
-        return tuple(json.loads((run / "data.json").read_text())["class_names"])
-    return datasets.info(config.data.dataset, config.data.data_dir).class_names[: config.data.classes]
-
-
 def _read_run(path: Path) -> tuple[Record, dict[str, Any]]:
     """Return what a run directory trained, with its data set's class names and pixels, and its newest checkpoint."""
-    config = read_config(path)
-    names = _class_names(path, config)
+    config, known = read_config(path), path / "data.json"
+    dataset = datasets.resolve(config.data)
+    # Images may have changed since; older runs do not have the file.
+    names = tuple(json.loads(known.read_text())["class_names"]) if known.exists() else dataset.class_names
     record = Record(
         model=config.model.backbone,
         num_classes=len(names),
         head=config.model.head,
         options=config.model.options(),
-        preprocessing=pipeline.preprocessing(config.data),
+        preprocessing=dataset.preprocessing,
         class_names=names,
     )
     with Checkpoints(path / "checkpoints") as checkpoints:

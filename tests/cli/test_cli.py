@@ -16,7 +16,7 @@ import pytest
 from jaxclf.cli import main as cli
 from jaxclf.cli.main import main
 from jaxclf.config import Cluster, Config, Loader, Watching
-from jaxclf.data import datasets
+from jaxclf.data.facts import RESIDENT, STREAMED
 from jaxclf.report import tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,7 +126,7 @@ def test_real_process_without_arguments_exits_2() -> None:
 def test_data_list_shows_every_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == [*datasets.DATASETS, *datasets.STREAMED]
+    assert [line.split()[0] for line in lines[:-1]] == [*RESIDENT, *STREAMED]
     assert re.match(r"digits +10 classes  8x8x1 +1,352 \+ 445 ", lines[0])
     assert re.match(r"cifar100 +100 classes  32x32x3 +50,000 \+ 10,000 ", lines[4])
     assert re.match(r"imagenet2012 +1,000 classes  any size +1,281,167 \+ 50,000 ", lines[5])

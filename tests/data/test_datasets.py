@@ -18,7 +18,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from jaxclf.config import DataConfig
 from jaxclf.data import datasets
+from jaxclf.data.datasets import Digits, Images, ResidentTfds, resolve
+from jaxclf.data.facts import RESIDENT
 from jaxclf.errors import UsageError
 from jaxclf.tools import preparation
 
@@ -45,6 +48,14 @@ def write_metadata(data_dir: Path, *, train: int, test: int, file_format: str = 
     return directory
 
 
+DIGITS = Digits(DataConfig("digits"))
+
+
+def read(name: str, split: str, *, data_dir: Path) -> Images:
+    """Read a split of a set that TFDS prepared."""
+    return ResidentTfds(DataConfig(name, data_dir=str(data_dir))).read(split)
+
+
 SHARD = "mnist-{}.array_record-00000-of-00001"
 
 
@@ -60,7 +71,7 @@ def idx(path: Path, header: int) -> np.ndarray:
 
 
 def test_digits_have_the_counts_of_the_table_in_every_class():
-    train, test = datasets.load("digits", "train"), datasets.load("digits", "test")
+    train, test = DIGITS.read("train"), DIGITS.read("test")
     assert train.images.shape == (1352, 8, 8, 1)
     assert test.images.shape == (445, 8, 8, 1)
     assert train.images.dtype == np.uint8
@@ -70,7 +81,7 @@ def test_digits_have_the_counts_of_the_table_in_every_class():
 
 
 def test_digits_are_scikit_learns_first_image_scaled_to_255():
-    train = datasets.load("digits", "train")
+    train = DIGITS.read("train")
     assert train.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     # sklearn: 0 0 5 13 9 1 0 0; times 255/16, rounded
     assert train.images[0, 0, :, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
@@ -97,22 +108,22 @@ def test_every_fourth_image_of_a_class_is_a_test_image():
 
 
 def test_digits_constants_are_what_the_train_split_says():
-    mean, std = datasets.statistics(datasets.load("digits", "train"))
+    mean, std = DIGITS.read("train").statistics()
     np.testing.assert_allclose(mean, [0.304931], atol=1e-6)
     np.testing.assert_allclose(std, [0.375645], atol=1e-6)
-    np.testing.assert_allclose(mean, datasets.info("digits").mean, atol=5e-5)
-    np.testing.assert_allclose(std, datasets.info("digits").std, atol=5e-5)
+    np.testing.assert_allclose(mean, RESIDENT["digits"].mean, atol=5e-5)
+    np.testing.assert_allclose(std, RESIDENT["digits"].std, atol=5e-5)
 
 
 def test_statistics_are_per_channel_and_biased():
     images = np.array([0, 255, 51, 51], np.uint8).reshape(2, 1, 1, 2)  # channel 0: 0, 51; channel 1: 255, 51
-    mean, std = datasets.statistics(datasets.Split(images=images, labels=np.zeros(2, np.int32)))
+    mean, std = Images(images=images, labels=np.zeros(2, np.int32)).statistics()
     np.testing.assert_allclose(mean, [0.1, 0.6], rtol=1e-12)
     np.testing.assert_allclose(std, [0.1, 0.4], rtol=1e-12)
 
 
 def test_first_classes_keep_their_order():
-    part = datasets.load("digits", "train", classes=3)
+    part = Digits(DataConfig(classes=3)).images()["train"]
     assert len(part.labels) == 404
     assert part.images.shape == (404, 8, 8, 1)
     assert part.labels[:8].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
@@ -121,58 +132,55 @@ def test_first_classes_keep_their_order():
 @pytest.mark.parametrize("classes", [-1, 0, 1, 11])
 def test_classes_out_of_range_are_refused(classes):
     with pytest.raises(UsageError, match=rf"classes is {classes} but digits allows 2 to 10"):
-        datasets.load("digits", "train", classes=classes)
+        _ = resolve(DataConfig("digits", classes=classes)).class_names
 
 
 def test_unknown_names_show_the_nearest():
     with pytest.raises(UsageError, match=r"unknown data set 'cifar'; did you mean .*cifar10"):
-        datasets.info("cifar")
-    with pytest.raises(UsageError, match="unknown split 'validation'"):
-        datasets.load("digits", "validation")  # pyright: ignore[reportArgumentType]
+        resolve(DataConfig("cifar"))
     with pytest.raises(UsageError, match="unknown data set"):
         preparation.prepare("imagenet")
 
 
 def test_table():
     shown = {
-        name: (f.num_classes, f.image_shape, f.train_examples, f.test_examples, f.tfds)
-        for name, f in datasets.DATASETS.items()
+        name: (row.num_classes, row.image_shape, row.train_examples, row.test_examples, datasets.OWN[name])
+        for name, row in RESIDENT.items()
     }
     assert shown == {
-        "digits": (10, (8, 8, 1), 1352, 445, None),
-        "mnist": (10, (28, 28, 1), 60000, 10000, "mnist"),
-        "fashion_mnist": (10, (28, 28, 1), 60000, 10000, "fashion_mnist"),
-        "cifar10": (10, (32, 32, 3), 50000, 10000, "cifar10"),
-        "cifar100": (100, (32, 32, 3), 50000, 10000, "cifar100"),
+        "digits": (10, (8, 8, 1), 1352, 445, Digits),
+        "mnist": (10, (28, 28, 1), 60000, 10000, ResidentTfds),
+        "fashion_mnist": (10, (28, 28, 1), 60000, 10000, ResidentTfds),
+        "cifar10": (10, (32, 32, 3), 50000, 10000, ResidentTfds),
+        "cifar100": (100, (32, 32, 3), 50000, 10000, ResidentTfds),
     }
 
 
 def test_table_is_consistent():
-    for facts in datasets.DATASETS.values():
+    for facts in RESIDENT.values():
         assert len(set(facts.class_names)) == facts.num_classes
-        assert facts.image_shape is not None
         assert not facts.streamed
         assert len(facts.mean) == len(facts.std) == facts.image_shape[2]
         assert dataclasses.replace(facts) == facts
-    assert datasets.info("cifar10").class_names[3] == "cat"
-    names = datasets.info("cifar100").class_names
+    assert RESIDENT["cifar10"].class_names[3] == "cat"
+    names = RESIDENT["cifar100"].class_names
     assert list(names) == sorted(names)  # the archive lists them alphabetically
     assert (names[0], names[39], names[99]) == ("apple", "keyboard", "worm")
-    assert datasets.info("cifar100").std == (0.2673343, 0.2564385, 0.2761505)
+    assert RESIDENT["cifar100"].std == (0.2673343, 0.2564385, 0.2761505)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
 def test_builders_agree_with_the_table(name):
     features: Any = tfds.builder(name).info.features
-    assert features["image"].shape == datasets.info(name).image_shape
-    assert features["label"].num_classes == datasets.info(name).num_classes
+    assert features["image"].shape == RESIDENT[name].image_shape
+    assert features["label"].num_classes == RESIDENT[name].num_classes
     if name == "fashion_mnist":  # the only builder that knows its class names before it is prepared
-        assert tuple(features["label"].names) == datasets.info(name).class_names
+        assert tuple(features["label"].names) == RESIDENT[name].class_names
 
 
 def test_set_that_is_not_prepared_names_directory_and_command(tmp_path):
     with pytest.raises(UsageError) as caught:
-        datasets.load("cifar100", "test", data_dir=tmp_path)
+        read("cifar100", "test", data_dir=tmp_path)
     assert str(caught.value) == (
         f"cifar100 is not prepared: there is no {tmp_path}/cifar100/3.0.2; "
         f"run `jaxclf data prepare cifar100 --data-dir {tmp_path}`"
@@ -182,7 +190,7 @@ def test_set_that_is_not_prepared_names_directory_and_command(tmp_path):
 def test_interrupted_preparation_is_not_a_prepared_set(tmp_path):
     write_metadata(tmp_path, train=60000, test=10000).rename(tmp_path / "mnist" / "incomplete.ABC123_3.0.1")
     with pytest.raises(UsageError, match="mnist is not prepared"):
-        datasets.load("mnist", "train", data_dir=tmp_path)
+        read("mnist", "train", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +207,7 @@ def test_interrupted_preparation_is_not_a_prepared_set(tmp_path):
 def test_damaged_set_is_refused_in_one_line(tmp_path, damage, reason):
     damage(write_metadata(tmp_path, train=60000, test=10000))
     with pytest.raises(UsageError, match=reason) as caught:
-        datasets.load("mnist", "train", data_dir=tmp_path)
+        read("mnist", "train", data_dir=tmp_path)
     assert "\n" not in str(caught.value)
     assert f"{tmp_path}/mnist" in str(caught.value)
     assert "delete that directory and run `jaxclf data prepare mnist`" in str(caught.value)
@@ -209,13 +217,13 @@ def test_every_difference_from_the_table_is_listed(tmp_path):
     directory = write_metadata(tmp_path, train=5, test=7)
     (directory / "label.labels.txt").write_text("\n".join("zero one two three four five six seven eight nine".split()))  # noqa: SIM905
     with pytest.raises(UsageError, match=r"train has 5 .* 60000, test has 7 .* 10000, the class names differ"):
-        datasets.load("mnist", "train", data_dir=tmp_path)
+        read("mnist", "train", data_dir=tmp_path)
 
 
 def test_set_in_another_format_is_refused_by_load_and_prepare(tmp_path):
     write_metadata(tmp_path, train=60000, test=10000, file_format="tfrecord")
     with pytest.raises(UsageError, match="stored as tfrecord, not as array_record"):
-        datasets.load("mnist", "train", data_dir=tmp_path)
+        read("mnist", "train", data_dir=tmp_path)
     with pytest.raises(UsageError, match="stored as tfrecord, not as array_record"):
         preparation.prepare("mnist", data_dir=tmp_path)
 
@@ -275,8 +283,8 @@ def test_without_a_network_the_urls_are_listed(tmp_path, monkeypatch):
 def load_elsewhere(name: str, data_dir: Path) -> list[str]:
     """Load a set in a fresh process; return which heavy packages that imported."""
     code = (
-        "import sys; from jaxclf.data import datasets;"
-        f"datasets.load({name!r}, 'test', data_dir={str(data_dir)!r});"
+        "import sys; from jaxclf.config import DataConfig; from jaxclf.data import datasets;"
+        f"datasets.resolve(DataConfig({name!r}, data_dir={str(data_dir)!r})).read('test');"
         "print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
@@ -305,8 +313,8 @@ def test_fashion_mnist_through_the_real_builder(tmp_path):
     assert told == sorted(str(path) for path in DEBIAN.glob("*.gz"))
     assert preparation.prepare("fashion_mnist", data_dir=tmp_path, downloads=DEBIAN) == directory
 
-    train = datasets.load("fashion_mnist", "train", data_dir=tmp_path)
-    test = datasets.load("fashion_mnist", "test", data_dir=tmp_path)
+    train = read("fashion_mnist", "train", data_dir=tmp_path)
+    test = read("fashion_mnist", "test", data_dir=tmp_path)
     assert train.images.shape == (60000, 28, 28, 1)
     assert test.images.shape == (10000, 28, 28, 1)
     for split, prefix in ((train, "train"), (test, "t10k")):
@@ -317,14 +325,14 @@ def test_fashion_mnist_through_the_real_builder(tmp_path):
     # TFDS's order is its own, but fixed: these are the first labels of every preparation.
     assert train.labels[:10].tolist() == [2, 1, 8, 4, 1, 9, 2, 2, 0, 2]
     assert test.labels[:10].tolist() == [4, 4, 9, 7, 5, 1, 0, 5, 7, 4]
-    again = datasets.load("fashion_mnist", "test", data_dir=tmp_path)
+    again = read("fashion_mnist", "test", data_dir=tmp_path)
     np.testing.assert_array_equal(again.images, test.images)
 
-    mean, std = datasets.statistics(train)
+    mean, std = train.statistics()
     np.testing.assert_allclose(mean, [0.286041], atol=1e-6)
     np.testing.assert_allclose(std, [0.353024], atol=1e-6)
-    np.testing.assert_allclose(mean, datasets.info("fashion_mnist").mean, atol=5e-5)
-    np.testing.assert_allclose(std, datasets.info("fashion_mnist").std, atol=5e-5)
+    np.testing.assert_allclose(mean, RESIDENT["fashion_mnist"].mean, atol=5e-5)
+    np.testing.assert_allclose(std, RESIDENT["fashion_mnist"].std, atol=5e-5)
     assert load_elsewhere("fashion_mnist", tmp_path) == []
 
 

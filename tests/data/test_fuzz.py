@@ -34,6 +34,7 @@ from jaxclf.data.order import Order
 from jaxclf.data.stream import ReadError, Stream
 from jaxclf.errors import UsageError
 from jaxclf.tools.verification import verify
+from tests.data.streamed import streamed
 
 # In a run, what PIL only warns about is read all the same.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -310,7 +311,7 @@ def test_a_stream_that_skips_names_every_broken_file(pixels: Any, case: Case) ->
     if pixels == "fast":
         pytest.importorskip("cv2", reason="needs the extra fast")
     config = DataConfig(case.name, image_size=24, on_error="skip", pixels=pixels)
-    opened = Stream(config, AugmentConfig(crop="random_resized", pad=0), Loader(threads=2))
+    opened = Stream(streamed(config), AugmentConfig(crop="random_resized", pad=0), Loader(threads=2))
     order = Order(0, opened.sizes["train"], 32, drop_last=False)
     batches = {
         "train": within(lambda: list(opened.train_batches(order, 0, 1))),
@@ -331,7 +332,7 @@ def test_a_stream_that_skips_names_every_broken_file(pixels: Any, case: Case) ->
 
 def test_a_stream_that_raises_names_each_broken_file(case: Case) -> None:
     config = DataConfig(case.name, image_size=24)
-    opened = Stream(config, AugmentConfig(crop="random_resized", pad=0), Loader(threads=1))
+    opened = Stream(streamed(config), AugmentConfig(crop="random_resized", pad=0), Loader(threads=1))
     task = opened.task("test", 1)
 
     def check() -> None:
@@ -507,7 +508,7 @@ def test_a_stream_that_skips_names_every_broken_record(pixels: Any, record_case:
         pytest.importorskip("cv2", reason="needs the extra fast")
     config = DataConfig("synthetic_imagenet", data_dir=str(record_case.data_dir), image_size=24, pixels=pixels)
     config = dataclasses.replace(config, on_error="skip", test_split="train")
-    opened = Stream(config, AugmentConfig(crop="random_resized", pad=0), Loader(threads=2))
+    opened = Stream(streamed(config), AugmentConfig(crop="random_resized", pad=0), Loader(threads=2))
     order = Order(0, opened.sizes["train"], 32, drop_last=False)
     trained = within(lambda: list(opened.train_batches(order, 0, 1)))
     tested = within(lambda: list(opened.eval_batches("test", 32)))
@@ -519,7 +520,7 @@ def test_a_stream_that_skips_names_every_broken_record(pixels: Any, record_case:
 
 def test_a_stream_that_raises_names_each_broken_record(record_case: RecordCase) -> None:
     config = DataConfig("synthetic_imagenet", data_dir=str(record_case.data_dir), image_size=24)
-    opened = Stream(config, AugmentConfig(crop="random_resized", pad=0), Loader(threads=1))
+    opened = Stream(streamed(config), AugmentConfig(crop="random_resized", pad=0), Loader(threads=1))
     task = opened.task("train", 1)
     for index in range(RECORDS):
         row = np.array([index], np.int32)

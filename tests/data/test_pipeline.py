@@ -11,6 +11,8 @@ from PIL import Image
 
 from jaxclf.config import AugmentConfig, DataConfig, LossConfig, OptimConfig
 from jaxclf.data import order, pipeline
+from jaxclf.data.datasets import Digits
+from jaxclf.data.transforms import resize_images
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
 from jaxclf.training import losses
@@ -19,10 +21,14 @@ from jaxclf.training.schedules import Timeline
 from jaxclf.training.step import Program, TrainState, eval_step, init_state
 
 
+def load(**fields: Any) -> pipeline.Resident:
+    return pipeline.load(Digits(DataConfig(**fields)))
+
+
 @pytest.mark.parametrize(("shape", "size"), [((3, 8, 8, 1), 16), ((2, 32, 32, 3), 20), ((2, 7, 11, 3), 9)])
 def test_resize_is_pils_bilinear(shape: tuple[int, ...], size: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    got = pipeline.resize(images, size)
+    got = resize_images(images, size)
     assert got.shape == (shape[0], size, size, shape[3])
     assert got.dtype == np.uint8
     for image, small in zip(images, got, strict=True):
@@ -35,13 +41,13 @@ def test_resize_is_pils_bilinear(shape: tuple[int, ...], size: int) -> None:
 
 
 def test_load_reads_what_the_config_asks_for() -> None:
-    data = pipeline.load(DataConfig(image_size=16, classes=3))
+    data = load(image_size=16, classes=3)
     assert data.image_shape == (16, 16, 1)
     assert data.class_names == ("0", "1", "2")
-    assert set(data.train.labels) == set(data.test.labels) == {0, 1, 2}
+    assert set(data.splits["train"].labels) == set(data.splits["test"].labels) == {0, 1, 2}
     assert (data.mean, data.std) == ((0.3049,), (0.3756,))
     assert set(data.splits) == {"train", "test"}
-    assert pipeline.load(DataConfig(mean=(0.5,), std=(0.25,))).mean == (0.5,)
+    assert load(mean=(0.5,), std=(0.25,)).mean == (0.5,)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +55,12 @@ def test_load_reads_what_the_config_asks_for() -> None:
 )
 def test_constants_must_fit_the_channels(constants: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must have 1 numbers each for digits, std above 0"):
-        pipeline.load(DataConfig(**constants))
+        load(**constants)
 
 
 @pytest.fixture(scope="module")
 def setup() -> tuple[Program, pipeline.Resident, dict[str, Any]]:
-    data = pipeline.load(DataConfig(dataset="digits"))
+    data = load()
     model = create_model("resnet8", num_classes=10)
     optim, augment = OptimConfig(milestones=(1,)), AugmentConfig(pad=1)
     program = Program(model, optim, Timeline(2, 2, 64), LossConfig(), augment, data.mean, data.std)
@@ -72,7 +78,7 @@ def close(a: TrainState, b: TrainState) -> None:
 def test_four_steps_in_one_call_are_four_steps(setup: Any) -> None:
     program, data, arrays = setup
     program = dataclasses.replace(program, optim=OptimConfig(lr=0.01, milestones=(1,)))
-    indices = order.epoch_order(0, 0, len(data.train.labels))[:64].reshape(4, 16)
+    indices = order.epoch_order(0, 0, len(data.splits["train"].labels))[:64].reshape(4, 16)
     together = train_steps(program, init_state(program, data.image_shape, 0, 0), *arrays["train"], rows=indices)
     single = init_state(program, data.image_shape, 0, 0)
     for row in indices:
@@ -87,7 +93,7 @@ def test_four_steps_in_one_call_are_four_steps(setup: Any) -> None:
 def test_the_evaluation_batch_size_changes_nothing(setup: Any, batch_size: int) -> None:
     program, data, arrays = setup
     state = init_state(program, data.image_shape, 0, 0)
-    count = len(data.test.labels)
+    count = len(data.splits["test"].labels)
 
     def evaluate(size: int) -> tuple[dict[str, Any], np.ndarray]:
         parts = [eval_step(program, state, *arrays["test"], i, m) for i, m in order.padded_batches(count, size)]
@@ -99,7 +105,7 @@ def test_the_evaluation_batch_size_changes_nothing(setup: Any, batch_size: int) 
     assert (whole["top1"], whole["top5"]) == (parts["top1"], parts["top5"])
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     assert np.array_equal(predicted, expected)
-    assert whole["top1"] == (expected == data.test.labels).sum()
+    assert whole["top1"] == (expected == data.splits["test"].labels).sum()
 
 
 def test_the_first_step_that_is_not_finite_is_remembered(setup: Any) -> None:
@@ -113,21 +119,20 @@ def test_the_first_step_that_is_not_finite_is_remembered(setup: Any) -> None:
 
 
 def test_validation_images_are_a_share_of_every_class_and_leave_training() -> None:
-    whole, part = (pipeline.load(DataConfig("digits", validation=share)) for share in (0.0, 0.2))
-    assert whole.validation is None
-    assert part.validation is not None
+    whole, part = (load(validation=share) for share in (0.0, 0.2))
     assert (pipeline.evaluated(whole), pipeline.evaluated(part)) == ("test", "validation")
-    assert list(part.splits) == ["train", "test", "validation"]
+    assert (list(whole.splits), list(part.splits)) == (["train", "test"], ["train", "test", "validation"])
+    train, test, validation = part.splits.values()
     for label in range(10):
-        count = (whole.train.labels == label).sum()
-        held_out = (part.validation.labels == label).sum()
+        count = (whole.splits["train"].labels == label).sum()
+        held_out = (validation.labels == label).sum()
         assert held_out == int(count * 0.2)
-        assert (part.train.labels == label).sum() == count - held_out
-    rows = np.concatenate([part.train.images, part.validation.images]).reshape(1352, -1)
-    assert np.array_equal(np.sort(rows, axis=0), np.sort(whole.train.images.reshape(1352, -1), axis=0))
-    assert np.array_equal(part.test.images, whole.test.images)
+        assert (train.labels == label).sum() == count - held_out
+    rows = np.concatenate([train.images, validation.images]).reshape(1352, -1)
+    assert np.array_equal(np.sort(rows, axis=0), np.sort(whole.splits["train"].images.reshape(1352, -1), axis=0))
+    assert np.array_equal(test.images, whole.splits["test"].images)
 
 
 def test_a_share_that_holds_no_image_of_a_class_is_refused() -> None:
     with pytest.raises(UsageError, match=r"data.validation 0.001 leaves no validation image of class 0"):
-        pipeline.load(DataConfig("digits", validation=0.001))
+        load(validation=0.001)

@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 
 from jaxclf.config import DataConfig
-from jaxclf.data import datasets, sources
-from jaxclf.data.sources import Folder, Records, open_sources
+from jaxclf.data import sources
+from jaxclf.data.datasets import resolve
+from jaxclf.data.sources import Folder, Records, Report, Source
 from jaxclf.errors import UsageError
+from tests.data.streamed import streamed
+
+
+def open_sources(config: DataConfig, report: Report | None = None) -> dict[str, Source]:
+    return streamed(config).sources(report)
 
 
 def touch(root: Path, *files: str) -> Path:
@@ -209,7 +215,7 @@ def test_a_set_that_is_no_classification_is_refused(own_imagenet: Path) -> None:
     fields["target"] = fields.pop("label")
     features.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=r"synthetic_imagenet is no image classification set: it has \{.*'target'"):
-        datasets.info("synthetic_imagenet", own_imagenet)
+        resolve(config(own_imagenet))
 
 
 def test_sources_open_their_files_where_they_are_sent(tiny_imagenet: Path, photo_folder: Path) -> None:

@@ -23,12 +23,14 @@ from PIL import Image
 
 from jaxclf.config import AugmentConfig, Config, DataConfig, Loader, RunConfig
 from jaxclf.data import pipeline, stream
+from jaxclf.data.datasets import resolve
 from jaxclf.data.decoding import decode
 from jaxclf.data.order import Batch, Order, epoch_order, example_rng
 from jaxclf.data.stream import Stream
 from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop
 from jaxclf.devices.layout import Layout, one_device
 from jaxclf.errors import RunError, UsageError
+from tests.data.streamed import streamed
 
 CROP = AugmentConfig(crop="random_resized", pad=0)
 THREAD = Loader(threads=1)
@@ -49,7 +51,7 @@ def data(request: pytest.FixtureRequest) -> DataConfig:
 def open_stream(
     data: DataConfig, loader: Loader = THREAD, augment: AugmentConfig = CROP, *, rank: int = 0, hosts: int = 1
 ) -> Stream:
-    return Stream(data, augment, loader, Layout(one_device().mesh, rank, hosts))
+    return Stream(streamed(data), augment, loader, Layout(one_device().mesh, rank, hosts))
 
 
 def digests(batches: Iterator[Batch]) -> list[str]:
@@ -289,7 +291,7 @@ def test_steps_are_not_grouped(data: DataConfig) -> None:
 def test_fields_of_streams_are_refused_for_resident_sets(fields: dict[str, Any], value: str) -> None:
     config = Config(data=DataConfig("digits", **fields), augment=CROP, run=RunConfig())
     with pytest.raises(UsageError) as caught:
-        pipeline.open_data(config, THREAD)
+        pipeline.open_data(resolve(config.data), config.augment, THREAD)
     assert str(caught.value) == (
         f"{value}; augment.crop is 'random_resized' but must be 'none' for digits, whose images are not streamed"
     )

@@ -28,7 +28,7 @@ from jaxclf.data.transforms import (
     RandomResizedCrop,
     ResizeCenterCrop,
     draw_random_resized_crop,
-    prepare,
+    preprocess,
 )
 from jaxclf.errors import UsageError
 
@@ -337,7 +337,7 @@ def test_a_networks_own_preparation_has_the_same_pixels() -> None:
     data = encoded(picture(300, 260), "PNG")
     pixels = ResizeCenterCrop(resize=256, size=224)(data, np.random.default_rng(0))
     values = (pixels / np.float32(255) - np.array(TORCHVISION.mean, np.float32)) / np.array(TORCHVISION.std, np.float32)
-    np.testing.assert_array_equal(prepare(Image.open(io.BytesIO(data)), TORCHVISION), values)
+    np.testing.assert_array_equal(preprocess(Image.open(io.BytesIO(data)), TORCHVISION), values)
 
 
 EVERY = [

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-from jaxclf.data import datasets
+from jaxclf.data.datasets import Digits
 from jaxclf.data.transforms import TORCHVISION
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier, create_model
@@ -362,7 +362,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_answers_for_image_files_as_it_did_for_its_test_images(trained: Path, tmp_path: Path) -> None:
-    test = datasets.load("digits", "test")
+    test = Digits(DataConfig("digits")).read("test")
     files = [tmp_path / f"{index}.png" for index in range(40)]
     for file, image in zip(files, test.images, strict=False):
         Image.fromarray(image[..., 0]).save(file)

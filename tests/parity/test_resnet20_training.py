@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
-from jaxclf.data import datasets
+from jaxclf.config import AugmentConfig, DataConfig, LossConfig, OptimConfig
 from jaxclf.data.augment import normalise
-from jaxclf.data.pipeline import resize
+from jaxclf.data.datasets import Digits
+from jaxclf.data.transforms import resize_images
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.torch_weights import load_torch
 from jaxclf.training import losses
@@ -104,9 +104,9 @@ torch.set_num_threads(1)  # two spin against each other, and against XLA's, as s
 @functools.cache
 def digits(side: int) -> tuple[np.ndarray, np.ndarray]:
     """320 digits as colour images, uint8."""
-    split = datasets.load("digits", "train")
+    split = Digits(DataConfig("digits")).read("train")
     order = np.random.default_rng(0).permutation(len(split.labels))[:320]
-    return np.repeat(resize(split.images[order], side), 3, axis=3), split.labels[order]
+    return np.repeat(resize_images(split.images[order], side), 3, axis=3), split.labels[order]
 
 
 @functools.cache

@@ -23,9 +23,10 @@ import pytest
 from flax import traverse_util
 
 from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
-from jaxclf.data import datasets, pipeline
+from jaxclf.data import pipeline
 from jaxclf.data.augment import normalise
-from jaxclf.data.pipeline import resize
+from jaxclf.data.datasets import Digits
+from jaxclf.data.transforms import resize_images
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier, build
 from jaxclf.models.torch_weights import load_torch, to_torch
@@ -63,9 +64,9 @@ def modules(twins: Any) -> Any:
 @functools.cache
 def digits(side: int) -> tuple[np.ndarray, np.ndarray]:
     """320 digits as colour images, uint8."""
-    split = datasets.load("digits", "train")
+    split = Digits(DataConfig("digits")).read("train")
     order = np.random.default_rng(0).permutation(len(split.labels))[: BATCH * STEPS]
-    return np.repeat(resize(split.images[order], side), 3, axis=3), split.labels[order]
+    return np.repeat(resize_images(split.images[order], side), 3, axis=3), split.labels[order]
 
 
 @functools.cache

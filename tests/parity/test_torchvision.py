@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclf.data.transforms import TORCHVISION, center_crop, prepare, resize
+from jaxclf.data.transforms import TORCHVISION, center_crop, preprocess, resize
 from jaxclf.models.classifier import create_model
 from jaxclf.models.torch_weights import load_torch, to_torch
 
@@ -47,4 +47,4 @@ def test_pixels_are_those_of_torchvision(size: tuple[int, int], torchvision: Any
     steps = [transforms.Resize(256), crop, transforms.ToTensor()]
     steps.append(transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     expected = transforms.Compose(steps)(image).numpy().transpose(1, 2, 0)
-    np.testing.assert_array_equal(prepare(image, TORCHVISION), expected)
+    np.testing.assert_array_equal(preprocess(image, TORCHVISION), expected)

@@ -15,7 +15,8 @@ import pytest
 from jaxclf import create_model, list_heads, list_models
 from jaxclf.cli.main import main
 from jaxclf.config import Config, validate
-from jaxclf.data.datasets import DATASETS, FOLDER, STREAMED
+from jaxclf.data.datasets import FOLDER
+from jaxclf.data.facts import RESIDENT, STREAMED
 from jaxclf.data.pipeline import step_augment
 from jaxclf.data.stream import test_transform as evaluation_transform  # pytest would take it for a test
 from jaxclf.data.stream import training_transform
@@ -147,7 +148,7 @@ def test_recipe_is_valid_survives_json_and_names_things_that_exist(file: str, ax
     assert Config.from_json(config.to_json()) == config
     assert config.model.backbone in {*list_models(), *ABSENT}
     assert config.model.head in list_heads()
-    assert config.data.dataset in {*DATASETS, *STREAMED} or config.data.dataset.startswith(FOLDER)
+    assert config.data.dataset in {*RESIDENT, *STREAMED} or config.data.dataset.startswith(FOLDER)
     if axes:
         (axis, value), *_ = axes.items()
         sections = {"data": ("dataset", "classes", "image_size"), "run": ("seed", "epochs")}
@@ -397,7 +398,7 @@ STREAMS: dict[str, tuple[str, dict[str, Any], tuple[Any, ...]]] = {
 
 
 def test_every_recipe_over_a_streamed_set_says_its_transforms() -> None:
-    streamed = {file for file in FILES if get(file).data.dataset not in DATASETS}
+    streamed = {file for file in FILES if get(file).data.dataset not in RESIDENT}
     assert streamed | {"bit_finetune"} == {file for file, _, _ in STREAMS.values()}
 
 
@@ -416,7 +417,7 @@ def test_streamed_images_are_cropped_and_resized_as_in_the_source(
     train = RandomResizedCrop(size, scale=scale, ratio=ratio, flip=True, interpolation=interpolation, channels=3)
     assert evaluation_transform(data, 3) == test
     assert training_transform(data, augment, 3) == (test if crop == "none" else train)
-    left = step_augment(config)  # for the step: what the stream has not done
+    left = step_augment(augment)  # for the step: what the stream has not done
     assert (left.flip, left.pad) == ((True, 16) if crop == "none" else (False, 0))
     assert left.jitter == ((0.4, 0.4, 0.4, 0.0) if file == "megvii_shufflenet_v2" else (0.0, 0.0, 0.0, 0.0))
 

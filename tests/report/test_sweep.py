@@ -10,10 +10,11 @@ import pytest
 
 from jaxclf.cli.main import main
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.data.datasets import resolve
 from jaxclf.errors import UsageError
 from jaxclf.report import tables
 from jaxclf.report.experiment import Table
-from jaxclf.report.sweep import CHANGES, check, draw, outline, parse_grid, parse_seeds, sweep_table, timeline
+from jaxclf.report.sweep import CHANGES, check_rows, draw, outline, parse_grid, parse_seeds, sweep_table, timeline
 from jaxclf.training.setup import set_up
 
 BASE = Config(
@@ -149,12 +150,12 @@ def test_points_are_scored_on_validation_images_where_all_hold_some_out() -> Non
 )
 def test_a_point_that_cannot_work_is_named(axis: str, start: str) -> None:
     with pytest.raises(UsageError) as refused:
-        check(sweep(axis))
+        check_rows(sweep(axis))
     assert str(refused.value).startswith(start)
 
 
 def test_points_that_can_work_pass() -> None:
-    check(sweep("optim.lr=0.1,0.01", "model.head=learned,hadamard", "data.image_size=None,16"))
+    check_rows(sweep("optim.lr=0.1,0.01", "model.head=learned,hadamard", "data.image_size=None,16"))
 
 
 def test_points_with_one_directory_are_refused(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_many_changes_are_counted() -> None:
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 def test_timeline_is_the_runs_own(validation: float) -> None:
     config = with_section("data", validation=validation)
-    assert timeline(config) == set_up(config).program.timeline
+    assert timeline(config, resolve(config.data)) == set_up(config).program.timeline
 
 
 def test_a_constant_rate_fills_the_picture_and_zero_leaves_it_empty() -> None:

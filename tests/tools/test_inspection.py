@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jaxclf.cli.main import main
-from jaxclf.data import datasets
+from jaxclf.data.datasets import FOLDER
 from jaxclf.data.sources import Encoded, Folder, Records
 from jaxclf.errors import UsageError
 from jaxclf.tools import inspection
@@ -34,10 +34,7 @@ def given(request: pytest.FixtureRequest) -> Given:
 @pytest.fixture
 def own_imagenet(tiny_imagenet: Path, tmp_path: Path) -> Path:
     """A copy that no other test has written an index into, or will."""
-    copy = shutil.copytree(tiny_imagenet, tmp_path / "tfds")
-    for index in inside(copy).glob("jaxclf-labels-*"):
-        index.unlink()
-    return copy
+    return shutil.copytree(tiny_imagenet, tmp_path / "tfds", ignore=shutil.ignore_patterns("jaxclf-labels-*"))
 
 
 def inside(data_dir: Path) -> Path:
@@ -47,7 +44,7 @@ def inside(data_dir: Path) -> Path:
 def training_images(given: Given) -> list[Encoded]:
     name, data_dir = given
     if data_dir is None:
-        source = Folder(datasets.folder_root(name) / "train")
+        source = Folder(Path(name.removeprefix(FOLDER)) / "train")
     else:
         source = Records(str(inside(Path(data_dir))), "train")
     return [source[index] for index in range(len(source))]

@@ -18,7 +18,7 @@ from jaxclf.data.transforms import (
     default_preprocessing,
     open_image,
     padded_center_crop,
-    prepare,
+    preprocess,
     resize,
 )
 from jaxclf.errors import UsageError
@@ -69,12 +69,12 @@ def test_padded_center_crop_takes_seven_eighths_of_the_short_side() -> None:
 
 def test_the_input_is_scaled_to_one_then_normalised() -> None:
     image = Image.new("RGB", (224, 224), (127, 255, 0))
-    values = prepare(image, EFFICIENTNET_LITE)
+    values = preprocess(image, EFFICIENTNET_LITE)
     assert (values.shape, values.dtype) == ((224, 224, 3), np.float32)
     np.testing.assert_allclose(values[5, 5], [0.0, 1.0, -127 / 128], atol=1e-6)
-    np.testing.assert_allclose(prepare(image, TORCHVISION)[0, 0], [0.05693, 2.42857, -1.80444], atol=1e-5)
+    np.testing.assert_allclose(preprocess(image, TORCHVISION)[0, 0], [0.05693, 2.42857, -1.80444], atol=1e-5)
     grey = Preprocessing(None, 28, None, "bilinear", (0.0,), (1.0,))
-    assert prepare(Image.new("L", (28, 28), 51), grey)[3, 4].tolist() == [np.float32(0.2)]
+    assert preprocess(Image.new("L", (28, 28), 51), grey)[3, 4].tolist() == [np.float32(0.2)]
 
 
 def test_preprocessing_survives_json() -> None:
@@ -168,7 +168,7 @@ def test_answers_are_the_softmax_of_the_logits_in_order(
     results = predict(model, variables, SMALL, files, top=99)
     assert len(results) == 35
     for file, result in list(zip(files, results, strict=True))[::17]:
-        image = jnp.asarray(prepare(open_image(file, 3), SMALL))[None]
+        image = jnp.asarray(preprocess(open_image(file, 3), SMALL))[None]
         logits = np.asarray(model.apply(variables, image), np.float64)[0]
         expected = np.exp(logits) / np.exp(logits).sum()
         assert [guess.index for guess in result.guesses] == np.argsort(-logits, kind="stable").tolist()

@@ -3,6 +3,7 @@
 The toy sets yield encoded PNGs, so that preparing them imports no TensorFlow and takes no time.
 """
 
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -27,7 +28,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.writer import ExampleWriter
 
-from jaxclf.data import datasets
+from jaxclf.config import DataConfig
+from jaxclf.data import datasets, facts
 from jaxclf.errors import RunError, UsageError
 from jaxclf.tools import preparation
 
@@ -37,6 +39,12 @@ needs_prepare = pytest.mark.skipif(
     reason="needs tensorflow and importlib_resources (the prepare extra)",
 )
 pytestmark = needs_prepare
+
+
+def know(monkeypatch: pytest.MonkeyPatch, *, train: int) -> None:
+    """Let the table of streamed sets say how many images the toy has."""
+    row = dataclasses.replace(facts.STREAMED["cars196"], name="jaxclf_toy", train_examples=train, test_examples=9)
+    monkeypatch.setitem(facts.STREAMED, "jaxclf_toy", row)
 
 
 def encoded(number: int, kind: str = "png") -> bytes:
@@ -179,7 +187,7 @@ def test_failure_says_what_is_kept_and_the_same_call_goes_on(tmp_path):
     )
     assert not (tmp_path / "jaxclf_toy" / "1.2.0").exists()
     with pytest.raises(UsageError, match="jaxclf_toy is not prepared"):
-        datasets.open_prepared(datasets.info("jaxclf_toy", tmp_path), tmp_path)
+        _ = datasets.StreamedTfds(DataConfig("jaxclf_toy", data_dir=str(tmp_path))).directory
     assert generated(JaxclfToy.log) == {"train": 23, "test": 4, "extra": 0}
     JaxclfToy.between = staticmethod(lambda split, number: None)
     assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path)) == expected
@@ -194,8 +202,7 @@ def test_examples_that_come_twice_are_refused(tmp_path):
 
 
 def test_split_of_another_size_than_the_table_says_is_refused_before_it_is_written(tmp_path, monkeypatch):
-    known = datasets.StreamedInfo(25, 9, ("train", "test"), source="")
-    monkeypatch.setitem(datasets.STREAMED, "jaxclf_toy", known)
+    know(monkeypatch, train=25)
     with pytest.raises(RunError, match=r"train is not what it should be: it has 23 examples of 25, so the source"):
         preparation.prepare("jaxclf_toy", data_dir=tmp_path)
     assert not list(tmp_path.rglob("*array_record*"))
@@ -259,7 +266,7 @@ def test_disk_and_permissions_are_said_in_one_line(tmp_path, monkeypatch, error,
 
 
 def test_progress_is_reported_where_there_is_no_terminal_and_a_bar_on_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(datasets.STREAMED, "jaxclf_toy", datasets.StreamedInfo(23, 9, ("train", "test"), source=""))
+    know(monkeypatch, train=23)
     told: list[tuple[str, int, int | None]] = []
     preparation.prepare("jaxclf_toy", data_dir=tmp_path / "lines", report=lambda *line: told.append(line))
     assert told[11] == ("jaxclf_toy: reading train", 12, 23)
@@ -452,7 +459,7 @@ def test_imagenet_in_small_through_the_real_builder(tmp_path, monkeypatch):
     )
     images = {f"ILSVRC2012_val_0000000{number}.JPEG": encoded(number, "jpeg") for number in range(1, 6)}
     write_tar(files / "ILSVRC2012_img_val.tar", images)
-    monkeypatch.delitem(datasets.STREAMED, "imagenet2012")
+    monkeypatch.delitem(facts.STREAMED, "imagenet2012")
     config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=files)
     alone = tfds.builder("imagenet2012", data_dir=tmp_path / "tfds")
     alone.download_and_prepare(file_format="array_record", download_config=config)

@@ -19,7 +19,9 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxclf.cli.main import main
-from jaxclf.data import datasets
+from jaxclf.config import DataConfig
+from jaxclf.data.datasets import ResidentTfds
+from jaxclf.data.facts import RESIDENT
 from jaxclf.errors import UsageError
 from jaxclf.tools import verification
 from jaxclf.tools.verification import verify
@@ -41,7 +43,8 @@ def folder(photo_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def records(tiny_imagenet: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(tiny_imagenet, tmp_path / "tfds")
+    """A copy without the label index that another test may have built."""
+    return shutil.copytree(tiny_imagenet, tmp_path / "tfds", ignore=shutil.ignore_patterns("jaxclf-labels-*"))
 
 
 def inside(data_dir: Path) -> Path:
@@ -289,8 +292,8 @@ def test_the_digits_are_readable(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A TFDS directory with an mnist of 20 and 10 images, and a table that knows it."""
-    facts = dataclasses.replace(datasets.DATASETS["mnist"], train_examples=20, test_examples=10)
-    monkeypatch.setitem(datasets.DATASETS, "mnist", facts)
+    facts = dataclasses.replace(RESIDENT["mnist"], train_examples=20, test_examples=10)
+    monkeypatch.setitem(RESIDENT, "mnist", facts)
     builder: Any = tfds.builder("mnist", data_dir=tmp_path, file_format="array_record")
     directory = Path(builder.data_dir)
     directory.mkdir(parents=True)
@@ -317,7 +320,9 @@ def digit(number: int, side: int = 28) -> Any:
 
 
 def test_a_resident_set_is_read_record_by_record(tiny_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert datasets.load("mnist", "train", data_dir=tiny_mnist).images[:, 5, 5, 0].tolist() == [*range(0, 200, 10)]
+    assert ResidentTfds(DataConfig("mnist", data_dir=str(tiny_mnist))).read("train").images[:, 5, 5, 0].tolist() == [
+        *range(0, 200, 10)
+    ]
     code, lines, err = verified("mnist", tiny_mnist, capsys)
     assert (code, lines, err) == (0, ["train: 20 images", "test: 10 images", "30 images, all readable"], "")
     (shard,) = tiny_mnist.glob("mnist/*/mnist-train.array_record-*")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
-from jaxclf.data import pipeline
 from jaxclf.data.augment import normalise
+from jaxclf.data.datasets import Digits
 from jaxclf.errors import UsageError
 from jaxclf.models.backbones import list_models
 from jaxclf.models.classifier import create_model
@@ -237,10 +237,9 @@ def test_epochs_are_evaluated_on_the_held_out_images_and_the_test_images_once(tm
     assert evaluate(held_out(), tmp_path).top1 == result.top1  # the average and the recalibrated statistics are saved
 
     weights = read(tmp_path)
-    images = pipeline.load(held_out().data).test.images
-    logits = weights.model.apply(
-        weights.variables, normalise(jnp.asarray(images), *pipeline.constants(held_out().data))
-    )
+    digits = Digits(held_out().data)
+    images = digits.images()["test"].images
+    logits = weights.model.apply(weights.variables, normalise(jnp.asarray(images), *digits.constants))
     assert np.array_equal(np.asarray(logits).argmax(1), saved_predictions(tmp_path))
 
 
