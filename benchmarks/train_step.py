@@ -219,7 +219,7 @@ def program_of(name: str, precision: str) -> Any:
     optim = OptimConfig(lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     model, timeline = build(config, NETWORKS[name].classes, seed=0), Timeline(1, 1, 1)
     still = AugmentConfig(pad=0, flip=False)
-    return Program(model, optim, timeline, LossConfig(), still, MEAN, STD, dtype=config.model.dtype)
+    return Program(model, optim, timeline, LossConfig(), still, MEAN, STD)
 
 
 def model_config(name: str, precision: str) -> Any:

@@ -43,6 +43,14 @@ class Backbone(nn.Module, kw_only=True):
     unseen_2020: ClassVar[tuple[str, ...]] = ()
     """Operations, "relu" or "pool", that the operation counts of the thesis's table 6.1 leave out (count.py)."""
 
+    def is_depthwise(self, path: str, shape: tuple[int, ...]) -> bool:
+        """Tell whether a parameter of the classifier, `backbone/conv1/kernel`, is a depthwise convolution's [h w 1 c].
+
+        1x1 kernels are none; nor is the first convolution, which looks the same on grey images.
+        """
+        window = len(shape) == 4 and shape[2] == 1 and shape[0] * shape[1] > 1
+        return window and path != f"backbone/{self.stem}/kernel"
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:

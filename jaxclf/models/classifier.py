@@ -1,28 +1,34 @@
 """backbone -> pool -> head, and the one function that couples head and backbone."""
 
 import typing
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxclf.config import Config, Remat
 from jaxclf.errors import UsageError, unknown
+from jaxclf.models.backbone import Backbone
 from jaxclf.models.backbones import backbone_options, create_backbone
 from jaxclf.models.heads import Head, create_head
 from jaxclf.models.pooling import Pool, average, create_pool
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 class Classifier(nn.Module):
-    """images [n h w c], float32 -> logits [n k]."""
+    """images [n h w c], float32 -> logits [n k], float32 whatever `dtype` is."""
 
-    backbone: nn.Module
+    backbone: Backbone
     head: Head
     pool: Pool = average
     relu_before_pool: bool = False
     dropout: float = 0.0
     """Rate before the head, in training."""
+    dtype: Dtype = "float32"
+    """Type that every layer computes in; parameters, and what BatchNorm computes, are float32 in any case."""
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n k"]:
@@ -32,20 +38,27 @@ class Classifier(nn.Module):
         where the rate is not 0.
         """
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        features = self.backbone(images, train)
+        features = self._features(images, train)
         if self.head.before_pool:
-            return self.pool(self._rectify(self.head(drop(features))))
-        return self.head(drop(self.pool(self._rectify(features))))
+            return self._widen(self.pool(self._rectify(self.head(drop(features)))))
+        return self._widen(self.head(drop(self.pool(self._rectify(features)))))
 
     def class_maps(self, images: Float[Array, "n h w c"]) -> Float[Array, "n i j k"]:
         """Return logits at every position of the last feature map (of the 3x3 conv's, under that head).
 
         Under the average pool, the default, their mean over (i, j) is the logits; under another pool it is not.
         """
-        features = self.backbone(images, False)
+        features = self._features(images, False)
         if self.head.before_pool:
-            return self._rectify(self.head(features))
-        return self.head(self._rectify(features))
+            return self._widen(self._rectify(self.head(features)))
+        return self._widen(self.head(self._rectify(features)))
+
+    def _features(self, images: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j d"]:
+        """Compute the feature map in `dtype`: layers follow their input (`as_input`), so the images alone are cast."""
+        return self.backbone(images if self.dtype == "float32" else images.astype(self.dtype), train)
+
+    def _widen(self, logits: Float[Array, "n *ij k"]) -> Float[Array, "n *ij k"]:
+        return logits if self.dtype == "float32" else logits.astype(jnp.float32)
 
     def _rectify(self, x: Float[Array, "n i j d"]) -> Float[Array, "n i j d"]:
         return jax.nn.relu(x) if self.relu_before_pool else x
@@ -60,6 +73,7 @@ def create_model(
     relu_before_pool: bool = False,
     dropout: float | None = None,
     remat: str = "none",
+    dtype: Dtype = "float32",
     **options: Any,
 ) -> Classifier:
     """Build a classifier: a Linen module from images [n h w c] float32 to logits [n k].
@@ -71,13 +85,15 @@ def create_model(
     puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout` is the rate before the head (VGG:
     after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it. `remat` "block" or
     "stage" computes the inside of the backbone's blocks or stages again in the backward pass instead of storing it; no
-    number changes.
+    number changes. Under `dtype` "bfloat16" all but BatchNorm computes in that type; parameters and logits are float32.
 
     Raises `UsageError` (a ValueError) for unknown names and options and for heads that are impossible here; warns
     where a head cannot separate all classes. `model.init` and `model.apply` are Linen's.
     """
     if remat not in typing.get_args(Remat):
         raise unknown("remat", remat, typing.get_args(Remat))
+    if dtype not in typing.get_args(Dtype):
+        raise unknown("dtype", dtype, typing.get_args(Dtype))
     if dropout is not None and not 0 <= dropout < 1:
         raise UsageError(f"dropout is {dropout} but must be from 0 to below 1")
     head_options = {name: options.pop(name, default) for name, default in (("bias", None), ("seed", 0))}
@@ -88,18 +104,19 @@ def create_model(
     if dropout is not None and "dropout" in allowed and not rebuilt:
         options["dropout"], dropout = dropout, 0.0
     body = create_backbone(backbone, **options, **({} if remat == "none" else {"remat": remat}))
-    own: float = 0.0 if rebuilt else getattr(body, "head_dropout", 0.0)
+    own: float = 0.0 if rebuilt else body.head_dropout
     return Classifier(
         backbone=body,
         head=create_head(head, num_classes, body.features, **head_options),
         pool=create_pool(pool, **pool_options),
         relu_before_pool=relu_before_pool,
         dropout=own if dropout is None else dropout,
+        dtype=dtype,
     )
 
 
 def build(config: Config, num_classes: int, *, seed: int) -> Classifier:
     """Build the classifier of a config for a data set of `num_classes`; `seed` draws its random fixed matrices."""
     model = config.model
-    options = {"seed": seed, "remat": model.remat, **model.options()}
+    options = {"seed": seed, "remat": model.remat, "dtype": model.dtype, **model.options()}
     return create_model(model.backbone, num_classes=num_classes, head=model.head, **options)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxclf.errors import UsageError
-from jaxclf.models.layers import fixed_matrix, torch_default, uniform
+from jaxclf.models.layers import as_input, fixed_matrix, torch_default, uniform
 from jaxclf.models.matrices import distinct_rows, largest_cosine, matrix
 from jaxclf.registry import Registry
 
@@ -44,7 +44,7 @@ class Head(nn.Module):
         """Add the bias, if the head has one, drawn from U(+-bound)."""
         if not self.bias:
             return logits
-        bias = self.param("bias", uniform(bound), (self.num_classes,))
+        logits, bias = as_input(logits, self.param("bias", uniform(bound), (self.num_classes,)))
         return logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
 
 
@@ -55,7 +55,7 @@ class Learned(Head):
     def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
         """Return logits."""
         width = x.shape[-1]
-        kernel = self.param("kernel", torch_default, (width, self.num_classes))
+        x, kernel = as_input(x, self.param("kernel", torch_default, (width, self.num_classes)))
         return self.add_bias(x @ kernel, width**-0.5)
 
 
@@ -66,7 +66,7 @@ class Orthogonal(Head):
     def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
         """Return logits."""
         width = x.shape[-1]
-        weight = fixed_matrix(self, "orthogonal", self.num_classes, width, self.seed)
+        x, weight = as_input(x, fixed_matrix(self, "orthogonal", self.num_classes, width, self.seed))
         return self.add_bias(x @ weight.T, width**-0.5)
 
 
@@ -81,11 +81,12 @@ class Hadamard(Head):
         """Return logits."""
         bound = self.num_classes**-0.5
         scale = self.param("scale", nn.initializers.constant(bound), (1,))
+        weight = fixed_matrix(self, "hadamard", self.num_classes, x.shape[-1], self.seed)
+        x, scale, weight = as_input(x, scale, weight)
         if self.normalise:
             pooled = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
             norm = jnp.sqrt(jnp.square(pooled).sum(-1, keepdims=True))
             x, scale = x / (norm + 1e-8), -scale
-        weight = fixed_matrix(self, "hadamard", self.num_classes, x.shape[-1], self.seed)
         return self.add_bias((x @ weight.T) * scale.reshape((1,) * x.ndim), bound)
 
 
@@ -112,7 +113,7 @@ class Conv3x3(Head):
                 f"head conv3x3 takes feature maps of 3x3 and larger; got {height}x{width}: give larger images, or a "
                 "backbone with a larger last map"
             )
-        kernel = self.param("kernel", torch_default, (3, 3, features, self.num_classes))
+        x, kernel = as_input(x, self.param("kernel", torch_default, (3, 3, features, self.num_classes)))
         maps = jax.lax.conv_general_dilated(
             x, kernel, (1, 1), [(0, 0), (0, 0)], dimension_numbers=("NHWC", "HWIO", "NHWC")
         )

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from jaxclf.config import Remat
@@ -25,6 +26,17 @@ he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 """U(+-sqrt(6 / fan_in)), torch's kaiming_uniform_(nonlinearity="relu"): the thesis's default."""
 torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """U(+-1 / sqrt(fan_in)): what torch's Conv2d and Linear start from."""
+
+
+def as_input(*arrays: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
+    """Bring what a layer computes with to one type: that of its input, the first, where that is narrower than float32.
+
+    Parameters are float32, and Linen's own rule would widen a bfloat16 input to them. The classifier narrows the images
+    (`Classifier.dtype`), and every layer above them follows; nothing else says what the type is. The signature is that
+    of Linen's `promote_dtype`, so that Linen's layers take it too.
+    """
+    given = arrays[0].dtype
+    return promote_dtype(*arrays, dtype=given if given.itemsize < 4 else dtype, inexact=inexact)
 
 
 def uniform(bound: float) -> Initializer:
@@ -48,7 +60,7 @@ def conv(
     init: Initializer = he_uniform,
     name: str,
 ) -> nn.Conv:
-    """Return torch's Conv2d(features, kernel, stride, padding, groups, bias).
+    """Return torch's Conv2d(features, kernel, stride, padding, groups, bias): float32 parameters, computed `as_input`.
 
     `padding` is the same number on every side, or (low, high) of each axis. `fan_in` = in / groups * kernel^2 is needed
     with a bias.
@@ -65,6 +77,7 @@ def conv(
         use_bias=bias,
         kernel_init=init,
         bias_init=uniform(fan_in**-0.5) if bias else nn.initializers.zeros,
+        promote_dtype=as_input,
         name=name,
     )
 
@@ -200,7 +213,8 @@ class FixedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w d"]) -> Float[Array, "n h w k"]:
         """Multiply every position by the matrix."""
-        return x @ fixed_matrix(self, self.matrix, self.features, x.shape[-1], self.seed).T
+        x, weight = as_input(x, fixed_matrix(self, self.matrix, self.features, x.shape[-1], self.seed))
+        return x @ weight.T
 
 
 def fit_channels(x: Float[Array, "n h w c"], features: int) -> Float[Array, "n h w k"]:

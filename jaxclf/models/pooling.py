@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxclf.errors import UsageError, unknown
-from jaxclf.models.layers import torch_default, uniform
+from jaxclf.models.layers import as_input, torch_default, uniform
 
 Pool = Callable[..., jax.Array]
 
@@ -71,7 +71,8 @@ class SoftAttention(nn.Module):
 
 def _linear(features: int, fan_in: int, name: str) -> nn.Dense:
     """Return torch's Linear(fan_in, features)."""
-    return nn.Dense(features, kernel_init=torch_default, bias_init=uniform(fan_in**-0.5), name=name)
+    bias = uniform(fan_in**-0.5)
+    return nn.Dense(features, kernel_init=torch_default, bias_init=bias, promote_dtype=as_input, name=name)
 
 
 @dataclasses.dataclass(frozen=True)

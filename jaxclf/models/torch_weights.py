@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
 
 from jaxclf.errors import UsageError
+from jaxclf.models.backbone import Backbone
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.heads import Identity
 from jaxclf.models.matrices import MATRICES, matrix
@@ -140,7 +140,7 @@ def _channels(model: Classifier, flat: Flat) -> int:
     return np.shape(stem)[2] if stem is not None and np.ndim(stem) == 4 else 3
 
 
-def _shapes(model: nn.Module, channels: int) -> Shapes:
+def _shapes(model: Classifier | Backbone, channels: int) -> Shapes:
     """Shapes of all variables, for images with that many channels."""
     body = model.backbone if isinstance(model, Classifier) else model
     images = jax.ShapeDtypeStruct((1, body.image_size, body.image_size, channels), np.float32)
@@ -149,10 +149,10 @@ def _shapes(model: nn.Module, channels: int) -> Shapes:
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def _plain_shapes(backbone: nn.Module, channels: int) -> Shapes:
+def _plain_shapes(backbone: Backbone, channels: int) -> Shapes:
     """Shapes of the variables that the backbone has without `maps`, under a classifier's paths."""
-    plain = backbone.clone(maps=None) if "maps" in backbone.options else backbone.clone()
-    return {(path[0], "backbone", *path[1:]): shape for path, shape in _shapes(plain, channels).items()}
+    plain = _shapes(backbone.clone(maps=None), channels)
+    return {(path[0], "backbone", *path[1:]): shape for path, shape in plain.items()}
 
 
 def _torch_key(path: Path, head: str) -> str:

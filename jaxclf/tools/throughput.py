@@ -242,7 +242,7 @@ def _step(program: Program, state: TrainState, batch: Batch, seconds: float) -> 
     start = time.perf_counter()
     images = steps(1)
     passed = time.perf_counter() - start
-    note = f"training, {program.dtype}, learned head of {program.model.head.num_classes:,} classes"
+    note = f"training, {program.model.dtype}, learned head of {program.model.head.num_classes:,} classes"
     if passed >= seconds:
         return Rate("step", images / passed, note)
     # As many as fill a window, without waiting between them: a run does not wait either.

@@ -5,7 +5,7 @@ is what is minimised, without the regularisers, which are reported apart; on tes
 cross-entropy of the labels, so that runs under different losses can be compared.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -55,15 +55,6 @@ def example_losses(config: LossConfig, logits: Float[Array, "n k"], targets: Flo
         return -(smoothed * jax.nn.log_softmax(logits)).sum(1)
     # Two softplus instead of one less x * s: no digits cancel where a class is as certain as it should be.
     return (smoothed * jax.nn.softplus(-logits) + (1 - smoothed) * jax.nn.softplus(logits)).mean(1)
-
-
-def weighted(main: Float[Array, "*n"], auxiliary: Sequence[Float[Array, "*n"]], weight: float) -> Float[Array, "*n"]:
-    """Return main + weight * (sum of the auxiliary losses), of examples or of a batch.
-
-    For the training of networks with auxiliary classifiers: GoogLeNet weighs its two by 0.3 (Szegedy et al. 2015,
-    section 5), Inception-v3 its one by 0.4 (pytorch/vision and the slim models).
-    """
-    return main + weight * sum(auxiliary[1:], auxiliary[0]) if auxiliary else main
 
 
 def regulariser_names(config: LossConfig) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ alone) and the order of rate and buffer, which shows after every change of the r
 import difflib
 import fnmatch
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,8 +29,18 @@ LBFGS_HISTORY = 100
 """torch.optim.LBFGS's default; below as well: tolerance_grad, tolerance_change and the least curvature it stores."""
 LBFGS_FLAT, LBFGS_LEVEL, LBFGS_CURVED = 1e-7, 1e-9, 1e-10
 
+Depthwise = Callable[[str, tuple[int, ...]], bool]
+"""Path and shape of a parameter -> whether it is a depthwise convolution."""
 
-def transformation(config: OptimConfig, timeline: Timeline, *, stem: str = "") -> optax.GradientTransformation:
+
+def no_depthwise(path: str, shape: tuple[int, ...]) -> bool:
+    """Tell that a parameter of a network without depthwise convolutions is none."""
+    return False
+
+
+def transformation(
+    config: OptimConfig, timeline: Timeline, *, depthwise: Depthwise = no_depthwise
+) -> optax.GradientTransformation:
     """Return the optimiser: clip the norm, add the decay to the gradient, apply torch.optim's rule, then the rate.
 
     Exceptions: AdamW's decay comes after the rule, and rmsprop_tf and lbfgs have the rate inside. The step that the
@@ -39,14 +50,14 @@ def transformation(config: OptimConfig, timeline: Timeline, *, stem: str = "") -
     Args:
         config: All but `accumulate` and `ema`, which are the training step's.
         timeline: How long the run is.
-        stem: Path of the backbone's first convolution below `backbone`; see `decayed`.
+        depthwise: Names the depthwise convolutions; see `decayed`.
 
     Raises:
         UsageError: nesterov without momentum or with dampening; the patterns of `trainable`, at `init`.
     """
     decay = optax.identity()
     if config.weight_decay:
-        decay = optax.add_decayed_weights(config.weight_decay, lambda params: _decays(config, params, stem))
+        decay = optax.add_decayed_weights(config.weight_decay, lambda params: _decays(config, params, depthwise))
     rate = schedule(config, timeline)
     stages = [_rule(config, rate), decay] if config.name == "adamw" else [decay, _rule(config, rate)]
     if config.clip_norm is not None:
@@ -349,29 +360,28 @@ def trainable(config: OptimConfig, params: Tree) -> Tree:
     return jax.tree.map_with_path(trains, params)
 
 
-def decayed(config: OptimConfig, params: Tree, *, stem: str = "") -> Tree:
+def decayed(config: OptimConfig, params: Tree, *, depthwise: Depthwise = no_depthwise) -> Tree:
     """Return a tree of bool: what `config.decay` names, less what is frozen.
 
-    all: everything. weights: arrays with more than one axis. not_depthwise: those less the depthwise convolutions,
-    i.e. kernels [h w 1 c] with h * w > 1, other than `backbone/<stem>/kernel`: the first convolution looks the same on
-    grey images.
+    all: everything. weights: arrays with more than one axis. not_depthwise: those less the kernels that `depthwise`
+    holds for, given path and shape (`Backbone.is_depthwise`).
 
     Raises:
         UsageError: as `trainable`.
     """
-    both = zip(jax.tree.leaves(_decays(config, params, stem)), jax.tree.leaves(trainable(config, params)), strict=True)
+    both = zip(
+        jax.tree.leaves(_decays(config, params, depthwise)), jax.tree.leaves(trainable(config, params)), strict=True
+    )
     return jax.tree.unflatten(jax.tree.structure(params), [decays and trains for decays, trains in both])
 
 
-def _decays(config: OptimConfig, params: Tree, stem: str) -> Tree:
+def _decays(config: OptimConfig, params: Tree, depthwise: Depthwise) -> Tree:
     """Return what `config.decay` names in params, frozen or not, or in those that are left without the frozen."""
 
     def decays(path: jax.tree_util.KeyPath, leaf: Any) -> bool:
         if config.decay == "all":
             return True
-        depthwise = leaf.ndim == 4 and leaf.shape[2] == 1 and leaf.shape[0] * leaf.shape[1] > 1
-        spared = depthwise and _name(path) != f"backbone/{stem}/kernel"
-        return leaf.ndim > 1 and not (config.decay == "not_depthwise" and spared)
+        return leaf.ndim > 1 and not (config.decay == "not_depthwise" and depthwise(_name(path), leaf.shape))
 
     return jax.tree.map_with_path(decays, params)
 

@@ -141,7 +141,6 @@ def _program(config: Config, model: Classifier, data: pipeline.Data, order: Orde
         mean=data.mean,
         std=data.std,
         model_config=dataclasses.replace(config.model, head_seed=None, weights=None),
-        dtype=config.model.dtype,
         max_loss=config.run.max_loss,
         spread=layout.spread(training=True, kept=config.run.replica_statistics),
     )

@@ -4,10 +4,10 @@ What a compiled step depends on besides arrays is a `Program`, hashable and free
 alone, in one process, share their compiled functions.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,8 +48,6 @@ class Program:
     std: tuple[float, ...]
     model_config: ModelConfig = PLAIN
     """How the model starts and computes; head_seed and weights, in which runs of one program may differ, are None."""
-    dtype: str = "float32"
-    """ModelConfig.dtype."""
     max_loss: float | None = None
     """RunConfig.max_loss; the section's other fields, the seed among them, change no step."""
     spread: Spread = ALONE
@@ -63,7 +61,7 @@ class Program:
     @property
     def tx(self) -> optax.GradientTransformation:
         """The optimiser."""
-        return transformation(self.optim, self.timeline, stem=self.model.backbone.stem)
+        return transformation(self.optim, self.timeline, depthwise=self.model.backbone.is_depthwise)
 
 
 class TrainState(struct.PyTreeNode):
@@ -189,27 +187,10 @@ def train_step(
 
 
 def apply_model(program: Program, variables: dict[str, Tree], images: jax.Array, **options: Any) -> Any:
-    """Return what `model.apply` does, computed in `program.dtype`; logits are float32 again.
-
-    Only what BatchNorm owns stays float32 (the modules with a `weight`), as under torch.autocast.
-    """
-    if (precision := program.model_config.precision) != "default":
-        plain = dataclasses.replace(program.model_config, precision="default")
-        with jax.default_matmul_precision(precision):
-            return apply_model(dataclasses.replace(program, model_config=plain), variables, images, **options)
-    if program.dtype == "float32":
+    """Return what `model.apply` does, with products of the run's precision."""
+    precision = program.model_config.precision
+    with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
         return program.model.apply(variables, images, **options)
-
-    def narrow(tree: Tree) -> Tree:
-        if not isinstance(tree, Mapping):
-            return tree.astype(program.dtype)
-        return tree if "weight" in tree else {name: narrow(part) for name, part in tree.items()}
-
-    cast = {name: tree if name == "batch_stats" else narrow(tree) for name, tree in variables.items()}
-    result: Any = program.model.apply(cast, images.astype(program.dtype), **options)
-    if "mutable" in options:
-        return result[0].astype(jnp.float32), result[1]
-    return result.astype(jnp.float32)
 
 
 def _gradients(
@@ -246,7 +227,8 @@ def _part_gradient(
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
         logits, batch_stats = _train_forward(program, {**variables, "params": params}, images, rng)
         each = losses.example_losses(program.loss, logits, targets)
-        mask, last = decayed(program.optim, params, stem=model.backbone.stem), model.backbone.last_conv
+        mask = decayed(program.optim, params, depthwise=model.backbone.is_depthwise)
+        last = model.backbone.last_conv
         terms = losses.regularisers(program.loss, params, decayed=mask, last_conv=last) if first else {}
         report = {"logits": logits, "losses": each, "terms": terms}
         return sum(terms.values(), each.mean() * share), (batch_stats, report)

@@ -86,6 +86,7 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
     jax.config.update("jax_enable_x64", True)
     from jaxclf.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
     from jaxclf.devices.layout import over_devices
+    from jaxclf.models.backbone import Backbone
     from jaxclf.models.classifier import Classifier
     from jaxclf.models.heads import create_head
     from jaxclf.models.layers import BatchNorm, conv
@@ -93,10 +94,10 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
     from jaxclf.training.schedules import Timeline
     from jaxclf.training.step import Program, eval_step, init_state
 
-    class Small(nn.Module):
+    class Small(Backbone):
         """Two convolutions with BatchNorm: quick to compile, and what the devices share is in it."""
 
-        stem, last_conv = "conv1", "conv2"
+        stem, last_conv, features, image_size = "conv1", "conv2", 8, 8
 
         @nn.compact
         def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

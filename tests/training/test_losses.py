@@ -180,14 +180,6 @@ def test_the_gradient_of_l1_is_zero_at_zero() -> None:
     assert jax.grad(l1)(jnp.asarray([-2.0, 0.0, 3.0])).tolist() == [-0.5, 0.0, 0.5]
 
 
-def test_auxiliary_losses_are_added_with_their_weight() -> None:
-    main, first, second = jnp.asarray([1.0, 2.0]), jnp.asarray([10.0, 20.0]), jnp.asarray([30.0, 20.0])
-    assert losses.weighted(main, [], 0.3).tolist() == [1.0, 2.0]
-    assert losses.weighted(main, [first], 0.5).tolist() == [6.0, 12.0]
-    assert losses.weighted(main, (first, second), 0.25).tolist() == [11.0, 12.0]
-    assert losses.weighted(main.mean(), [first.mean()], 0.5).item() == 9.0
-
-
 def test_metric_sums_take_the_losses_that_they_are_given() -> None:
     logits, labels = jnp.zeros((3, 4)), jnp.zeros(3, jnp.int32)
     mask, each = jnp.asarray([True, True, False]), jnp.asarray([1.0, 2.0, np.nan])

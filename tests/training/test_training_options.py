@@ -32,12 +32,12 @@ LABELS = jnp.arange(12, dtype=jnp.int32) % 10
 OPTIMISERS = ("sgd", "rmsprop", "rmsprop_tf", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "lbfgs")
 
 
-def program_of(backbone: str = "lenet5", head: str = "learned", dtype: str = "float32", **parts: Any) -> Program:
-    model = create_model(backbone, num_classes=10, head=head)
+def program_of(backbone: str = "lenet5", head: str = "learned", dtype: Any = "float32", **parts: Any) -> Program:
+    model = create_model(backbone, num_classes=10, head=head, dtype=dtype)
     optim, loss, augment = (
         parts.get(name, kind) for name, kind in (("optim", OptimConfig()), ("loss", LossConfig()), ("augment", STILL))
     )
-    return Program(model, optim, Timeline(10, 3, 120), loss, augment, *HALF, dtype=dtype)
+    return Program(model, optim, Timeline(10, 3, 120), loss, augment, *HALF)
 
 
 def run(program: Program, steps: int, side: int = 28) -> TrainState:
@@ -190,7 +190,7 @@ FAMILIES = ("lenet5", "resnet20", "vgg11_bn", "resnet18", "mobilenet_v2", "shuff
     "name", [pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow) for name in list_models()]
 )
 def test_every_backbone_computes_in_bfloat16_and_answers_in_float32(name: str) -> None:
-    program = dataclasses.replace(program_of(), model=create_model(name, num_classes=10), dtype="bfloat16")
+    program = dataclasses.replace(program_of(), model=create_model(name, num_classes=10, dtype="bfloat16"))
     side = program.model.backbone.image_size
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(program.model.init, jax.random.key(0), images)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxclf.errors import unknown
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, FixedConv, block, check_size, conv, fit_channels, stage
+from jaxclf.models.layers import BatchNorm, FixedConv, as_input, block, check_size, conv, fit_channels, stage
 from jaxclf.models.matrices import matrix
 
 FIXED_SHORTCUTS = {
@@ -65,6 +65,7 @@ class BasicBlock(nn.Module):
             return BatchNorm(name="shortcut_1")(x, train)
         # The reference keeps the scale in the block and counts the multiplication as shortcut[1].
         scale = self.param("scale", nn.initializers.constant(self.features**-0.5), ())
+        x, scale = as_input(x, scale)
         return BatchNorm(name="shortcut_2")(-scale * x, train)
 
 
