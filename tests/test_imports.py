@@ -79,10 +79,10 @@ def test_training_imports_neither_tensorflow_nor_torch(tmp_path: Path) -> None:
         import sys
         import jaxclf
         from jaxclf.config import *
-        model, run = ModelConfig("resnet8"), RunConfig(epochs=1)
-        config = Config(data=DataConfig(batch_size=256), model=model, run=run)
+        model, run = ModelConfig("tests.tiny:Tiny"), RunConfig(epochs=1)
+        config = Config(data=DataConfig(batch_size=338), model=model, run=run)
         result = jaxclf.train(config, sys.argv[1], quiet=True)
-        assert result.step == 6, result.step
+        assert result.step == 4, result.step
         print("loaded:", sorted({"tensorflow", "torch", "torchvision", "keras", "ray"} & set(sys.modules)))
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), str(tmp_path / "run")]

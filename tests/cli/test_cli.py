@@ -26,7 +26,7 @@ from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimC
 def get_config():
     return Config(
         data=DataConfig(batch_size=64, drop_last=True), augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8"),
+        model=ModelConfig(backbone="tests.tiny:Tiny"),
         optim=OptimConfig(lr=0.05, milestones=(1,)),
         run=RunConfig(epochs=1),
     )
@@ -219,7 +219,7 @@ def test_truncated_entries_of_the_compilation_cache_are_compiled_again(tmp_path:
     """As a process leaves them that is killed while it writes."""
     recipe, cache = tmp_path / "recipes" / "tiny.py", tmp_path / "cache"
     recipe.parent.mkdir()
-    recipe.write_text(RECIPE.replace('"resnet8"', '"tests.tiny:Tiny"'))
+    recipe.write_text(RECIPE)
     ended = []
     for name in ("whole", "truncated"):
         command = [sys.executable, "-m", "jaxclf", "train", str(recipe), "--workdir", str(tmp_path / name)]

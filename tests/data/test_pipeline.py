@@ -61,7 +61,7 @@ def test_constants_must_fit_the_channels(constants: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def setup() -> tuple[Program, pipeline.Resident, dict[str, Any]]:
     data = load()
-    model = create_model("resnet8", num_classes=10)
+    model = create_model("tests.tiny:Tiny", num_classes=10)
     optim, augment = OptimConfig(milestones=(1,)), AugmentConfig(pad=1)
     program = Program(model, optim, Timeline(2, 2, 64), LossConfig(), augment, data.mean, data.std)
     arrays = {name: (jnp.asarray(part.images), jnp.asarray(part.labels)) for name, part in data.splits.items()}

@@ -43,7 +43,7 @@ from jaxclf.report.experiment import Row, Table
 def get_config():
     return Config(
         data=DataConfig(batch_size=64), augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8", head="orthogonal"),
+        model=ModelConfig(backbone="tests.tiny:Tiny", head="orthogonal"),
         optim=OptimConfig(lr=3e-4, milestones=(2,)),
         run=RunConfig(epochs=3, eval_every=3),
     )

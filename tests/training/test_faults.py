@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Config(
     data=DataConfig(batch_size=64, drop_last=True),
     augment=AugmentConfig(pad=1, flip=False),
-    model=ModelConfig(backbone="resnet8", head="orthogonal"),
+    model=ModelConfig(backbone="tests.tiny:Tiny", head="orthogonal"),
     optim=OptimConfig(lr=0.1, milestones=(2,)),
     run=RunConfig(epochs=2, checkpoint_every=8),
 )

@@ -32,7 +32,7 @@ from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimC
 def get_config():
     return Config(
         data=DataConfig(batch_size=64), augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8", head="orthogonal"),
+        model=ModelConfig(backbone="tests.tiny:Tiny", head="orthogonal"),
         optim=OptimConfig(lr=0.1, milestones=(2,)),
         run=RunConfig(epochs={epochs}, checkpoint_every=3, eval_every=2),
     )

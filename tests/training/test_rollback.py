@@ -19,7 +19,7 @@ def config(**run: Any) -> Config:
     return Config(
         data=DataConfig(batch_size=64, drop_last=True),
         augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8", head="orthogonal"),
+        model=ModelConfig(backbone="tests.tiny:Tiny", head="orthogonal"),
         optim=OptimConfig(lr=0.1, milestones=(2,)),
         run=RunConfig(**dict[str, Any]({"epochs": 3} | run)),
     )

@@ -38,7 +38,7 @@ def config(folder: Path, *, on_error: Any = "raise", data: Any = (), augment: An
             f"folder:{folder}", batch_size=7, eval_batch_size=5, image_size=24, on_error=on_error, **dict(data)
         ),
         augment=AugmentConfig(crop="random_resized", pad=0, **dict(augment)),
-        model=ModelConfig("resnet8"),
+        model=ModelConfig("tests.tiny:Tiny"),
         optim=OptimConfig(lr=0.05, milestones=(2,)),
         run=RunConfig(**dict[str, Any]({"epochs": 3, "checkpoint_every": 3} | run)),
     )
@@ -254,7 +254,7 @@ def get_config():
         data=DataConfig("synthetic_imagenet", data_dir={directory!r}, image_size=16, batch_size=400,
                         eval_batch_size=500),
         augment=AugmentConfig(crop="random_resized", pad=0),
-        model=ModelConfig("resnet8"),
+        model=ModelConfig("tests.tiny:Tiny"),
         optim=OptimConfig(lr=0.05),
         run=RunConfig(checkpoint_every=3),
     )

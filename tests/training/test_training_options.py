@@ -29,6 +29,7 @@ HALF = ((0.5,), (0.25,))
 STEP = jax.jit(train_step, static_argnums=0)
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (12, 28, 28, 1)), jnp.uint8)
 LABELS = jnp.arange(12, dtype=jnp.int32) % 10
+TINY = "tests.tiny:Tiny"
 OPTIMISERS = ("sgd", "rmsprop", "rmsprop_tf", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "lbfgs")
 
 
@@ -66,9 +67,9 @@ def test_a_network_without_batchnorm_learns_the_same_from_parts_of_a_batch(parts
 
 
 def test_batchnorm_sees_the_parts_one_after_the_other() -> None:
-    parts = run(program_of("resnet8", optim=OptimConfig(accumulate=2, lr=1e-30)), 1, side=8)
-    mean = np.zeros(16)
-    start = init_state(program_of("resnet8"), (8, 8, 1), 0, 0)
+    parts = run(program_of(TINY, optim=OptimConfig(accumulate=2, lr=1e-30)), 1, side=8)
+    mean = np.zeros(8)
+    start = init_state(program_of(TINY), (8, 8, 1), 0, 0)
     for rows in (slice(0, 3), slice(3, 6)):
         kernel = start.params["backbone"]["conv1"]["kernel"]
         images = normalise(IMAGES[rows, :8, :8], *HALF)
@@ -80,7 +81,7 @@ def test_batchnorm_sees_the_parts_one_after_the_other() -> None:
 
 
 def test_the_average_follows_parameters_and_statistics_and_is_what_is_evaluated() -> None:
-    program = program_of("resnet8", optim=OptimConfig(ema=0.75))
+    program = program_of(TINY, optim=OptimConfig(ema=0.75))
     state = init_state(program, (8, 8, 1), 0, 0)
     expected = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     for step in range(3):
@@ -92,12 +93,12 @@ def test_the_average_follows_parameters_and_statistics_and_is_what_is_evaluated(
     indices, mask = np.arange(12, dtype=np.int32), np.ones(12, bool)
     averaged, _ = eval_step(program, state, IMAGES[:, :8, :8], LABELS, indices, mask)
     plain = state.replace(params=state.average["params"], batch_stats=state.average["batch_stats"], average={})
-    last, _ = eval_step(program_of("resnet8"), plain, IMAGES[:, :8, :8], LABELS, indices, mask)
+    last, _ = eval_step(program_of(TINY), plain, IMAGES[:, :8, :8], LABELS, indices, mask)
     assert float(averaged["loss"]) == pytest.approx(float(last["loss"]), rel=1e-6)
 
 
 def test_a_test_image_is_answered_by_the_mean_logits_of_its_views() -> None:
-    program = program_of("resnet8", augment=dataclasses.replace(STILL, test="flip"))
+    program = program_of(TINY, augment=dataclasses.replace(STILL, test="flip"))
     state = init_state(program, (8, 8, 1), 0, 0)
     images = IMAGES[:, :8, :8]
     sums, _ = eval_step(program, state, images, LABELS, np.arange(12, dtype=np.int32), np.ones(12, bool))
@@ -108,7 +109,7 @@ def test_a_test_image_is_answered_by_the_mean_logits_of_its_views() -> None:
 
 
 def test_recalibration_is_the_mean_over_batches_whatever_was_there_before() -> None:
-    program = program_of("resnet8")
+    program = program_of(TINY)
     state = run(program, 2, side=8)
     own = []
     for rows in (np.arange(6), np.arange(6, 12)):
@@ -203,7 +204,7 @@ def test_every_backbone_computes_in_bfloat16_and_answers_in_float32(name: str) -
 
 def test_bfloat16_training_stays_near_float32_with_float32_parameters() -> None:
     wide, narrow = (
-        run(program_of("resnet8", dtype=dtype, optim=OptimConfig(lr=0.01)), 3, 8) for dtype in ("float32", "bfloat16")
+        run(program_of(TINY, dtype=dtype, optim=OptimConfig(lr=0.01)), 3, 8) for dtype in ("float32", "bfloat16")
     )
     assert {leaf.dtype for leaf in jax.tree.leaves((narrow.params, narrow.opt_state, narrow.batch_stats))} <= {
         jnp.dtype("float32"),
@@ -214,11 +215,11 @@ def test_bfloat16_training_stays_near_float32_with_float32_parameters() -> None:
 
 
 def held_out(**parts: Any) -> Config:
-    """One epoch of ResNet-8 on the digits, a fifth of them held out."""
+    """Two epochs on the digits, a fifth of them held out."""
     return Config(
         data=DataConfig(batch_size=256, validation=0.2),
         augment=parts.get("augment", STILL),
-        model=ModelConfig("resnet8"),
+        model=ModelConfig(TINY),
         optim=parts.get("optim", OptimConfig(lr=0.05, ema=0.5)),
         run=RunConfig(epochs=2, recalibrate=3),
     )
