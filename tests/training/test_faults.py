@@ -114,8 +114,14 @@ def test_recipe_without_get_config(refused: Callable[..., str], tmp_path: Path) 
             "end the backbone in maps=10, or use a head that can: learned, orthogonal, hadamard",
         ),
         (["--model.backbone", "lenet5", "--model.shortcut", "A"], "backbone lenet5 has no option 'shortcut'"),
-        (["--model.maps-shortcut", "B"], "maps_shortcut names the shortcut of the block that maps rebuilds"),
-        (["--model.maps", "10", "--model.maps-shortcut", "H"], "unknown maps_shortcut 'H'"),
+        (
+            ["--model.backbone", "resnet8", "--model.maps-shortcut", "B"],
+            "maps_shortcut names the shortcut of the block that maps rebuilds",
+        ),
+        (
+            ["--model.backbone", "resnet8", "--model.maps", "10", "--model.maps-shortcut", "H"],
+            "unknown maps_shortcut 'H'",
+        ),
         (["--model.backbone", "lenet5"], "lenet5"),
         (["--data.batch-size", "5000"], "data.batch_size 5000 leaves no whole batch of 1352"),
         (["--data.classes", "11"], "classes is 11 but digits allows 2 to 10"),

@@ -217,7 +217,7 @@ def test_bfloat16_training_stays_near_float32_with_float32_parameters() -> None:
 def held_out(**parts: Any) -> Config:
     """Two epochs on the digits, a fifth of them held out."""
     return Config(
-        data=DataConfig(batch_size=256, validation=0.2),
+        data=DataConfig(batch_size=256, validation=0.2, drop_last=True),
         augment=parts.get("augment", STILL),
         model=ModelConfig(TINY),
         optim=parts.get("optim", OptimConfig(lr=0.05, ema=0.5)),
