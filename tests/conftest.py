@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -94,6 +95,12 @@ def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tfds")
     script("synthetic_imagenet").build(directory, classes=8, train_per_class=8, validation_per_class=2, kilobytes=3)
     return directory
+
+
+@pytest.fixture
+def own_imagenet(tiny_imagenet: Path, tmp_path: Path) -> Path:
+    """A copy for one test, without the label index that another test may have built."""
+    return shutil.copytree(tiny_imagenet, tmp_path / "tfds", ignore=shutil.ignore_patterns("jaxclf-labels-*"))
 
 
 @pytest.fixture(scope="session")

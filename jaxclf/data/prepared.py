@@ -1,5 +1,6 @@
 """Sets that TFDS prepared: their facts as TFDS has them, and whether they are whole."""
 
+import dataclasses
 import difflib
 import os
 from pathlib import Path
@@ -43,26 +44,23 @@ def facts_of(name: str, builder: Any) -> Facts:
 
     Raises `UsageError` for a set that has no image and label.
     """
-    features, row = builder.info.features, STREAMED.get(name)
+    features, found = builder.info.features, builder.info.splits
     kinds = {key: type(feature).__name__ for key, feature in (features or {}).items()}
     if (kinds.get("image"), kinds.get("label")) != ("Image", "ClassLabel"):
         raise UsageError(f"{name} is no image classification set: it has {kinds}, but must have an image and a label")
     channels, labels = features["image"].shape[-1], features["label"]
-    found = {split: part.num_examples for split, part in builder.info.splits.items()}
-    known = row.counts if row else {}
-    splits = row.splits if row else ("train", next((split for split in TEST_NAMES if split in found), "test"))
-    train, test = (found.get(split, known.get(split)) for split in splits)
-    return Facts(
-        name=name,
+    own = ("train", next((split for split in TEST_NAMES if split in found), "test"))
+    row = STREAMED.get(name) or Facts(name=name, source=f"TFDS {builder.info.full_name}", num_classes=0, splits=own)
+    train, test = (found[split].num_examples if split in found else known for split, known in row.counts.items())
+    return dataclasses.replace(
+        row,
         num_classes=labels.num_classes,
-        image_shape=(None, None, channels),
-        class_names=(row and row.class_names) or tuple(labels.names),
+        class_names=row.class_names or tuple(labels.names),
         train_examples=train,
         test_examples=test,
-        mean=Facts.mean if channels == 3 else (),
-        std=Facts.std if channels == 3 else (),
-        source=row.source if row else f"TFDS {builder.info.full_name}",
-        splits=splits,
+        image_shape=(None, None, channels),
+        mean=row.mean if channels == 3 else (),
+        std=row.std if channels == 3 else (),
     )
 
 

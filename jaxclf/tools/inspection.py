@@ -177,16 +177,8 @@ def _histogram(pixels: UInt8[np.ndarray, "h w c"]) -> Int64[np.ndarray, "c 256"]
 def _measure_resident(train: Images) -> Measured:
     count, height, width = train.images.shape[:3]
     mean, std = map(_tuple, train.statistics())
-    return Measured(
-        images=count,
-        of=count,
-        broken=0,
-        labels=train.labels,
-        widths=np.full(count, width),
-        heights=np.full(count, height),
-        mean=mean,
-        std=std,
-    )
+    sides = {"widths": np.full(count, width), "heights": np.full(count, height)}
+    return Measured(images=count, of=count, broken=0, labels=train.labels, mean=mean, std=std, **sides)
 
 
 def _tuple(numbers: np.ndarray) -> tuple[float, ...]:

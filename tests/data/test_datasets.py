@@ -21,16 +21,12 @@ import tensorflow_datasets as tfds
 from jaxclf.config import DataConfig
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Digits, Images, ResidentTfds, resolve
-from jaxclf.data.facts import RESIDENT
+from jaxclf.data.facts import RESIDENT, STREAMED
 from jaxclf.errors import UsageError
 from jaxclf.tools import preparation
+from tests.data.streamed import needs_prepare
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-PREPARE_MODULES = ("tensorflow", "importlib_resources")
-needs_prepare = pytest.mark.skipif(
-    any(importlib.util.find_spec(module) is None for module in PREPARE_MODULES),
-    reason="needs tensorflow and importlib_resources (the prepare extra)",
-)
 
 
 def write_metadata(data_dir: Path, *, train: int, test: int, file_format: str = "array_record") -> Path:
@@ -142,20 +138,6 @@ def test_unknown_names_show_the_nearest():
         preparation.prepare("imagenet")
 
 
-def test_table():
-    shown = {
-        name: (row.num_classes, row.image_shape, row.train_examples, row.test_examples, datasets.OWN[name])
-        for name, row in RESIDENT.items()
-    }
-    assert shown == {
-        "digits": (10, (8, 8, 1), 1352, 445, Digits),
-        "mnist": (10, (28, 28, 1), 60000, 10000, ResidentTfds),
-        "fashion_mnist": (10, (28, 28, 1), 60000, 10000, ResidentTfds),
-        "cifar10": (10, (32, 32, 3), 50000, 10000, ResidentTfds),
-        "cifar100": (100, (32, 32, 3), 50000, 10000, ResidentTfds),
-    }
-
-
 def test_table_is_consistent():
     for facts in RESIDENT.values():
         assert len(set(facts.class_names)) == facts.num_classes
@@ -169,11 +151,11 @@ def test_table_is_consistent():
     assert RESIDENT["cifar100"].std == (0.2673343, 0.2564385, 0.2761505)
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", [*(RESIDENT.keys() - {"digits"}), *STREAMED])
 def test_builders_agree_with_the_table(name):
+    row = {**RESIDENT, **STREAMED}[name]
     features: Any = tfds.builder(name).info.features
-    assert features["image"].shape == RESIDENT[name].image_shape
-    assert features["label"].num_classes == RESIDENT[name].num_classes
+    assert (features["image"].shape, features["label"].num_classes) == (row.image_shape, row.num_classes)
     if name == "fashion_mnist":  # the only builder that knows its class names before it is prepared
         assert tuple(features["label"].names) == RESIDENT[name].class_names
 

@@ -12,8 +12,6 @@ import re
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -22,9 +20,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxclf.cli.main import main
 from jaxclf.config import AugmentConfig, DataConfig, Loader
@@ -32,9 +29,7 @@ from jaxclf.data import fast_transforms
 from jaxclf.data.decoding import decode
 from jaxclf.data.order import Order
 from jaxclf.data.stream import ReadError, Stream
-from jaxclf.errors import UsageError
-from jaxclf.tools.verification import verify
-from tests.data.streamed import streamed
+from tests.data.streamed import Example, inside, streamed, write_shard
 
 # In a run, what PIL only warns about is read all the same.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -42,7 +37,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 T = TypeVar("T")
 Reads = Callable[[bytes], np.ndarray]
 PIXELS = ("exact", "fast")
-Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
 SEED = 20
 SECONDS = 60.0
 """What takes longer hangs."""
@@ -274,36 +268,24 @@ def named(lines: list[str]) -> list[str]:
     return sorted(found[1] for line in lines if (found := re.match(r"(.*?\.jpg) cannot be read \(\w+: ", line)))
 
 
-def checked(name: str, data_dir: Path | None = None) -> tuple[list[str], str]:
-    """Return the lines of a check, and the error at its end."""
-    lines: list[str] = []
-    try:
-        for line in verify(name, data_dir=None if data_dir is None else str(data_dir)):
-            lines.append(line)
-    except UsageError as error:
-        return lines, str(error)
-    raise AssertionError("it ended as if nothing was broken")
+def checked(capfd: pytest.CaptureFixture[str], *args: str) -> tuple[list[str], str]:
+    """Return the lines of `jaxclf data verify` for a set that is broken, and the error at its end."""
+    code = within(lambda: main(["data", "verify", *args]))
+    out, err = capfd.readouterr()
+    assert code == 2
+    return out.splitlines(), err
 
 
-def test_verify_names_every_broken_file_once(case: Case) -> None:
-    lines, end = within(lambda: checked(case.name))
+def test_the_command_names_every_broken_file_once_and_exits_with_2(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines, end = checked(capfd, case.name)
     assert named(lines) == case.all_broken
     assert len(lines) == len(case.all_broken) + 2
-    assert f": {len(case.all_broken)} of {len(list(case.root.glob('*/*/*')))} images cannot be used" in end
-
-
-def test_the_command_names_every_broken_file_and_exits_with_2(case: Case) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxclf", "data", "verify", case.name],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
+    images = len(list(case.root.glob("*/*/*")))
+    assert re.search(
+        rf"^jaxclf: folder:.*: {len(case.all_broken)} of {images} images cannot be used; lines above: \d+$", end, re.M
     )
-    assert done.returncode == 2
-    assert named(done.stdout.splitlines()) == case.all_broken
-    assert "Traceback" not in done.stderr
-    assert re.search(r"^jaxclf: folder:.* images cannot be used; lines above: \d+$", done.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize("pixels", PIXELS)
@@ -408,13 +390,6 @@ def is_good(data: bytes) -> bool:
     return by_pil(image) is not None and 0 <= label < 8
 
 
-def write_shard(file: Path, records: list[bytes]) -> None:
-    writer = ArrayRecordWriter(str(file), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
-
-
 @dataclasses.dataclass(frozen=True)
 class RecordCase:
     """A prepared set with damaged records."""
@@ -436,7 +411,7 @@ class RecordCase:
 def record_case(tiny_imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> RecordCase:
     """A set of four shards: damaged records, damaged bytes of the file, half of the file, garbage for the file."""
     data_dir = shutil.copytree(tiny_imagenet, tmp_path_factory.mktemp("fuzz") / "tfds")
-    directory, rng = data_dir / "synthetic_imagenet" / "1.0.0", np.random.default_rng(SEED)
+    directory, rng = inside(data_dir), np.random.default_rng(SEED)
     (whole,) = directory.glob("*-train.array_record-*")
     reader = ArrayRecordReader(str(whole))
     good = reader.read_all()
@@ -484,22 +459,15 @@ def record_numbers(lines: list[str]) -> list[int]:
     return [int(one[1]) for one in found if one]
 
 
-def test_verify_names_every_broken_record_and_shard_once(record_case: RecordCase) -> None:
-    lines, end = within(lambda: checked("synthetic_imagenet", record_case.data_dir))
+def test_the_command_names_every_broken_record_and_shard_once_and_exits_with_2(
+    record_case: RecordCase, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines, end = checked(capfd, "synthetic_imagenet", "--data-dir", str(record_case.data_dir))
     assert record_numbers(lines) == record_case.broken
     shards = [line.split(" cannot be read")[0] for line in lines if re.match(r"/\S+-of-00004 cannot be read \(", line)]
     assert shards == [str(shard) for shard in record_case.lost]
     assert len(lines) == len(record_case.broken) + 2 + 2
-    assert end.startswith(f"synthetic_imagenet: {len(record_case.unreadable)} of {RECORDS + 16} images cannot be used")
-
-
-def test_the_command_names_every_broken_record_and_exits_with_2(
-    record_case: RecordCase, capfd: pytest.CaptureFixture[str]
-) -> None:
-    code = within(lambda: main(["data", "verify", "synthetic_imagenet", "--data-dir", str(record_case.data_dir)]))
-    assert code == 2
-    out, _ = capfd.readouterr()
-    assert record_numbers(out.splitlines()) == record_case.broken
+    assert f"synthetic_imagenet: {len(record_case.unreadable)} of {RECORDS + 16} images cannot be used" in end
 
 
 @pytest.mark.parametrize("pixels", PIXELS)

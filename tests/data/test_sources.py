@@ -15,7 +15,7 @@ from jaxclf.data import sources
 from jaxclf.data.datasets import resolve
 from jaxclf.data.sources import Folder, Records, Report, Source
 from jaxclf.errors import UsageError
-from tests.data.streamed import streamed
+from tests.data.streamed import inside, streamed
 
 
 def open_sources(config: DataConfig, report: Report | None = None) -> dict[str, Source]:
@@ -113,15 +113,6 @@ def test_what_is_held_out_leaves_training_and_first_classes_keep_their_order(pho
 
 def config(data_dir: Path, **fields: Any) -> DataConfig:
     return DataConfig("synthetic_imagenet", data_dir=str(data_dir), image_size=32, **fields)
-
-
-@pytest.fixture
-def own_imagenet(tiny_imagenet: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(tiny_imagenet, tmp_path / "tfds")
-
-
-def inside(data_dir: Path) -> Path:
-    return data_dir / "synthetic_imagenet" / "1.0.0"
 
 
 def test_records_are_what_tfds_reads(tiny_imagenet: Path) -> None:

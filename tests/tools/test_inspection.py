@@ -18,6 +18,7 @@ from jaxclf.data.sources import Encoded, Folder, Records
 from jaxclf.errors import UsageError
 from jaxclf.tools import inspection
 from jaxclf.tools.inspection import describe, inspect, measure
+from tests.data.streamed import inside
 
 Given = tuple[str, str | None]
 """Name and data_dir."""
@@ -29,16 +30,6 @@ def given(request: pytest.FixtureRequest) -> Given:
     if request.param == "folder":
         return f"folder:{request.getfixturevalue('photo_folder')}", None
     return "synthetic_imagenet", str(request.getfixturevalue("own_imagenet"))
-
-
-@pytest.fixture
-def own_imagenet(tiny_imagenet: Path, tmp_path: Path) -> Path:
-    """A copy that no other test has written an index into, or will."""
-    return shutil.copytree(tiny_imagenet, tmp_path / "tfds", ignore=shutil.ignore_patterns("jaxclf-labels-*"))
-
-
-def inside(data_dir: Path) -> Path:
-    return data_dir / "synthetic_imagenet" / "1.0.0"
 
 
 def training_images(given: Given) -> list[Encoded]:

@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
-import importlib.util
 import io
 import itertools
 import json
@@ -32,12 +31,8 @@ from jaxclf.config import DataConfig
 from jaxclf.data import datasets, facts
 from jaxclf.errors import RunError, UsageError
 from jaxclf.tools import preparation
+from tests.data.streamed import needs_prepare
 
-PREPARE_MODULES = ("tensorflow", "importlib_resources")
-needs_prepare = pytest.mark.skipif(
-    any(importlib.util.find_spec(module) is None for module in PREPARE_MODULES),
-    reason="needs tensorflow and importlib_resources (the prepare extra)",
-)
 pytestmark = needs_prepare
 
 

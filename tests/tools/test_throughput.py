@@ -17,6 +17,7 @@ from jaxclf.config import Loader
 from jaxclf.tools import throughput
 from jaxclf.tools.throughput import rate, stream_verdict
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
+from tests.data.streamed import inside
 
 TINY = ("--seconds", "0.1", "--backbone", "resnet8", "--batch-size", "8", "--image-size", "24")
 STAGES = ["read", "decode", "transform", "transfer", "stream", "step"]
@@ -71,14 +72,13 @@ def test_a_resident_set_has_a_step_and_its_augmentation(capsys: pytest.CaptureFi
     assert re.fullmatch(r"The input keeps the device busy: augmentation is [\d.]+ % of the step\.", verdict)
 
 
-def test_a_set_without_test_images_is_measured(tiny_imagenet: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(tiny_imagenet, tmp_path / "tfds")
-    file = copy / "synthetic_imagenet" / "1.0.0" / "dataset_info.json"
+def test_a_set_without_test_images_is_measured(own_imagenet: Path) -> None:
+    file = inside(own_imagenet) / "dataset_info.json"
     facts = json.loads(file.read_text())
     facts["splits"] = [split for split in facts["splits"] if split["name"] == "train"]
     file.write_text(json.dumps(facts))
     config = throughput.bench_config(
-        "synthetic_imagenet", data_dir=str(copy), image_size=24, batch_size=8, backbone="resnet8"
+        "synthetic_imagenet", data_dir=str(own_imagenet), image_size=24, batch_size=8, backbone="resnet8"
     )
     with set_up(config) as setup:
         lines = itertools.islice(measured(setup), 6)

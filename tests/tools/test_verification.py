@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxclf.cli.main import main
 from jaxclf.config import DataConfig
@@ -25,8 +24,7 @@ from jaxclf.data.facts import RESIDENT
 from jaxclf.errors import UsageError
 from jaxclf.tools import verification
 from jaxclf.tools.verification import verify
-
-Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
+from tests.data.streamed import Example, inside, write_shard
 
 
 def verified(name: str, data_dir: Path | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], str]:
@@ -41,16 +39,6 @@ def folder(photo_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(photo_folder, tmp_path / "set")
 
 
-@pytest.fixture
-def records(tiny_imagenet: Path, tmp_path: Path) -> Path:
-    """A copy without the label index that another test may have built."""
-    return shutil.copytree(tiny_imagenet, tmp_path / "tfds", ignore=shutil.ignore_patterns("jaxclf-labels-*"))
-
-
-def inside(data_dir: Path) -> Path:
-    return data_dir / "synthetic_imagenet" / "1.0.0"
-
-
 def shard_of(data_dir: Path, split: str = "train") -> Path:
     (shard,) = inside(data_dir).glob(f"*-{split}.array_record-*")
     return shard
@@ -61,13 +49,6 @@ def read_shard(file: Path) -> list[Any]:
     records = [Example.FromString(record) for record in reader.read_all()]
     reader.close()
     return records
-
-
-def write_shard(file: Path, records: list[bytes]) -> None:
-    writer = ArrayRecordWriter(str(file), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
 
 
 def changed(data_dir: Path, change: Callable[[list[Any]], None], split: str = "train") -> Path:
@@ -166,7 +147,7 @@ def test_a_whole_set_is_readable(tiny_imagenet: Path, capsys: pytest.CaptureFixt
     assert (code, lines, err) == (0, ["train: 64 images", "validation: 16 images", "80 images, all readable"], "")
 
 
-def test_every_broken_record_is_named_once(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_broken_record_is_named_once(own_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def train(examples: list[Any]) -> None:
         examples[3].features.feature["image"].bytes_list.value[0] = bytes(100)
         del examples[17].features.feature["image"]
@@ -180,13 +161,13 @@ def test_every_broken_record_is_named_once(records: Path, capsys: pytest.Capture
         whole = examples[15].features.feature["image"].bytes_list.value[0]
         examples[15].features.feature["image"].bytes_list.value[0] = whole[: len(whole) // 2]
 
-    changed(records, train)
-    changed(records, validation, "validation")
-    code, lines, err = verified("synthetic_imagenet", records, capsys)
+    changed(own_imagenet, train)
+    changed(own_imagenet, validation, "validation")
+    code, lines, err = verified("synthetic_imagenet", own_imagenet, capsys)
     assert code == 2
     assert lines[7] == "train: 64 images, 7 of them cannot be used"
     assert lines[9:] == ["validation: 16 images, 1 of them cannot be used"]
-    named = [re.match(rf"{inside(records)}, split (\w+), record (\d+)", line) for line in (*lines[:7], lines[8])]
+    named = [re.match(rf"{inside(own_imagenet)}, split (\w+), record (\d+)", line) for line in (*lines[:7], lines[8])]
     assert [one and one.groups() for one in named] == [
         *(("train", number) for number in ("3", "17", "18", "30", "31", "32", "50")),
         ("validation", "15"),
@@ -198,13 +179,13 @@ def test_every_broken_record_is_named_once(records: Path, capsys: pytest.Capture
 
 
 def test_a_label_that_is_no_class_takes_no_part_in_what_is_measured(
-    records: Path, capsys: pytest.CaptureFixture[str]
+    own_imagenet: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def change(examples: list[Any]) -> None:
         examples[32].features.feature["label"].int64_list.value[0] = 2**40
 
-    changed(records, change)
-    assert main(["data", "info", "synthetic_imagenet", "--data-dir", str(records)]) == 0
+    changed(own_imagenet, change)
+    assert main(["data", "info", "synthetic_imagenet", "--data-dir", str(own_imagenet)]) == 0
     assert re.search(r"class size  7 \(n\d+\) to 8 \(n\d+\) training images", capsys.readouterr().out)
 
 
@@ -218,52 +199,52 @@ def garbage(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [half, garbage, lambda _: b"", lambda data: data + b"more"])
 def test_a_shard_that_cannot_be_opened_is_one_line(
-    damage: Callable[[bytes], bytes], records: Path, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[bytes], bytes], own_imagenet: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, _ = divide(records, 40)
+    first, _ = divide(own_imagenet, 40)
     first.write_bytes(damage(first.read_bytes()))
-    code, lines, err = verified("synthetic_imagenet", records, capsys)
+    code, lines, err = verified("synthetic_imagenet", own_imagenet, capsys)
     assert code == 2
     assert re.fullmatch(rf"{first} cannot be read \(RuntimeError: .*\)", lines[0])
     assert lines[1:] == ["train: 64 images, 40 of them cannot be used", "validation: 16 images"]
     assert err == "jaxclf: synthetic_imagenet: 40 of 80 images cannot be used; lines above: 1\n"
 
 
-def test_the_other_records_of_a_damaged_shard_are_read(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, second = divide(records, 40)
+def test_the_other_records_of_a_damaged_shard_are_read(own_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, second = divide(own_imagenet, 40)
     data = bytearray(second.read_bytes())
     data[9000] ^= 1
     second.write_bytes(data)
-    code, lines, _ = verified("synthetic_imagenet", records, capsys)
+    code, lines, _ = verified("synthetic_imagenet", own_imagenet, capsys)
     assert code == 2
     assert re.match(
-        rf"{inside(records)}, split train, record 4\d cannot be read \(RuntimeError: Corrupted Riegeli", lines[0]
+        rf"{inside(own_imagenet)}, split train, record 4\d cannot be read \(RuntimeError: Corrupted Riegeli", lines[0]
     )
     assert lines[1:] == ["train: 64 images, 1 of them cannot be used", "validation: 16 images"]
 
 
-def test_a_shard_of_too_few_records_is_one_line(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, _ = divide(records, 40)
+def test_a_shard_of_too_few_records_is_one_line(own_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = divide(own_imagenet, 40)
     write_shard(first, [one.SerializeToString() for one in read_shard(first)[:37]])
-    code, lines, _ = verified("synthetic_imagenet", records, capsys)
+    code, lines, _ = verified("synthetic_imagenet", own_imagenet, capsys)
     assert code == 2
     assert lines[0] == f"{first} holds 37 records instead of 40"
     assert lines[1] == "train: 64 images, 3 of them cannot be used"
 
 
-def test_a_shard_of_too_many_records_is_one_line(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, _ = divide(records, 40)
+def test_a_shard_of_too_many_records_is_one_line(own_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = divide(own_imagenet, 40)
     write_shard(first, [one.SerializeToString() for one in read_shard(first) * 2])
-    code, lines, err = verified("synthetic_imagenet", records, capsys)
+    code, lines, err = verified("synthetic_imagenet", own_imagenet, capsys)
     assert code == 2
     assert lines == [f"{first} holds 80 records instead of 40", "train: 64 images", "validation: 16 images"]
     assert err == "jaxclf: synthetic_imagenet: 0 of 80 images cannot be used; lines above: 1\n"
 
 
-def test_a_missing_shard_is_said_at_once(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, _ = divide(records, 40)
+def test_a_missing_shard_is_said_at_once(own_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = divide(own_imagenet, 40)
     first.unlink()
-    code, lines, err = verified("synthetic_imagenet", records, capsys)
+    code, lines, err = verified("synthetic_imagenet", own_imagenet, capsys)
     assert (code, lines) == (2, [])
     assert f"{first.name} is missing" in err
 
