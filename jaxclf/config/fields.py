@@ -37,8 +37,9 @@ Probability = Annotated[float, Bound(lambda value: 0 <= value <= 1, "from 0 to 1
 
 def faults(part: Any, path: str = "") -> Iterator[str]:
     """Yield a line for each field of a dataclass, and of those inside it, whose value is not allowed."""
-    for name, hint in typing.get_type_hints(type(part), include_extras=True).items():
-        value, where = getattr(part, name), path + name
+    hints = typing.get_type_hints(type(part), include_extras=True)
+    for name in (field.name for field in dataclasses.fields(part)):
+        value, where, hint = getattr(part, name), path + name, hints[name]
         if dataclasses.is_dataclass(value):
             yield from faults(value, f"{where}.")
         elif (bound := bound_of(hint)) and value is not None and not bound.holds(value):

@@ -2,29 +2,30 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from jaxclf.config import DataConfig
+from jaxclf.config.fields import Bound, Count, Natural, faults
 from jaxclf.data.decoding import decode, to_array
 from jaxclf.errors import UsageError
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Channels = Annotated[int, Bound(lambda value: value in (1, 3), "1 or 3")]
+Interpolation = Literal["bilinear", "bicubic"]
+Range = Annotated[
+    tuple[float, float], Bound(lambda value: 0 < value[0] <= value[1], "two numbers above 0, the lower first")
+]
 
 
-Rule = tuple[str, Any, bool, str]
-"""Name of a field, its value, whether the value is allowed, and the values that are allowed."""
-
-
-def _keep_to(rules: Iterable[Rule], what: str, faults: Iterable[str] = ()) -> None:
-    """Raise `UsageError` with all that breaks a rule."""
-    broken = [f"{name} is {value!r} but must be {allowed}" for name, value, good, allowed in rules if not good]
-    if broken := [*broken, *faults]:
-        raise UsageError(f"{what}: " + "; ".join(broken))
+def _require_allowed(part: Any, *more: str) -> None:
+    """Raise one `UsageError` with the fields whose values their types do not allow, and with other faults."""
+    if wrong := [*faults(part), *more]:
+        raise UsageError(f"{type(part).__name__}: {'; '.join(wrong)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,32 +37,26 @@ class Preprocessing:
     (TensorFlow's ImageNet evaluation); `resize` is None then.
     """
 
-    resize: int | None
+    resize: Count | None
     """Short side in pixels after resizing; None leaves the image as it is, or stands beside `crop_padding`."""
-    crop: int
+    crop: Count
     """Side of the square that the network sees, pixels."""
-    crop_padding: int | None
+    crop_padding: Natural | None
     """Pixels around the crop, counted at the crop's scale."""
-    interpolation: Literal["bilinear", "bicubic"]
+    interpolation: Interpolation
     """PIL's filter, which smooths when it shrinks."""
-    mean: tuple[float, ...]
+    mean: Annotated[tuple[float, ...], Bound(lambda mean: len(mean) in (1, 3), "1 or 3 numbers")]
     """Per channel, on the 0..1 scale; one number is a network on grey images."""
-    std: tuple[float, ...]
+    std: Annotated[tuple[float, ...], Bound(lambda std: min(std, default=0) > 0, "above 0")]
     """Per channel, on the 0..1 scale."""
 
     def __post_init__(self) -> None:
-        rules = [
-            ("resize", self.resize, self.resize is None or self.resize >= 1, "None or at least 1"),
-            ("crop", self.crop, self.crop >= 1, "at least 1"),
-            ("crop_padding", self.crop_padding, self.crop_padding is None or self.crop_padding >= 0, "None or >= 0"),
-            ("interpolation", self.interpolation, self.interpolation in FILTERS, f"one of {', '.join(FILTERS)}"),
-            ("mean", self.mean, len(self.mean) in (1, 3), "1 or 3 numbers"),
-            ("std", self.std, len(self.std) == len(self.mean) and min(self.std) > 0, "as long as mean, above 0"),
-        ]
-        faults: list[str] = []
+        more: list[str] = []
+        if len(self.std) != len(self.mean):
+            more.append(f"std is {self.std!r} but must be as long as mean")
         if self.crop_padding is not None and self.resize is not None:
-            faults.append(f"resize is {self.resize} beside crop_padding {self.crop_padding}, which decides the size")
-        _keep_to(rules, "preprocessing", faults)
+            more.append(f"resize is {self.resize} beside crop_padding {self.crop_padding}, which decides the size")
+        _require_allowed(self, *more)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -214,28 +209,22 @@ class RandomResizedCrop:
     The pixels of torchvision's RandomResizedCrop and RandomHorizontalFlip on PIL images for the same box.
     """
 
-    size: int
+    size: Count
     """Side of the result, pixels."""
     _: dataclasses.KW_ONLY
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: Range = (0.08, 1.0)
     """Least and largest share of the image's area."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: Range = (3 / 4, 4 / 3)
     """Least and largest width / height of the box."""
     flip: bool = True
     """Mirror left and right with probability 1/2."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     """PIL's filter, which smooths when it shrinks."""
-    channels: int = 3
+    channels: Channels = 3
     """Channels of the result: 3 is RGB, 1 is grey."""
 
     def __post_init__(self) -> None:
-        rules = [
-            ("size", self.size, self.size >= 1, "at least 1"),
-            ("scale", self.scale, 0 < self.scale[0] <= self.scale[1], "two numbers above 0, the lower first"),
-            ("ratio", self.ratio, 0 < self.ratio[0] <= self.ratio[1], "two numbers above 0, the lower first"),
-            *_common_rules(self),
-        ]
-        _keep_to(rules, "random resized crop")
+        _require_allowed(self)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "size size c"]:
         """Return the transformed image of a file's bytes; raises what PIL raises for them."""
@@ -264,22 +253,17 @@ class RandomResizedCrop:
 class ResizeCenterCrop:
     """Evaluation's transform: the pixels of torchvision's Resize and CenterCrop on PIL images."""
 
-    resize: int
+    resize: Count
     """Short side after resizing, pixels."""
-    size: int
+    size: Count
     """Side of the centre square, pixels; where the resized image is smaller, zeros surround it."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     """PIL's filter, which smooths when it shrinks."""
-    channels: int = 3
+    channels: Channels = 3
     """Channels of the result: 3 is RGB, 1 is grey."""
 
     def __post_init__(self) -> None:
-        rules = [
-            ("resize", self.resize, self.resize >= 1, "at least 1"),
-            ("size", self.size, self.size >= 1, "at least 1"),
-            *_common_rules(self),
-        ]
-        _keep_to(rules, "resize and centre crop")
+        _require_allowed(self)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> UInt8[np.ndarray, "size size c"]:
         """Return the transformed image of a file's bytes, nothing drawn; raises what PIL raises for them."""
@@ -300,11 +284,3 @@ def _cut(image: UInt8[np.ndarray, "h w c"], box: Box) -> Image.Image:
     stride = 3 * image.shape[1]
     rows: Any = np.ascontiguousarray(image).data.cast("B")[top * stride + 3 * left :]
     return Image.frombuffer("RGB", (width, height), rows, "raw", "RGB", stride, 1)
-
-
-def _common_rules(transform: RandomResizedCrop | ResizeCenterCrop) -> list[Rule]:
-    interpolation, channels = transform.interpolation, transform.channels
-    return [
-        ("interpolation", interpolation, interpolation in FILTERS, f"one of {', '.join(FILTERS)}"),
-        ("channels", channels, channels in (1, 3), "1 or 3"),
-    ]
