@@ -40,7 +40,7 @@ from jaxclf.models.torch_weights import to_torch
 from jaxclf.report import tables
 from jaxclf.report.experiment import Record, evaluated_on
 from jaxclf.training import losses
-from jaxclf.training.loop import Evaluation
+from jaxclf.training.evaluation import Evaluation
 from jaxclf.training.run_directory import Result, RunDirectory, environment, per_class
 from jaxclf.training.setup import Setup, set_up
 from jaxclf.training.step import MIXING_STREAM, Program

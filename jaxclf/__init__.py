@@ -8,7 +8,8 @@ from jaxclf.models.backbones import list_models
 from jaxclf.models.classifier import create_model
 from jaxclf.models.heads import head_matrix, list_heads
 from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
-from jaxclf.training.loop import evaluate, train
+from jaxclf.training.evaluation import evaluate
+from jaxclf.training.loop import train
 
 __all__ = [
     "Config",

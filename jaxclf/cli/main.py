@@ -27,7 +27,7 @@ from jaxclf.report.experiment import CountTable, Table
 from jaxclf.report.sweep import check_rows, outline, parse_grid, parse_seeds, sweep_table
 from jaxclf.tools import inspection, preparation, throughput, verification
 from jaxclf.tools import predict as prediction
-from jaxclf.training import loop, weights
+from jaxclf.training import evaluation, loop, weights
 from jaxclf.training.progress import Lines
 from jaxclf.training.run_directory import Result, read_config
 from jaxclf.training.setup import set_up
@@ -267,7 +267,7 @@ def evaluate(args: Sequence[str]) -> None:
     config = read_config(chosen.workdir)
     cluster.join(chosen.cluster)
     given = {"checkpoint": chosen.checkpoint, "loader": chosen.loader, "devices": chosen.cluster.devices}
-    print_result(loop.evaluate(config, chosen.workdir, **given))
+    print_result(evaluation.evaluate(config, chosen.workdir, **given))
 
 
 def table(args: Sequence[str]) -> None:

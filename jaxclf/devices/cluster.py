@@ -6,6 +6,7 @@ that is alone is answered at once.
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -215,6 +216,12 @@ def together(work: Callable[[], T]) -> T:
     if wrong := [f"process {rank}: {text}" for rank, text in enumerate(said) if text]:
         raise RunError("; ".join(wrong))
     return value  # pyright: ignore[reportReturnType]  # None only with an error
+
+
+def warn(text: str) -> None:
+    """Warn the user, once for all processes."""
+    if jax.process_index() == 0:
+        warnings.warn(text, stacklevel=3)
 
 
 class Votes:

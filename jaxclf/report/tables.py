@@ -22,10 +22,11 @@ from jaxclf.report import count_page, page
 from jaxclf.report.class_maps import class_maps, pick_examples
 from jaxclf.report.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
 from jaxclf.report.ray_executor import RayCluster, Run, train_on_ray
-from jaxclf.report.stack import but_for_seeds, room, train_stacked
-from jaxclf.training.loop import restore, train
+from jaxclf.training.evaluation import restore
+from jaxclf.training.loop import train
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import set_up
+from jaxclf.training.stack import but_for_seeds, room, train_stacked
 
 Override = Callable[[Config], Config]
 

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +22,7 @@ from flax import serialization, traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
 
-from jaxclf.devices.cluster import together
+from jaxclf.devices.cluster import together, warn
 from jaxclf.devices.layout import AXIS
 from jaxclf.errors import RunError, UsageError
 from jaxclf.models.matrices import MATRICES, digest, matrix
@@ -37,7 +37,7 @@ NOT_EVALUATED = -1.0
 
 
 COLLECTIONS = ("params", "batch_stats", "fixed")
-"""Of a model's variables, among the parts of a TrainState."""
+"""The parts of a TrainState that are a model's variables."""
 
 
 def is_exact(name: str) -> bool:
@@ -178,10 +178,10 @@ class Checkpoints:
                 f"({first_line(error)}); {kept}"
             ) from error
 
-    def restore(self, template: TrainState, *, step: int | None, warn: Callable[[str], None]) -> tuple[TrainState, int]:
+    def restore(self, template: TrainState, *, step: int | None) -> tuple[TrainState, int]:
         """Return the newest readable state (or that of `step`) and its number of metric rows.
 
-        A damaged checkpoint is named through `warn` and moved to `damaged_checkpoints`, and the one before is taken.
+        A damaged checkpoint is named by a warning and moved to `damaged_checkpoints`, and the one before is taken.
         Its arrays lie on this process's default device, whatever devices wrote them. Raises `RunError` when none can
         be read.
         """

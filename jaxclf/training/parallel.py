@@ -1,14 +1,10 @@
-"""The compiled steps, one for each meaning: jit over a mesh, jit of vmap for stacked runs, pmap over replicas.
-
-Stacked runs share the program and the images of a resident set; each run has its own state and its own rows.
-"""
+"""The compiled steps, one for each meaning: jit over a mesh, jit of vmap for stacked runs, pmap over replicas."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.devices.layout import AXIS, ReplicaSpread
@@ -31,26 +27,13 @@ def recalibrate_step(
     )
 
 
-def stacked_steps(
-    program: Program, states: list[TrainState], images: Any, labels: Any, rows: np.ndarray
-) -> list[TrainState]:
-    """Take the steps of r runs by vmap, each on its own rows, int32 [r s b]; the states given are consumed."""
-    structure, each = jax.tree.structure(states[0]), [jax.tree.leaves(state) for state in states]
-    new = stacked_leaves(program, structure, each, images, labels, rows)
-    return [jax.tree.unflatten(structure, leaves) for leaves in new]
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def stacked_steps(program: Program, state: TrainState, images: Any, labels: Any, rows: Any) -> TrainState:
+    """Take the steps of r stacked runs, each on its own rows, int32 [r s b]; the state given is consumed.
 
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def stacked_leaves(
-    program: Program, structure: Any, each: list[list[jax.Array]], images: Any, labels: Any, rows: Any
-) -> list[list[jax.Array]]:
-    """Do what `stacked_steps` does on the leaves of states of a structure."""
-
-    def take(leaves: list[jax.Array], own: jax.Array) -> list[jax.Array]:
-        return jax.tree.leaves(take_steps(program, jax.tree.unflatten(structure, leaves), images, labels, own))
-
-    new = jax.vmap(take)([jnp.stack(same) for same in zip(*each, strict=True)], rows)
-    return [[leaf[run] for leaf in new] for run in range(len(each))]
+    Every array of the state has a leading axis over the runs, which share the program and the resident images.
+    """
+    return jax.vmap(lambda own, its: take_steps(program, own, images, labels, its))(state, rows)
 
 
 _take_steps = jax.jit(take_steps, static_argnums=0, donate_argnums=1)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar with ETA and images/s on a terminal, a line an epoch elsewhere."""
+"""Show a person how a run goes on: a bar with ETA and images/s on a terminal, a line an epoch elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -59,28 +59,29 @@ class Progress:
         """Training images over the seconds in which the clock ran; 0 before any."""
         return self._images / self._seconds if self._seconds else 0.0
 
-    def run_clock(self) -> None:
+    def resume(self) -> None:
         """Let the clock run; the device must be idle."""
         self._running = time.perf_counter()
 
-    def stop_clock(self) -> None:
+    def pause(self) -> None:
         """Stop the clock; the device must be idle."""
         if self._running is not None:
             self._seconds += time.perf_counter() - self._running
         self._running = None
 
-    def count(self, images: int) -> None:
-        """Count training images that the running clock covers."""
-        self._images += images
+    def dispatched(self, steps: int, images: int) -> None:
+        """Move the bar by steps that are finished; count their images if the clock runs."""
+        self._images += images if self._running is not None else 0
+        speed = f"{self.images_per_second:,.0f} images/s" if self._seconds else ""
+        self._bar.update(self._task, advance=steps, speed=speed)
+
+    def go_back(self, step: int) -> None:
+        """Move the bar to an earlier step."""
+        self._bar.update(self._task, completed=step)
 
     def say(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, markup=False)
-
-    def at(self, step: int) -> None:
-        """Move the bar."""
-        speed = f"{self.images_per_second:,.0f} images/s" if self._seconds else ""
-        self._bar.update(self._task, completed=step, speed=speed)
 
     def epoch(self, row: Mapping[str, Any], split: str, *, skipped: int = 0) -> None:
         """Print one epoch's metrics; `split` is what was evaluated, "test" or "validation"."""

@@ -37,7 +37,7 @@ Rows = list[dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `train` and `evaluate` return, and result.json holds. Accuracies are percent of the test images."""
+    """The result of `train` and `evaluate`, which result.json holds. Accuracies are percent of the test images."""
 
     top1: float
     top5: float

@@ -30,7 +30,7 @@ class Setup:
     layout: Layout
     data: pipeline.Data
     order: Order
-    """Of the training images, until a run goes back after divergence."""
+    """Order of the training images, until a run goes back after divergence."""
     program: Program
     fixed_seed: int
     """Seed of random fixed matrices."""

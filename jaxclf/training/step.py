@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct, traverse_util
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from jaxclf.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
 from jaxclf.data.augment import augment, mix, normalise, views
@@ -65,12 +65,15 @@ class Program:
 
 
 class TrainState(struct.PyTreeNode):
-    """Arrays only: with the data set and the config, all that the next step needs."""
+    """Arrays only: with the data set and the config, all that the next step needs.
 
-    step: Int[Array, ""]
+    Stacked runs are one state, with a leading axis over the runs in every array.
+    """
+
+    step: Int[Array, "*runs"]
     """Steps done."""
-    seed: Array
-    """uint32 []: all randomness of a step is a function of (seed, step)."""
+    seed: UInt32[Array, "*runs"]
+    """All randomness of a step is a function of (seed, step)."""
     params: Tree
     batch_stats: Tree
     fixed: Tree
@@ -80,7 +83,7 @@ class TrainState(struct.PyTreeNode):
     """Moving averages of "params" and "batch_stats", where optim.ema asks for them; else empty."""
     sums: losses.Sums
     """Training metrics of the current epoch so far."""
-    bad_step: Int[Array, ""]
+    bad_step: Int[Array, "*runs"]
     """The first step (from 1) whose loss or update was not finite; 0 while there is none."""
 
     @property
@@ -287,7 +290,7 @@ def take_steps(
 
 
 class Answers(NamedTuple):
-    """What was asked and answered of each row of an evaluation batch; -1 where the mask leaves it out."""
+    """Label and predicted class of each row of an evaluation batch; -1 where the mask leaves it out."""
 
     labels: Int[Array, " b"]
     predictions: Int[Array, " b"]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).parents[2]
 STEPS, BATCH, DEVICES, TOLERANCE = 50, 16, 4, 1e-6
 SEEDS = (0, 1, 2, 3)
 PROCESSES = [(2, 4), (4, 2)]
@@ -24,7 +25,7 @@ PROCESSES = [(2, 4), (4, 2)]
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """What is run: fields of `run`, below, by name."""
+    """Return the fields of `run`, below, by name of the case."""
     drawn = {"flip": True, "pad": 1, "mixup": 0.4}
     return {
         "batch": {},
@@ -79,30 +80,19 @@ OTHER += [("stacked seed 0", "stacked seed 1")]
 
 def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
     """Run some cases, with so many devices at most, and write variables, sums and an evaluation of each."""
-    import flax.linen as nn
     import jax
 
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_enable_x64", True)
     from jaxclf.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
     from jaxclf.devices.layout import over_devices
-    from jaxclf.models.backbone import Backbone
     from jaxclf.models.classifier import Classifier
     from jaxclf.models.heads import create_head
-    from jaxclf.models.layers import BatchNorm, conv
     from jaxclf.training import parallel
     from jaxclf.training.schedules import Timeline
+    from jaxclf.training.stack import slices, stacked
     from jaxclf.training.step import Program, eval_step, init_state
-
-    class Small(Backbone):
-        """Two convolutions with BatchNorm: quick to compile, and what the devices share is in it."""
-
-        stem, last_conv, features, image_size = "conv1", "conv2", 8, 8
-
-        @nn.compact
-        def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-            x = jax.nn.relu(BatchNorm(name="bn1")(conv(8, 3, padding=1, name="conv1")(x), train))
-            return jax.nn.relu(BatchNorm(name="bn2")(conv(8, 3, stride=2, padding=1, name="conv2")(x), train))
+    from tests.tiny import Tiny
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 8, 8, 3), np.uint8)
@@ -131,7 +121,7 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
         ghost_batch: int | None = None,
     ) -> dict[str, Any]:
         layout = over_devices(devices, replicas=replicas)
-        model = Classifier(Small(), create_head("learned", 5, 8, bias=None, seed=0), dropout=dropout)
+        model = Classifier(Tiny(), create_head("learned", 5, 8, bias=None, seed=0), dropout=dropout)
         optim = OptimConfig(lr=0.1, weight_decay=1e-3, accumulate=accumulate, clip_norm=1.0)
         drawn = AugmentConfig(**({"pad": 0, "flip": False} | (augment or {})))
         timeline, loss, mean = Timeline(10, 5, 160), LossConfig(l2=1e-4), (0.5, 0.5, 0.5)
@@ -171,13 +161,15 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
 
     def seeds(*, together: bool) -> dict[str, dict[str, Any]]:
         """Train with an orthogonal head of each seed's own, in that seed's order and draws."""
-        model = Classifier(Small(), create_head("orthogonal", 5, 8, bias=None, seed=0), dropout=0.3)
+        model = Classifier(Tiny(), create_head("orthogonal", 5, 8, bias=None, seed=0), dropout=0.3)
         drawn, mean = AugmentConfig(pad=1, flip=True, mixup=0.4), (0.5, 0.5, 0.5)
         program = Program(model, OptimConfig(lr=0.1), Timeline(10, 5, 160), LossConfig(), drawn, mean, mean)
         states = [widened(init_state(program, (8, 8, 3), seed, seed)) for seed in SEEDS]
         if together:
+            one = stacked(states)
             for number in range(STEPS):
-                states = parallel.stacked_steps(program, states, images, labels, np.stack(drawn_rows(number)))
+                one = parallel.stacked_steps(program, one, images, labels, np.stack(drawn_rows(number)))
+            states = list(slices(one, len(SEEDS)))
         else:
             for number in range(STEPS):
                 pairs = zip(states, drawn_rows(number), strict=True)
@@ -203,8 +195,10 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.nd
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        commands = [[sys.executable, __file__, str(out), *place, *([port] if place else [])] for place in group]
-        started = [subprocess.Popen(one, env=environment, stderr=subprocess.PIPE, text=True) for one in commands]
+        program = [sys.executable, "-m", "tests.devices.test_parallel", str(out)]
+        commands = [[*program, *place, *([port] if place else [])] for place in group]
+        options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+        started = [subprocess.Popen(one, **options) for one in commands]
         for process in started:
             _, errors = process.communicate(timeout=600)
             assert process.returncode == 0, errors

@@ -27,9 +27,9 @@ import pytest
 from jaxclf.cli.main import load, main
 from jaxclf.config import Config
 from jaxclf.errors import RunError
-from jaxclf.report.stack import train_stacked
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.loop import train
+from jaxclf.training.stack import train_stacked
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 LAYOUTS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 2)]

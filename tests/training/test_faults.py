@@ -22,7 +22,7 @@ from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
 from jaxclf.training import loop
 from jaxclf.training.checkpoint import Checkpoints, first_line
-from jaxclf.training.loop import restore
+from jaxclf.training.evaluation import restore
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.step import TrainState

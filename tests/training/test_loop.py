@@ -15,7 +15,8 @@ from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimC
 from jaxclf.errors import UsageError
 from jaxclf.models import heads, matrices
 from jaxclf.training import loop, parallel, setup
-from jaxclf.training.loop import evaluate, restore, train
+from jaxclf.training.evaluation import evaluate, restore
+from jaxclf.training.loop import train
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.step import TrainState, eval_step
@@ -297,7 +298,7 @@ def test_fixed_matrices_are_the_same_bits_after_training(head: str, tmp_path: Pa
 
 
 def test_changed_exact_matrix_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is regenerated must be what was trained with, or the checkpoint means something else."""
+    """A matrix that is regenerated must be the one that was trained with, or the checkpoint means something else."""
     given = config("hadamard", epochs=1)
     train(given, tmp_path, quiet=True)
     real = matrices.MATRICES["hadamard"]

@@ -25,6 +25,7 @@ from jaxclf.config import AugmentConfig, Config, DataConfig, Loader, ModelConfig
 from jaxclf.data.sources import Folder
 from jaxclf.errors import RunError, UsageError
 from jaxclf.training import loop
+from jaxclf.training.evaluation import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.long
@@ -108,7 +109,7 @@ def test_a_run_says_what_its_images_are(undisturbed: Path, photo_folder: Path) -
 
 def test_a_finished_run_evaluates_to_its_result(undisturbed: Path, photo_folder: Path) -> None:
     result = json.loads((undisturbed / "result.json").read_text())
-    again = loop.evaluate(config(photo_folder), undisturbed, loader=Loader(threads=3))
+    again = evaluate(config(photo_folder), undisturbed, loader=Loader(threads=3))
     assert (again.sha256, again.top1, again.loss) == (result["sha256"], result["top1"], result["loss"])
 
 

@@ -17,7 +17,8 @@ from jaxclf.data.datasets import Digits
 from jaxclf.errors import UsageError
 from jaxclf.models.backbones import list_models
 from jaxclf.models.classifier import create_model
-from jaxclf.training.loop import evaluate, train
+from jaxclf.training.evaluation import evaluate
+from jaxclf.training.loop import train
 from jaxclf.training.parallel import recalibrate_step
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.setup import set_up

@@ -13,11 +13,11 @@ from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimC
 from jaxclf.data import pipeline
 from jaxclf.data.datasets import Digits
 from jaxclf.errors import UsageError
-from jaxclf.report import stack
-from jaxclf.report.stack import check_stack, room, step_bytes, train_stacked
+from jaxclf.training import stack
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.run_directory import RunDirectory
 from jaxclf.training.setup import set_up
+from jaxclf.training.stack import check_stack, room, step_bytes, train_stacked
 
 
 def config(seed: int, epochs: int = 1, head_seed: int | None = None, **run: Any) -> Config:

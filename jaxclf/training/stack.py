@@ -1,4 +1,4 @@
-"""Runs that differ in their seeds alone trained in one program: their states stacked, the step mapped over them.
+"""Runs that differ in their seeds alone, trained in one program: one state with a leading axis, one mapped step.
 
 Each run has its own order of images, its own draws, its own fixed matrix and its own directory, with the files of a
 single run, and ends as that does up to rounding, which is that of another program: environment.json says how many were
@@ -7,22 +7,26 @@ stacked.
 
 import contextlib
 import dataclasses
+import operator
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.config import Config, validate
 from jaxclf.data import datasets
+from jaxclf.data.order import Batch
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import UsageError
 from jaxclf.training.checkpoint import Checkpoints
-from jaxclf.training.loop import A_HEARTBEAT, Session, opened, run_all
-from jaxclf.training.parallel import stacked_leaves, train_steps
+from jaxclf.training.loop import A_HEARTBEAT, Loop
+from jaxclf.training.parallel import stacked_steps, train_steps
+from jaxclf.training.run import Run, opened
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import Setup, set_up
 from jaxclf.training.step import TrainState
@@ -32,7 +36,7 @@ TIMED = 5
 
 
 class Stacked(NamedTuple):
-    """What stacked runs ended with."""
+    """Results and speed of stacked runs."""
 
     results: list[Result]
     together: float
@@ -42,7 +46,7 @@ class Stacked(NamedTuple):
 
 
 def but_for_seeds(config: Config) -> Config:
-    """Return what runs that can be stacked have in common."""
+    """Return what runs have in common if they can be stacked."""
     model, run = dataclasses.replace(config.model, head_seed=None), dataclasses.replace(config.run, seed=0)
     return dataclasses.replace(config, model=model, run=run)
 
@@ -77,25 +81,20 @@ def train_stacked(configs: Sequence[Config], workdirs: Sequence[str | os.PathLik
     directories that stand at different steps; otherwise as `loop.train`.
     """
     check_stack(configs)
-    pending = [
-        (config, Path(path))
-        for config, path in zip(configs, workdirs, strict=True)
-        if not (Path(path) / "result.json").exists()
-    ]
-    done: dict[Path, Result] = {}
-    together = alone = 0.0
+    wanted = [(config, Path(path)) for config, path in zip(configs, workdirs, strict=True)]
+    pending = [(config, path) for config, path in wanted if not (path / "result.json").exists()]
     with _one_device(configs[0]) as setup:
-        if pending:
-            done, together = _train(setup, pending, quiet=quiet)
-        if together:
-            alone = _images_per_second_alone(setup)
-    for config, path in zip(configs, map(Path, workdirs), strict=True):
-        if path not in done:
-            with RunDirectory(path, config, create=False) as directory:
-                result = directory.result()
-            assert result is not None
-            done[path] = result
-    return Stacked([done[Path(path)] for path in workdirs], together, alone)
+        together = _train(setup, pending, quiet=quiet) if pending else 0.0
+        alone = _images_per_second_alone(setup) if together else 0.0
+    return Stacked([_result(config, path) for config, path in wanted], together, alone)
+
+
+def _result(config: Config, path: Path) -> Result:
+    """Return the result of a complete run."""
+    with RunDirectory(path, config, create=False) as directory:
+        result = directory.result()
+    assert result is not None
+    return result
 
 
 def _one_device(config: Config) -> Setup:
@@ -105,8 +104,78 @@ def _one_device(config: Config) -> Setup:
     return setup
 
 
-def _train(setup: Setup, pending: Sequence[tuple[Config, Path]], *, quiet: bool) -> tuple[dict[Path, Result], float]:
-    """Train to the end; return results by directory, and training images/s of all runs."""
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Runs that train as one. Their state has a leading axis, and each run is told of its own slice of it."""
+
+    runs: Sequence[Run]
+    """They stand at one step and share all of their setup but seeds."""
+
+    @property
+    def setup(self) -> Setup:
+        """The setup of the first run."""
+        return self.runs[0].setup
+
+    def _each(self, state: TrainState) -> Iterator[tuple[Run, TrainState]]:
+        return zip(self.runs, slices(state, len(self.runs)), strict=True)
+
+    def batches(self, seed: jax.Array, step: int, drain: Callable[[], object]) -> Iterator[Batch]:
+        """Yield the batches of all runs as one: the images, which they share, and each run's rows, int32 [r s b]."""
+        streams = [run.batches(own, step, drain) for run, own in zip(self.runs, seed, strict=True)]
+        for batches in zip(*streams, strict=True):
+            yield batches[0]._replace(rows=np.stack([batch.rows for batch in batches]), examples=None)
+
+    def advance(self, state: TrainState, batch: Batch) -> TrainState:
+        """Take the steps of a dispatch in every run; the state given is consumed."""
+        return stacked_steps(self.setup.program, state, batch.images, batch.labels, batch.rows)
+
+    def resume(self) -> None:
+        """Let the clocks of all runs run."""
+        for run in self.runs:
+            run.resume()
+
+    def pause(self, doing: str) -> None:
+        """Stop the clocks of all runs."""
+        for run in self.runs:
+            run.pause(doing)
+
+    def dispatched(self, steps: int, images: int) -> None:
+        """Count a dispatch that is finished; `images` are those of each run."""
+        for run in self.runs:
+            run.dispatched(steps, images)
+
+    def check(self, bad_step: jax.Array) -> None:
+        """Check every run. None saves before, so their newest checkpoints are of one step or of two that follow."""
+        for run, own in zip(self.runs, bad_step, strict=True):
+            run.check(own)
+
+    def save(self, state: TrainState) -> None:
+        """Begin to write a checkpoint of every run."""
+        for run, own in self._each(state):
+            run.save(own)
+
+    def finish_epoch(self, state: TrainState) -> TrainState:
+        """Complete an epoch of every run."""
+        return stacked([run.finish_epoch(own) for run, own in self._each(state)])
+
+    def finish(self, state: TrainState) -> None:
+        """Complete the run directories."""
+        for run, own in self._each(state):
+            run.finish(own)
+
+
+def stacked(states: Sequence[TrainState]) -> TrainState:
+    """Return the states of some runs as one, with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def slices(state: TrainState, count: int) -> Iterator[TrainState]:
+    """Yield the states of stacked runs one by one."""
+    return (jax.tree.map(operator.itemgetter(number), state) for number in range(count))
+
+
+def _train(setup: Setup, pending: Sequence[tuple[Config, Path]], *, quiet: bool) -> float:
+    """Train to the end, and return training images/s of all runs."""
     with contextlib.ExitStack() as stack:
         directories = [
             stack.enter_context(RunDirectory(path, config, layout=setup.layout, stacked=len(pending)))
@@ -115,18 +184,16 @@ def _train(setup: Setup, pending: Sequence[tuple[Config, Path]], *, quiet: bool)
         kept = [stack.enter_context(Checkpoints(directory.path / "checkpoints")) for directory in directories]
         _align(directories, kept)
         requests = stack.enter_context(Requests())
-        runs: list[Session] = []
-        states: list[TrainState] = []
+        begun: list[tuple[Run, TrainState]] = []
         for (config, _), directory, checkpoints in zip(pending, directories, kept, strict=True):
-            given = (setup.seeded(config), directory, checkpoints, requests, A_HEARTBEAT)
-            run, state = stack.enter_context(opened(*given, quiet=quiet or bool(runs)))
-            runs.append(run)
-            states.append(state)
+            given = (setup.seeded(config), directory, checkpoints, A_HEARTBEAT)
+            begun.append(stack.enter_context(opened(*given, quiet=quiet or bool(begun))))
+        runs, states = zip(*begun, strict=True)
         if len(steps := sorted({int(state.step) for state in states})) > 1:
             raise UsageError(f"damaged checkpoints left the runs at steps {steps}; the same command goes on")
-        results = run_all(runs, states)
-        together = sum(run.progress.images_per_second for run in runs)
-        return {directory.path: result for directory, result in zip(directories, results, strict=True)}, together
+        one = Stack(runs)
+        one.finish(Loop(one, one.advance, requests).train(stacked(states)))
+        return sum(run.progress.images_per_second for run in runs)
 
 
 def _align(directories: Sequence[RunDirectory], kept: Sequence[Checkpoints]) -> None:
@@ -174,12 +241,15 @@ def room(configs: Sequence[Config]) -> int:
 
 def step_bytes(setup: Setup, count: int) -> int:
     """Return the memory that a compiled step of `count` stacked runs takes: the images, the states, what is between."""
-    state = setup.init_state()
+    leaves, structure = jax.tree.flatten(setup.init_state())
     batch = next(iter(setup.data.train_batches(setup.order, 0, setup.group)))
-    rows = np.stack([batch.rows] * count)
-    given = ([jax.tree.leaves(state)] * count, batch.images, batch.labels, rows)
-    step = stacked_leaves.lower(setup.program, jax.tree.structure(state), *given).compile()
-    sizes: Any = step.memory_analysis()
-    # The new states lie where the old ones were.
+
+    def step(leaves: list[jax.Array], *given: Any) -> TrainState:
+        return stacked_steps(setup.program, jax.tree.unflatten(structure, leaves), *given)
+
+    shapes = [jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype) for leaf in leaves]  # `count` states may not fit
+    given = (batch.images, batch.labels, np.stack([batch.rows] * count))
+    sizes: Any = jax.jit(step, donate_argnums=0).lower(shapes, *given).compile().memory_analysis()
+    # The new state lies where the old one was.
     new = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + new

@@ -1,0 +1,223 @@
+"""One run in its directory: it reads its batches and, as the loop tells it, watches, evaluates, writes and saves."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from jaxclf.config import Watching
+from jaxclf.data import pipeline
+from jaxclf.data.order import Batch, Fault
+from jaxclf.devices.cluster import gather, together, warn
+from jaxclf.errors import RunError
+from jaxclf.models.torch_weights import transfer_torch
+from jaxclf.training import losses, recovery
+from jaxclf.training.checkpoint import Checkpoints
+from jaxclf.training.evaluation import Evaluation, evaluate_split, result_of
+from jaxclf.training.parallel import recalibrate_step
+from jaxclf.training.progress import Progress
+from jaxclf.training.recovery import Diverged
+from jaxclf.training.run_directory import Result, Rows, RunDirectory
+from jaxclf.training.schedules import learning_rate
+from jaxclf.training.setup import Setup
+from jaxclf.training.step import TrainState
+from jaxclf.training.watch import Watch
+from jaxclf.training.weights import read_state_dict
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run in progress."""
+
+    setup: Setup
+    directory: RunDirectory
+    checkpoints: Checkpoints
+    progress: Progress
+    watch: Watch
+    rows: Rows
+    """Rows of metrics.jsonl so far."""
+    faults: Rows = dataclasses.field(default_factory=list)
+    """Images that this process has skipped and the run directory does not name yet."""
+
+    def batches(self, seed: jax.Array, step: int, drain: Callable[[], object]) -> Iterator[Batch]:
+        """Yield the training batches from a step to the end of its epoch, in the order that the seed gives.
+
+        A trace begins and ends between two of them: then `drain` is called, which waits until the devices are idle.
+        """
+        for batch in self._read(int(seed), step, self.setup.group):
+            self.watch.dispatching(step + 1, step + batch.steps, drain)
+            step += batch.steps
+            yield batch
+
+    def _read(self, seed: int, step: int, group: int) -> Iterator[Batch]:
+        batches = self.setup.data.train_batches(dataclasses.replace(self.setup.order, seed=seed), step, group)
+        while True:
+            with self.watch.waiting(), self._saying_what_is_kept():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            self._note("train", batch.faults)
+            yield batch
+
+    def resume(self) -> None:
+        """Let the clocks run; the devices must be idle."""
+        self.watch.resume()
+        self.progress.resume()
+
+    def pause(self, doing: str) -> None:
+        """Stop the clocks for something that is no step; the devices must be idle."""
+        self.progress.pause()
+        self.watch.pause(doing)
+
+    def dispatched(self, steps: int, images: int) -> None:
+        """Count the steps of one more dispatch, which is finished."""
+        self.watch.dispatched(steps, images)
+        self.progress.dispatched(steps, images)
+
+    def check(self, bad_step: jax.Array) -> None:
+        """Raise `Diverged` after a bad step; else wait until the last checkpoint is whole: so every one is good."""
+        if bad := int(bad_step):
+            config, what = self.setup.config, "loss or update is not finite"
+            if config.run.max_loss is not None:
+                what += f" or the loss above {config.run.max_loss:g}"
+            raise Diverged(f"step {bad}: {what} (lr {config.optim.lr:g}); {self._kept()}", bad)
+        self.checkpoints.settle()
+
+    def save(self, state: TrainState, *, top1: float | None = None) -> None:
+        """Begin to write a checkpoint."""
+        self.checkpoints.save(state, rows=len(self.rows), top1=top1)
+
+    def finish_epoch(self, state: TrainState) -> TrainState:
+        """Evaluate if it is due, write the epoch's metric row, then the checkpoint that counts it.
+
+        In this order: a kill between the two means that the row is computed and written once more, never that it is
+        lost. After the last step, BatchNorm's statistics are averaged anew first, if run.recalibrate asks for it.
+        """
+        setup, run, step = self.setup, self.setup.config.run, int(state.step)
+        per_epoch, split = setup.program.timeline.steps_per_epoch, pipeline.evaluated(setup.data)
+        epoch = step // per_epoch
+        if epoch == run.epochs and state.batch_stats:
+            state = self._recalibrated(state)
+        due = epoch == run.epochs or epoch % run.eval_every == 0
+        held_out = self._evaluated(state, split).metrics if due else {}
+        self._report()
+        program, train = setup.program, losses.means(state.sums)
+        row = {"epoch": epoch, "step": step, "lr": learning_rate(program.optim, program.timeline, step - 1)}
+        row |= {f"train_{name}": train[name] for name in ("loss", "top1")}
+        row |= {f"{split}_{name}": held_out.get(name) for name in ("loss", "top1", "top5")}
+        row |= {f"train_{name}": float(state.sums[name]) / per_epoch for name in program.terms}
+        self.rows.append(row)
+        with self._saying_what_is_kept(f"step {step}: "):
+            self.directory.write_rows(self.rows)
+        self.watch.epoch(row)
+        self.progress.epoch(row, split, skipped=len(self.directory.skipped()))
+        state = state.replace(sums=setup.layout.whole(losses.zeros(terms=program.terms), training=True))
+        if due or (run.checkpoint_every and step % run.checkpoint_every == 0):
+            self.save(state, top1=held_out.get("top1"))
+        return state
+
+    def finish(self, state: TrainState) -> Result:
+        """Evaluate the last state on the test images, and complete the run directory."""
+        self.checkpoints.settle()
+        test = self._evaluated(state, "test")
+        self._report()
+        self.directory.write_predictions(test.labels, test.predictions)
+        result = result_of(self.setup, self.directory, state, test, self.progress.images_per_second)
+        self.directory.write("result.json", result.to_json())
+        return result
+
+    def go_back(self, error: Diverged, seed: int) -> TrainState:
+        """Return the state to go on from after divergence under a seed; `RunError` if there may be none."""
+        state, self.rows[:] = recovery.go_back(self.setup, self.directory, self.checkpoints, error, seed)
+        self.watch.go_back(int(state.step))
+        self.progress.go_back(int(state.step))
+        return state
+
+    def _evaluated(self, state: TrainState, split: str) -> Evaluation:
+        with self._saying_what_is_kept():
+            evaluation = evaluate_split(self.setup, state, split)
+        self._note(split, evaluation.faults)
+        return evaluation
+
+    def _recalibrated(self, state: TrainState) -> TrainState:
+        """Average BatchNorm's statistics over `run.recalibrate` batches from behind the last step."""
+        setup, wanted, number = self.setup, self.setup.config.run.recalibrate, 0
+        while number < wanted:  # an epoch of batches at a time
+            batches = self._read(int(state.seed), setup.total_steps + number, 1)
+            for batch in itertools.islice(batches, wanted - number):
+                number += 1
+                given = (batch.images, batch.labels, batch.rows, number, batch.examples)
+                state = recalibrate_step(setup.program, state, *given)
+                if not setup.layout.ahead:
+                    jax.block_until_ready(state)
+        return state
+
+    def _note(self, split: str, faults: tuple[Fault, ...]) -> None:
+        """Remember images that were skipped; a process that is alone also says so at once."""
+        self.faults.extend({"split": split, **fault._asdict()} for fault in faults)
+        if faults and self.setup.layout.hosts == 1:
+            self._report()
+
+    def _report(self) -> None:
+        """Say once of every image that was skipped, by any process, that it was, and keep it in the run directory."""
+        if self.setup.config.data.on_error != "skip":
+            return
+        everyone = [fault for said in gather(json.dumps(self.faults)) for fault in json.loads(said)]
+        self.faults.clear()
+        known = {(row["split"], row["index"]) for row in self.directory.skipped()}
+        new = {(row["split"], row["index"]): row for row in everyone if (row["split"], row["index"]) not in known}
+        for row in new.values():
+            warn(f"skipped: {row['error']}")
+        if new:
+            self.directory.write_skipped([*self.directory.skipped(), *new.values()])
+
+    @contextlib.contextmanager
+    def _saying_what_is_kept(self, prefix: str = "") -> Iterator[None]:
+        """Add to a `RunError` what the run leaves."""
+        try:
+            yield
+        except RunError as error:
+            raise RunError(f"{prefix}{error}; {self._kept()}") from error
+
+    def _kept(self) -> str:
+        """Say what a run that stops leaves."""
+        self.checkpoints.settle()
+        steps = self.checkpoints.steps()
+        last = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint before it"
+        return f"{last} in {self.checkpoints.directory}"
+
+
+@contextlib.contextmanager
+def opened(
+    setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, watching: Watching, *, quiet: bool
+) -> Iterator[tuple[Run, TrainState]]:
+    """Begin a run in its directory, or go on with it there: yield it, watched, and the state to go on from."""
+    together(lambda: directory.write_data(setup.images()))
+    config, state, rows = setup.config, setup.init_state(), []
+    if checkpoints.steps():
+        state, rows = recovery.newest(setup, directory, checkpoints)
+    elif config.model.weights is not None:
+        state = _from_weights(setup, state, config.model.weights, quiet=quiet)
+    if not rows and (directory.path / "damaged_checkpoints").exists() and not checkpoints.steps():
+        warn(f"every checkpoint of {directory.path} was damaged and set aside; starting again from step 0")
+    title, place = config.run_id(), {"step": int(state.step), "steps": setup.total_steps}
+    quiet = quiet or setup.layout.rank > 0
+    with Progress(title, epochs=config.run.epochs, **place, quiet=quiet) as progress, contextlib.ExitStack() as stack:
+        given = {"config": config, **place, "say": progress.say}
+        watch = Watch(watching, directory.path, **given, active=setup.layout.rank == 0)
+        together(lambda: stack.enter_context(watch))
+        progress.say(f"{title}: {setup.header()}")
+        yield Run(setup, directory, checkpoints, progress, watch, rows), state
+
+
+def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) -> TrainState:
+    """Return the state with the backbone (and the head, if it fits) of a weight file, and say what was taken."""
+    variables, sentences = transfer_torch(setup.program.model, state.variables, read_state_dict(file))
+    for sentence in sentences if not quiet else ():
+        print(f"{file}: {sentence}")
+    variables = setup.layout.whole(jax.tree.map(np.asarray, variables), training=True)
+    return state.replace(**{name: variables.get(name, {}) for name in ("params", "batch_stats", "fixed")})
