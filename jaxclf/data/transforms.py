@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from jaxclf.config import DataConfig
-from jaxclf.config.fields import Bound, Count, Natural, faults
+from jaxclf.config.fields import Bound, Count, Natural, build, faults
 from jaxclf.data.decoding import decode, to_array
 from jaxclf.errors import UsageError
 
@@ -58,23 +58,17 @@ class Preprocessing:
             more.append(f"resize is {self.resize} beside crop_padding {self.crop_padding}, which decides the size")
         _require_allowed(self, *more)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """Inverse of `to_dict`, also after JSON; missing or unknown fields raise `UsageError`.
+        """Inverse of `dataclasses.asdict`, also after JSON; missing or unknown fields raise `UsageError`.
 
-        >>> Preprocessing.from_dict(TORCHVISION.to_dict()) == TORCHVISION
+        >>> Preprocessing.from_dict(dataclasses.asdict(TORCHVISION)) == TORCHVISION
         True
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if set(values) != set(names):
             raise UsageError(f"preprocessing has the fields {sorted(values)}; it needs {sorted(names)}")
-        fields: dict[str, Any] = dict(values)
-        fields["mean"], fields["std"] = tuple(fields["mean"]), tuple(fields["std"])
-        return cls(**fields)
+        return build(cls, values)
 
 
 TORCHVISION = Preprocessing(256, 224, None, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -1,6 +1,9 @@
 """Streamed sets for tests, and their files."""
 
+import contextlib
 import importlib.util
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +37,30 @@ def write_shard(file: Path, records: list[bytes]) -> None:
     for record in records:
         writer.write(record)
     writer.close()
+
+
+@contextlib.contextmanager
+def edited(file: Path) -> Iterator[Any]:
+    """Yield the content of a JSON file, and write back what has become of it."""
+    content = json.loads(file.read_text())
+    yield content
+    file.write_text(json.dumps(content))
+
+
+def without_split(data_dir: Path, split: str) -> None:
+    """Let a prepared set never have had a split."""
+    with edited(inside(data_dir) / "dataset_info.json") as facts:
+        facts["splits"] = [one for one in facts["splits"] if one["name"] != split]
+
+
+def replace_shards(data_dir: Path, parts: list[list[bytes]]) -> list[Path]:
+    """Let the training records be these, one list a shard; return the shards."""
+    (whole,) = inside(data_dir).glob("*-train.array_record-*")
+    whole.unlink()
+    shards = [Path(str(whole).replace("0-of-00001", f"{number}-of-{len(parts):05}")) for number in range(len(parts))]
+    for shard, part in zip(shards, parts, strict=True):
+        write_shard(shard, part)
+    with edited(inside(data_dir) / "dataset_info.json") as facts:
+        (split,) = (split for split in facts["splits"] if split["name"] == "train")
+        split["shardLengths"] = [str(len(part)) for part in parts]
+    return shards

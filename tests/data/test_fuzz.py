@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 import re
 import resource
 import shutil
@@ -29,7 +28,7 @@ from jaxclf.data import fast_transforms
 from jaxclf.data.decoding import decode
 from jaxclf.data.order import Order
 from jaxclf.data.stream import ReadError, Stream
-from tests.data.streamed import Example, inside, streamed, write_shard
+from tests.data.streamed import Example, inside, replace_shards, streamed
 
 # In a run, what PIL only warns about is read all the same.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -411,23 +410,14 @@ class RecordCase:
 def record_case(tiny_imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> RecordCase:
     """A set of four shards: damaged records, damaged bytes of the file, half of the file, garbage for the file."""
     data_dir = shutil.copytree(tiny_imagenet, tmp_path_factory.mktemp("fuzz") / "tfds")
-    directory, rng = inside(data_dir), np.random.default_rng(SEED)
-    (whole,) = directory.glob("*-train.array_record-*")
+    rng = np.random.default_rng(SEED)
+    (whole,) = inside(data_dir).glob("*-train.array_record-*")
     reader = ArrayRecordReader(str(whole))
     good = reader.read_all()
     reader.close()
-    whole.unlink()
     damages = itertools.islice(itertools.cycle(MESSAGE_DAMAGES.values()), MESSAGES)
     messages = [damage(record, rng) for damage, record in zip(damages, itertools.cycle(good), strict=False)]
-    parts = [messages, good, good[:12], good[:9]]
-    shards = [Path(str(whole).replace("00000-of-00001", f"{number:05}-of-00004")) for number in range(4)]
-    for shard, part in zip(shards, parts, strict=True):
-        write_shard(shard, part)
-    facts = json.loads((directory / "dataset_info.json").read_text())
-    (split,) = (split for split in facts["splits"] if split["name"] == "train")
-    split["shardLengths"] = [str(len(part)) for part in parts]
-    (directory / "dataset_info.json").write_text(json.dumps(facts))
-
+    shards = replace_shards(data_dir, [messages, good, good[:12], good[:9]])
     broken = [index for index, record in enumerate(messages) if not is_good(record)]
     shards[1].write_bytes(flipped(shards[1].read_bytes(), rng, 1000, 200_000, 40))
     for number, record in enumerate(good):

@@ -1,6 +1,5 @@
 """Where encoded images come from: folders in torchvision's order, TFDS's records, subsets, and every refusal."""
 
-import json
 import pickle
 import re
 import shutil
@@ -15,7 +14,7 @@ from jaxclf.data import sources
 from jaxclf.data.datasets import resolve
 from jaxclf.data.sources import Folder, Records, Report, Source
 from jaxclf.errors import UsageError
-from tests.data.streamed import inside, streamed
+from tests.data.streamed import edited, inside, streamed
 
 
 def open_sources(config: DataConfig, report: Report | None = None) -> dict[str, Source]:
@@ -200,11 +199,9 @@ def test_a_set_without_its_metadata_is_only_half_there(own_imagenet: Path) -> No
 
 
 def test_a_set_that_is_no_classification_is_refused(own_imagenet: Path) -> None:
-    features = inside(own_imagenet) / "features.json"
-    content = json.loads(features.read_text())
-    fields = content["featuresDict"]["features"]
-    fields["target"] = fields.pop("label")
-    features.write_text(json.dumps(content))
+    with edited(inside(own_imagenet) / "features.json") as content:
+        fields = content["featuresDict"]["features"]
+        fields["target"] = fields.pop("label")
     with pytest.raises(UsageError, match=r"synthetic_imagenet is no image classification set: it has \{.*'target'"):
         resolve(config(own_imagenet))
 

@@ -1,7 +1,6 @@
 """What `jaxclf data info` says: facts of the tables, and sizes, classes, mean and deviation of the images."""
 
 import io
-import json
 import re
 import shutil
 import threading
@@ -18,7 +17,7 @@ from jaxclf.data.sources import Encoded, Folder, Records
 from jaxclf.errors import UsageError
 from jaxclf.tools import inspection
 from jaxclf.tools.inspection import describe, inspect, measure
-from tests.data.streamed import inside
+from tests.data.streamed import inside, without_split
 
 Given = tuple[str, str | None]
 """Name and data_dir."""
@@ -201,14 +200,6 @@ def test_a_broken_index_is_built_again(own_imagenet: Path) -> None:
         index.write_bytes(other)
         assert source.labels().tolist() == expected
         assert index.read_bytes() == whole
-
-
-def without_split(data_dir: Path, split: str) -> None:
-    """Let a prepared set never have had a split."""
-    file = inside(data_dir) / "dataset_info.json"
-    facts = json.loads(file.read_text())
-    facts["splits"] = [one for one in facts["splits"] if one["name"] != split]
-    file.write_text(json.dumps(facts))
 
 
 def test_a_set_without_test_images_is_described(own_imagenet: Path) -> None:

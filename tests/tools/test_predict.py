@@ -1,5 +1,6 @@
 """Image files to answers: pixels as torchvision makes them on PIL images, files of every mode, broken files."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def test_the_input_is_scaled_to_one_then_normalised() -> None:
 
 def test_preprocessing_survives_json() -> None:
     for values in (TORCHVISION, EFFICIENTNET_LITE, SMALL):
-        assert Preprocessing.from_dict(json.loads(json.dumps(values.to_dict()))) == values
+        assert Preprocessing.from_dict(json.loads(json.dumps(dataclasses.asdict(values)))) == values
 
 
 def test_faults_of_preprocessing_are_listed_at_once() -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from jaxclf.data.facts import RESIDENT
 from jaxclf.errors import UsageError
 from jaxclf.tools import verification
 from jaxclf.tools.verification import verify
-from tests.data.streamed import Example, inside, write_shard
+from tests.data.streamed import Example, inside, replace_shards, write_shard
 
 
 def verified(name: str, data_dir: Path | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], str]:
@@ -62,18 +61,8 @@ def changed(data_dir: Path, change: Callable[[list[Any]], None], split: str = "t
 
 def divide(data_dir: Path, first: int) -> list[Path]:
     """Divide the training images into a shard of the `first` ones and one of the others."""
-    whole = shard_of(data_dir)
-    records = [one.SerializeToString() for one in read_shard(whole)]
-    shards = [whole.with_name(whole.name.replace("-00000-of-00001", f"-0000{part}-of-00002")) for part in (0, 1)]
-    for shard, part in zip(shards, (records[:first], records[first:]), strict=True):
-        write_shard(shard, part)
-    whole.unlink()
-    file = inside(data_dir) / "dataset_info.json"
-    facts = json.loads(file.read_text())
-    (split,) = (split for split in facts["splits"] if split["name"] == "train")
-    split["shardLengths"] = [str(first), str(len(records) - first)]
-    file.write_text(json.dumps(facts))
-    return shards
+    records = [one.SerializeToString() for one in read_shard(shard_of(data_dir))]
+    return replace_shards(data_dir, [records[:first], records[first:]])
 
 
 # A set in folders
