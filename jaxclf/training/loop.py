@@ -21,8 +21,8 @@ from jaxclf.training.recovery import Diverged
 from jaxclf.training.run import Run, opened
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
+from jaxclf.training.sinks import require_sinks
 from jaxclf.training.step import TrainState
-from jaxclf.training.watch import check
 
 A_HEARTBEAT = Watching()
 """A run is watched by its heartbeat alone."""
@@ -52,7 +52,7 @@ def train(
     image cannot be read, a reading process ends, the disk is full, or no checkpoint can be read; and of these `Stopped`
     after SIGTERM, SIGINT or a maintenance notice, when a checkpoint of that moment is written.
     """
-    together(lambda: check(watching))
+    together(lambda: require_sinks(watching))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, layout=setup.layout)) as directory,

@@ -1,9 +1,8 @@
-"""What an outsider sees of a run while it goes on: heartbeat, profile, TensorBoard, Weights & Biases.
+"""Show a run to an outsider while it trains: heartbeat, profile, TensorBoard, Weights & Biases.
 
     heartbeat.json   step, speed, step times, share of time spent waiting for data; replaced whole
-    profile/         traces of `jax.profiler`
-    tensorboard/     event files
-    wandb.json       id of the run at Weights & Biases and its last step there;  wandb/   its own files
+    profile/         a trace (trace.py)
+    tensorboard/, wandb.json, wandb/     the sinks (sinks.py)
 
 Nothing here changes a number, and no disk, network or package that fails here ends a run: it is one warning.
 """
@@ -11,12 +10,9 @@ Nothing here changes a number, and no disk, network or package that fails here e
 import collections
 import contextlib
 import datetime
-import importlib
-import importlib.util
 import itertools
 import json
 import os
-import secrets
 import socket
 import threading
 import time
@@ -25,160 +21,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxclf.config import Config, Watching, profiled_steps, validate
+from jaxclf.config import Config, Watching, profiled_steps
 from jaxclf.errors import UsageError
+from jaxclf.training.sinks import TensorBoard, Values, WeightsAndBiases, replace_file
+from jaxclf.training.trace import Trace
 
 KEPT = 2**16
 """Step times at most between two heartbeats; of more, the latest."""
 SPLITS = ("train", "validation", "test")
-Values = Mapping[str, float]
-
-
-def check(watching: Watching) -> None:
-    """Check the fields and that the packages they need are there; every fault is a `UsageError`."""
-    validate(watching)
-    wanted = {"tensorboard": watching.tensorboard, "wandb": watching.wandb is not None}
-    for name, want in wanted.items():
-        if want and not _installed(name):
-            raise UsageError(f"{name} needs a package that is not installed: pip install 'jaxclf[{name}]'")
-
-
-def _installed(package: str) -> bool:
-    """Return whether a package is there; a mere directory of its name, as both write one, is no package."""
-    spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None
-
-
-class TensorBoard:
-    """One event file of a directory; what earlier files hold of later steps is no longer shown.
-
-    The records are what torch.utils.tensorboard writes, by the same package, but written by the caller and not by a
-    thread behind a queue: a kill loses none of them, and a full disk is an error here and now.
-    """
-
-    def __init__(self, directory: Path, step: int) -> None:
-        """Go on behind `step`; raises `OSError`."""
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        event, summary = vars(event_pb2), vars(summary_pb2)  # made at run time, so no attributes to a type checker
-        self._event, self._summary, session = event["Event"], summary["Summary"], event["SessionLog"]
-        directory.mkdir(exist_ok=True)
-        # TensorBoard reads a directory's files in the order of their names.
-        self._file = (directory / f"events.out.tfevents.{time.time_ns()}").open("xb")
-        self._records = RecordWriter(self._file)
-        self._add(file_version="brain.Event:2")
-        self._start = session(status=session.START)
-        self.go_back(step)
-
-    def go_back(self, step: int) -> None:
-        """Let what was written of steps behind `step` be shown no more; raises `OSError`."""
-        self._add(step=step + 1, session_log=self._start)
-
-    def write(self, step: int, values: Values) -> None:
-        """Add values as scalars of a step; raises `OSError`."""
-        each = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._add(step=step, summary=self._summary(value=each))
-
-    def close(self, *, failed: bool) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _add(self, **fields: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-        self._records.flush()
-
-
-class WeightsAndBiases:
-    """One run at Weights & Biases, the same one however often a run directory goes on.
-
-    Its id is drawn once and kept in wandb.json, beside the last step sent: two directories of one config are two runs,
-    and a directory that moves is still the same. Steps that were sent before a kill are not sent again.
-    """
-
-    def __init__(self, project: str, directory: Path, config: Config) -> None:
-        """Start or resume the run; raises `UsageError` if nobody is logged in, and what wandb raises."""
-        wandb = importlib.import_module("wandb")
-        self._file = directory / "wandb.json"
-        if not self._file.exists():
-            self._remember(secrets.token_hex(4), step=0)
-        record = json.loads(self._file.read_text())
-        self._id, self._sent = record["id"], record["step"]
-        self._last = self._sent
-        # By default it waits without end for an upload at the end of a run, and takes over stdout and stderr.
-        settings = wandb.Settings(console="off", silent=True, finish_timeout=60)
-        names = {"project": project, "id": self._id, "name": config.run_id(), "dir": str(directory)}
-        try:
-            self._run = wandb.init(**names, resume="allow", config=config.to_dict(), settings=settings)
-        except wandb.errors.UsageError as error:
-            raise UsageError(f"wandb {project}: {error}") from error
-        self.url: str | None = None if self._run.offline else self._run.url
-        """Page of the run; None offline."""
-
-    def go_back(self, step: int) -> None:
-        """Do nothing: what was sent cannot be taken back, and steps up to there are not sent again."""
-        self._sent = self._last
-
-    def write(self, step: int, values: Values) -> None:
-        """Send values of a step that is behind all that were sent before this process, or before it went back."""
-        if step > self._sent:
-            self._run.log(dict(values), step=step)
-            self._remember(self._id, step)
-            self._last = step
-
-    def close(self, *, failed: bool) -> None:
-        """Wait up to a minute for what is still to be sent; what is left then, `wandb sync` sends."""
-        self._run.finish(exit_code=int(failed))
-
-    def _remember(self, id: str, step: int) -> None:
-        _replace(self._file, json.dumps({"id": id, "step": step}) + "\n")
-
-
-class Trace:
-    """`jax.profiler`'s trace of a range of steps, taken once."""
-
-    def __init__(self, steps: range, total: int, directory: Path, say: Callable[[str], None]) -> None:
-        """Plan it for a run of `total` steps; an empty range is none."""
-        self._steps, self._total, self._directory, self._say = steps, total, directory, say
-        self._first: int | None = None
-        self._over = False
-
-    @property
-    def running(self) -> bool:
-        """Whether it has begun and not ended."""
-        return self._first is not None and not self._over
-
-    def begins(self, first: int, last: int) -> bool:
-        """Return whether it has to begin before the dispatch of steps `first` to `last`."""
-        return self._first is None and self._steps.start <= last and first < self._steps.stop
-
-    def ends(self, step: int) -> bool:
-        """Return whether it has to end after `step`."""
-        return self.running and step >= min(self._steps.stop - 1, self._total)
-
-    def begin(self, first: int) -> None:
-        """Begin before step `first`; raises `RuntimeError` if another trace is running."""
-        self._first, self._over = first, True  # and over it stays if the next line raises
-        jax.profiler.start_trace(self._directory)
-        self._over = False
-
-    def end(self, step: int) -> None:
-        """End after `step`, and say where the trace is and what opens it."""
-        self._over = True
-        jax.profiler.stop_trace()
-        short = f", where the run ended, of {self._steps.start:,}:{self._steps.stop:,}"
-        self._say(
-            f"profile: steps {self._first:,} to {step:,}{short if step < self._steps.stop - 1 else ''}, in "
-            f"{self._directory}; `xprof --logdir {self._directory}` (pip install xprof) shows it, and ui.perfetto.dev "
-            "opens the *.trace.json.gz in it"
-        )
 
 
 class Window:
-    """What the steps since the last heartbeat took."""
+    """The times of the steps since the last heartbeat."""
 
     def __init__(self) -> None:
         self._times: collections.deque[float] = collections.deque(maxlen=KEPT)
@@ -371,7 +227,7 @@ class Watch:
             "host": socket.gethostname(),
         }
         with self._survive("heartbeat", "tried again at the next one"):
-            _replace(self._directory / "heartbeat.json", json.dumps(record, indent=2) + "\n")
+            replace_file(self._directory / "heartbeat.json", json.dumps(record, indent=2) + "\n")
 
     def _say_if_late(self) -> None:
         """Say that no step has finished for two heartbeats, for twice as long, and so on."""
@@ -412,13 +268,6 @@ class Watch:
                 said = " ".join(str(error).split())
                 warnings.warn(f"{what} failed and is {then}: {type(error).__name__}: {said}", stacklevel=4)
             self._faults.add(what)
-
-
-def _replace(file: Path, text: str) -> None:
-    """Replace a file whole; unlike a result it need not survive a power cut, and nothing waits for the disk."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
-    part.replace(file)
 
 
 def _tag(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What an outsider sees of a run: the heartbeat's numbers, the traced steps, the points in the sinks."""
+"""A run as an outsider sees it: the heartbeat's numbers, the traced steps, the points in the sinks."""
 
 import contextlib
 import importlib.util
@@ -22,7 +22,8 @@ import pytest
 from jaxclf.config import Config, Watching, validate
 from jaxclf.errors import UsageError
 from jaxclf.training import watch as watching_module
-from jaxclf.training.watch import KEPT, TensorBoard, Watch, check
+from jaxclf.training.sinks import TensorBoard, require_sinks
+from jaxclf.training.watch import KEPT, Watch
 
 CONFIG = Config()
 BEAT = "heartbeat.json"
@@ -234,20 +235,20 @@ def test_without_heartbeat_and_in_other_processes_nothing_is_written_or_said(
 def test_a_disk_that_refuses_the_heartbeat_is_one_warning_and_the_next_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace = watching_module._replace
+    replace = watching_module.replace_file
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with Run(tmp_path, Watching(heartbeat=1.0)) as run:
-        monkeypatch.setattr(watching_module, "_replace", full)
+        monkeypatch.setattr(watching_module, "replace_file", full)
         with warned() as texts:
             run.dispatch(1.0)
             run.dispatch(1.0)
         assert texts == [
             "heartbeat failed and is tried again at the next one: OSError: [Errno 28] No space left on device"
         ]
-        monkeypatch.setattr(watching_module, "_replace", replace)
+        monkeypatch.setattr(watching_module, "replace_file", replace)
         run.dispatch(1.0)
         assert run.heartbeat()["step"] == 3
 
@@ -612,8 +613,8 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(UsageError, match=expected):
-        check(watching)
+        require_sinks(watching)
     (tmp_path / name).mkdir()  # as a run leaves one, and Python takes every directory for a package
     with pytest.raises(UsageError, match=expected):
-        check(watching)
-    check(Watching())
+        require_sinks(watching)
+    require_sinks(Watching())
