@@ -1,5 +1,7 @@
 """The pictures of a results page as matplotlib Figures, and their SVG text. Pure: object API, no pyplot, no files.
 
+Scores, learning curves and confusions are drawn here, class maps in map_pictures.py.
+
 Every line and letter takes one of `COLOURS`; `svg` turns it into a CSS variable, so one picture serves light and dark.
 """
 
@@ -8,11 +10,10 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
@@ -39,29 +40,6 @@ NEGATIVE, POSITIVE = (33, 102, 172), (213, 94, 0)
 
 NAMED_CLASSES = 20
 """Confusion matrices up to this many classes name them on the axes and print counts."""
-
-
-@dataclass(frozen=True, eq=False)
-class ClassMaps:
-    """Some test images and the per-position logits that one row of the table gives them."""
-
-    label: str
-    """Label of the row."""
-    images: UInt8[ndarray, "n h w c"]
-    maps: Float32[ndarray, "n i j k"]
-    """Logits per position; their mean over positions is the image's logits."""
-    labels: Int[ndarray, " n"]
-    class_names: Sequence[str]
-
-    def one(self, index: int) -> "ClassMaps":
-        """Return the same with only image `index`."""
-        part = slice(index, index + 1)
-        return ClassMaps(self.label, self.images[part], self.maps[part], self.labels[part], self.class_names)
-
-    @property
-    def logits(self) -> Float32[ndarray, "n k"]:
-        """The logits: each map's mean."""
-        return self.maps.mean(axis=(1, 2))
 
 
 def grouped(table: Table) -> dict[str, list[Row]]:
@@ -100,11 +78,12 @@ def svg(figure: Figure, *, name: str, label: str) -> str:
     return re.sub(r"\n\s*", "\n", text).replace("<svg", f'<svg role="img" aria-label="{spoken}"', 1).strip()
 
 
-def _canvas(width: float, height: float) -> Figure:
-    return Figure(figsize=(width / 96, height / 96), dpi=96)  # CSS pixels
+def canvas(width: float, height: float) -> Figure:
+    """Return an empty figure of so many CSS pixels."""
+    return Figure(figsize=(width / 96, height / 96), dpi=96)
 
 
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """Add axes at CSS pixels from the top left."""
     w, h = figure.get_size_inches() * 96
     axes = figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
@@ -115,7 +94,7 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
     return axes
 
 
-def _write(axes: Axes, x: float, y: float, text: str, *, colour: str = "ink", size: float = 9.75, **more) -> None:
+def write(axes: Axes, x: float, y: float, text: str, *, colour: str = "ink", size: float = 9.75, **more) -> None:
     """Write literal text (a `$` of a label is no mathematics)."""
     axes.text(x, y, text, color=COLOURS[colour], fontsize=size, parse_math=False, **more)
 
@@ -148,13 +127,13 @@ def draw_scores(
     groups = grouped(table)
     by_label = {summary.row.label: summary for summary in summaries}
     step, head, foot = (46, 30, 36) if narrow else (34, 30, 36)
-    figure = _canvas(width, sum(len(rows) * step + head + foot for rows in groups.values()) + 6)
-    longest = max((len(_short(row.label, 30)) for row in table.rows), default=0)
+    figure = canvas(width, sum(len(rows) * step + head + foot for rows in groups.values()) + 6)
+    longest = max((len(short(row.label, 30)) for row in table.rows), default=0)
     left, right = (8, 12) if narrow else (30 + 6.5 * longest, 130)
     top = 0.0
     for group, rows in groups.items():
-        axes = _axes(figure, left, top + head, width - left - right, len(rows) * step)
-        title = _short(group, 38) if narrow else group
+        axes = axes_at(figure, left, top + head, width - left - right, len(rows) * step)
+        title = short(group, 38) if narrow else group
         _note(axes, (0, -0.5), (-0.75 * (left - 2), 14), title, fontweight="bold")
         points = {row.label: _points(row, records, table.score) for row in rows}
         _score_panel(axes, [by_label[row.label] for row in rows], points, row_colours(table), narrow=narrow)
@@ -211,11 +190,12 @@ def _score_words(axes: Axes, margins: tuple[float, float], place: int, summary: 
     """Write the row's label and its numbers, beside (in the margins, in pixels) or above its line."""
     number = summary.ours.text if summary.ours.n else "not run"
     left, right, y = (0, 0, place - 0.2) if narrow else (-margins[0], margins[1], place)
-    for x, offset, text, side in ((0, left, _short(summary.row.label, 30), "left"), (1, right, number, "right")):
+    for x, offset, text, side in ((0, left, short(summary.row.label, 30), "left"), (1, right, number, "right")):
         _note(axes, (x, y), (offset * 0.75, 0), text, ha=side, colour="ink" if summary.ours.n else "muted")
 
 
-def _short(text: str, limit: int) -> str:
+def short(text: str, limit: int) -> str:
+    """Return the text, cut to `limit` characters with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -247,8 +227,8 @@ def draw_curves(
     curves = {label: curve for label, curve in curves.items() if curve[0].size}
     if not curves:
         return None
-    figure = _canvas(width, height)
-    axes = _axes(figure, 44, 12, width - 58, height - 56)
+    figure = canvas(width, height)
+    axes = axes_at(figure, 44, 12, width - 58, height - 56)
     for label, (epochs, errors) in curves.items():
         paint, mean = COLOURS[colours[label]], errors.mean(axis=0)
         dashes = (None, None) if list(curves).index(label) < 7 else (4, 2)
@@ -296,11 +276,11 @@ def draw_confusion(matrix: Int[ndarray, "k k"], class_names: Sequence[str], *, s
     shade[..., 3] = np.where(shares > 0, 0.12 + 0.78 * np.minimum(shares / max(scale, 1e-9), 1), 0)
     shade[np.eye(k, dtype=bool)] = (0.5, 0.5, 0.5, 0.25)
     named = k <= NAMED_CLASSES
-    names = [_short(str(name), 14) for name in class_names] if named else []
+    names = [short(str(name), 14) for name in class_names] if named else []
     margin = 34 + 6 * max(map(len, names), default=0)
     side = 294 if named else 276
-    figure = _canvas(margin + side + 6, margin + side + 6)
-    axes = _axes(figure, margin, margin, side, side)
+    figure = canvas(margin + side + 6, margin + side + 6)
+    axes = axes_at(figure, margin, margin, side, side)
     axes.imshow(shade, interpolation="none", aspect="equal")
     axes.set(xticks=range(len(names)), yticks=range(len(names)))
     axes.set_xticklabels(names, rotation=90 if max(map(len, names), default=0) > 2 else 0, parse_math=False)
@@ -314,7 +294,7 @@ def draw_confusion(matrix: Int[ndarray, "k k"], class_names: Sequence[str], *, s
         axes.axvline(edge, color=COLOURS["line"], linewidth=1)
     for i, j in zip(*np.nonzero(matrix), strict=True) if named else ():
         size = 7.5 if k <= 12 else 5
-        _write(
+        write(
             axes,
             int(j),
             int(i),
@@ -325,81 +305,3 @@ def draw_confusion(matrix: Int[ndarray, "k k"], class_names: Sequence[str], *, s
             va="center",
         )
     return figure
-
-
-def strongest_other(logits: Float[ndarray, " k"], label: int) -> int | None:
-    """Return the class of the largest logit that is not `label`; None with one class."""
-    return max((c for c in range(len(logits)) if c != label), key=lambda c: logits[c], default=None)
-
-
-def _chosen(logits: Float[ndarray, " k"], label: int) -> list[int]:
-    other = strongest_other(logits, label)
-    return [label] if other is None else [label, other]
-
-
-def bound(maps: ClassMaps) -> float:
-    """Return the largest magnitude in the drawn maps of the first image: its scale is symmetrical around 0."""
-    chosen = _chosen(maps.logits[0], int(maps.labels[0]))
-    return float(np.abs(maps.maps[0][..., chosen]).max()) or 1.0
-
-
-def draw_class_maps(maps: ClassMaps) -> Figure:
-    """Draw one line per image: it, the true class's map over it, the strongest other class's map over it.
-
-    Both maps of a line share one symmetrical scale: full colour is the largest magnitude in either.
-    """
-    panel, gap, head, foot = 108, 8, 20, 20
-    line = head + panel + foot
-    figure = _canvas(3 * panel + 2 * gap, line * max(len(maps.images), 1))
-    for n, (image, label, logits) in enumerate(zip(maps.images, maps.labels, maps.logits, strict=True)):
-        chosen, base = _chosen(logits, int(label)), _enlarged(image)
-        full = bound(maps.one(n))
-        words = [("image", "", base)]
-        for kind, c in zip(("true", "other"), chosen, strict=False):
-            painted = _overlay(base, bilinear(maps.maps[n][..., c], base.shape[:2]), full)
-            words.append((f"{kind}: {_name(maps, c)}", f"logit {_signed(float(logits[c]))}", painted))
-        for column, (above, below, pixels) in enumerate(words):
-            axes = _axes(figure, column * (panel + gap), n * line + head, panel, panel)
-            axes.set(xticks=[], yticks=[])
-            axes.imshow(pixels, interpolation="none", aspect="equal")
-            _write(axes, 0, 1.05, above, transform=axes.transAxes, size=9)
-            _write(axes, 0, -0.05, below, transform=axes.transAxes, size=8.5, va="top", colour="muted")
-    return figure
-
-
-def _name(maps: ClassMaps, c: int) -> str:
-    return _short(str(maps.class_names[c]) if c < len(maps.class_names) else str(c), 13)
-
-
-def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _enlarged(image: UInt8[ndarray, "h w c"], *, least: int = 96) -> UInt8[ndarray, "a b 3"]:
-    """Return the image in RGB with whole pixels repeated, or averaged in blocks where it is larger than needed."""
-    rgb = np.broadcast_to(image, (*image.shape[:2], 3)) if image.shape[2] == 1 else image[..., :3]
-    block = max(1, min(image.shape[:2]) // least)
-    h, w = (size // block * block for size in image.shape[:2])
-    small = rgb[:h, :w].reshape(h // block, block, w // block, block, 3).mean(axis=(1, 3))
-    times = max(1, math.ceil(least / max(small.shape[:2])))
-    return small.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
-
-
-def bilinear(grid: Float[ndarray, "i j"], size: tuple[int, ...]) -> Float[ndarray, "a b"]:
-    """Resize with half-pixel centres and clamped edges (PyTorch's align_corners=False)."""
-    for axis, target in enumerate(size):
-        n = grid.shape[axis]
-        at = np.clip((np.arange(target) + 0.5) * n / target - 0.5, 0, n - 1)
-        lower = np.floor(at).astype(int)
-        part = (at - lower).reshape((-1, 1) if axis == 0 else (1, -1))
-        upper = np.minimum(lower + 1, n - 1)
-        grid = grid.take(lower, axis=axis) * (1 - part) + grid.take(upper, axis=axis) * part
-    return grid
-
-
-def _overlay(image: UInt8[ndarray, "a b 3"], values: Float[ndarray, "a b"], full: float) -> UInt8[ndarray, "a b 3"]:
-    """Paint values over the greyed image; opacity is their magnitude, so that zero shows the bare image."""
-    grey = 90 + 0.65 * image.mean(axis=2, keepdims=True)
-    colour = np.where(values[..., None] > 0, np.asarray(POSITIVE), np.asarray(NEGATIVE))
-    opacity = 0.85 * np.minimum(np.abs(values) / full, 1)[..., None]
-    return (grey * (1 - opacity) + colour * opacity).round().astype(np.uint8)

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +18,14 @@ import numpy as np
 from jaxclf.config import Config
 from jaxclf.data import datasets
 from jaxclf.errors import RunError, UsageError, unknown
-from jaxclf.report import count_page, page
+from jaxclf.report import page
 from jaxclf.report.class_maps import class_maps, pick_examples
 from jaxclf.report.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
+from jaxclf.report.map_pictures import ClassMaps
 from jaxclf.report.ray_executor import RayCluster, Run, train_on_ray
 from jaxclf.training.evaluation import restore
 from jaxclf.training.loop import train
-from jaxclf.training.run_directory import Result, RunDirectory
+from jaxclf.training.run_directory import Result, Rows, RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.stack import but_for_seeds, room, train_stacked
 
@@ -33,7 +34,7 @@ Override = Callable[[Config], Config]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to run of a table, how, and where."""
+    """A request to run a table: its rows, the means, the place."""
 
     workdir: Path
     """Directory of the runs and the rendered table."""
@@ -45,8 +46,8 @@ class Request:
     render: bool = True
     """Write the rendered files at the end."""
     executor: Literal["local", "ray"] = "local"
-    """Who trains. local: this process, or --jobs of them; ray: workers of a Ray cluster, whose lost runs are taken over
-    (extra `ray`)."""
+    """local: train in this process, or in --jobs of them; ray: on workers of a Ray cluster, whose lost runs others take
+    over (extra `ray`)."""
     address: str | None = None
     """ray: HOST:PORT of a cluster that this machine is part of, or auto for the one that runs here; None starts one on
     this machine."""
@@ -71,7 +72,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What a person calls the run."""
+        """The name that messages give the run."""
         return f"{self.row.label}, seed {self.seed}"
 
     @property
@@ -160,7 +161,7 @@ def show(files: Sequence[Path]) -> None:
 
 
 def run_missing(pending: Sequence[Job]) -> None:
-    """Train the runs that are not complete, one after another; what was cut off goes on where it stopped."""
+    """Train the runs that are not complete, one after another; a run that was cut off goes on where it stopped."""
     for job in pending:
         start = time.perf_counter()
         result = train(job.config, job.directory, quiet=not sys.stderr.isatty())
@@ -270,7 +271,7 @@ def read_records(file: Path) -> list[Record]:
 def render_counts(table: CountTable, workdir: Path) -> list[Path]:
     """Write table.md and index.html of a table of counts; return their paths."""
     workdir.mkdir(parents=True, exist_ok=True)
-    texts = {"table.md": count_markdown(table), "index.html": count_page.render(table)}
+    texts = {"table.md": count_markdown(table), "index.html": page.render_counts(table)}
     for name, text in texts.items():
         (workdir / name).write_text(text)
     return [workdir / name for name in texts]
@@ -283,9 +284,14 @@ def _record(job: Job) -> Record:
             raise UsageError(f"{job.directory} is not complete")
         rows = directory.rows(job.config.run.epochs)
         environment = json.loads((directory.path / "environment.json").read_text())
+    return record_of(job.row.label, job.seed, result, rows=rows, environment=environment)
+
+
+def record_of(label: str, seed: int, result: Result, *, rows: Rows, environment: Mapping[str, str]) -> Record:
+    """Return the record of a finished run from what its directory holds: result, rows of metrics, environment."""
     return Record(
-        label=job.row.label,
-        seed=job.seed,
+        label=label,
+        seed=seed,
         top1=result.top1,
         top5=result.top5,
         loss=result.loss,
@@ -314,7 +320,7 @@ def _confusions(finished: Sequence[Job]) -> tuple[tuple[str, ...], dict[str, np.
     return names, confusions
 
 
-def _class_maps(job: Job, count: int = 6) -> page.ClassMaps:
+def _class_maps(job: Job, count: int = 6) -> ClassMaps:
     """Return the class maps of a few test images under the run's last checkpoint."""
     setup = set_up(job.config)
     with RunDirectory(job.directory, job.config, create=False) as directory:
@@ -324,7 +330,7 @@ def _class_maps(job: Job, count: int = 6) -> page.ClassMaps:
         chosen = read[pick_examples(file["labels"][read], file["predictions"][read], count)]
     images, labels = setup.data.examples("test", chosen.astype(np.int32))
     maps = class_maps(setup.program, state, images)
-    return page.ClassMaps(job.row.label, images, maps, labels, setup.data.class_names)
+    return ClassMaps(job.row.label, images, maps, labels, setup.data.class_names)
 
 
 def _slug(label: str) -> str:

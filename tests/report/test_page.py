@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jaxclf.config import Config
-from jaxclf.report import pictures
+from jaxclf.report import map_pictures, pictures
 from jaxclf.report.experiment import Record, Row, Table, summarise
-from jaxclf.report.page import DARK, ClassMaps, render
+from jaxclf.report.map_pictures import ClassMaps
+from jaxclf.report.page import render
 
 TEN = [str(digit) for digit in range(10)]
 LABELS = ("learned", "orthogonal", "hadamard", "identity")
@@ -176,10 +177,12 @@ def test_no_two_pictures_share_an_id(demo: str) -> None:
 
 
 def test_every_picture_is_well_formed_and_takes_its_colours_from_the_page(demo: str) -> None:
+    shades = demo.partition("prefers-color-scheme: dark")[2].partition("}")[0]
+    dark = set(re.findall(r"--(\w+):", shades)) - {"page", "card", "wash"}
     for picture in re.findall(r"<svg.*?</svg>", demo, flags=re.S):
         ElementTree.fromstring(picture.replace("xlink:", ""))
         assert set(re.findall(r"(?:fill|stroke): (#\w+)", picture)) == set()
-        assert set(re.findall(r"var\(--(\w+)\)", picture)) <= set(pictures.COLOURS) == set(DARK)
+        assert set(re.findall(r"var\(--(\w+)\)", picture)) <= set(pictures.COLOURS) == dark
 
 
 def test_everything_from_outside_is_escaped() -> None:
@@ -239,7 +242,7 @@ def test_class_maps_state_prediction_logits_and_scale() -> None:
 def test_zero_in_a_map_shows_the_grey_image_and_the_signs_have_their_colours() -> None:
     maps = ClassMaps("m", np.zeros((1, 2, 2, 1), np.uint8), np.zeros((1, 1, 3, 1), np.float32), np.array([0]), ["a"])
     maps.maps[0, 0, :, 0] = [-1, 0, 1]
-    pixels = np.asarray(pictures.draw_class_maps(maps).axes[1].images[0].get_array()).astype(int)
+    pixels = np.asarray(map_pictures.draw_class_maps(maps).axes[1].images[0].get_array()).astype(int)
     left, middle, right = pixels[0, 0], pixels[0, 48], pixels[0, 95]
     assert left[2] > left[0] + 80
     assert right[0] > right[2] + 80
@@ -248,7 +251,7 @@ def test_zero_in_a_map_shows_the_grey_image_and_the_signs_have_their_colours() -
 
 def test_a_map_is_enlarged_bilinearly_with_half_pixel_centres() -> None:
     # torch.nn.functional.interpolate([[0, 4]], size=(1, 4), mode="bilinear", align_corners=False)
-    np.testing.assert_allclose(pictures.bilinear(np.array([[0.0, 4.0]]), (1, 4)), [[0, 1, 3, 4]])
+    np.testing.assert_allclose(map_pictures.bilinear(np.array([[0.0, 4.0]]), (1, 4)), [[0, 1, 3, 4]])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 8, 1), (32, 32, 3), (224, 200, 3), (300, 40, 1)])
