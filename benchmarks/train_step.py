@@ -14,7 +14,7 @@ all runs there, in each of three precisions; on a CPU float32 alone, which is wh
 The step: uint8 images that are on the device already, the same batch each time, are normalised; forward pass with batch
 statistics, cross-entropy, backward pass, SGD with momentum 0.9 and weight decay 1e-4 on everything. Nothing is
 augmented and nothing dropped out. Ours is `jaxclf.training.parallel.train_steps` as `jaxclf train` calls it, so it also
-gathers its batch, sums metrics and looks for infinities. torch's networks are those of experiments/torch_modules.py
+gathers its batch, sums metrics and looks for infinities. torch's networks are those of torch_networks.py
 (torchvision's own for ImageNet), its optimiser is SGD(fused=True), its normalisation one multiplication and one
 addition, each the fastest form that torch has; on a GPU cuDNN may try its algorithms (cudnn.benchmark). The variants:
 
@@ -67,25 +67,24 @@ from input_pipeline import spread as spread_of
 
 # Nothing of jaxclf up here: it imports JAX, and the environment that JAX reads is set first.
 
-ROOT = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LR, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
 """The rate is small, so that the first steps can be compared and a batch seen a thousand times does no harm."""
 TOLERANCES = {"float32": 1e-4, "tf32": 2e-3, "bfloat16": 1e-2}
 """Precision -> relative distance of losses (measured on a CPU, ResNet-8: 2e-7 in float32, 3e-4 in bfloat16)."""
 MOVED = 0.01
-"""Of what the loss has moved since the first step, added to that (ResNet-50's torch layouts differ by 0.006)."""
+"""Share of the loss's move since the first step that is added to that (ResNet-50's torch layouts differ by 0.006)."""
 CHECKED = 2
 """First steps whose losses are compared; as many as one call takes, where one takes more."""
 PARTS = 10
-"""Of a measurement: the clock is read after each."""
+"""Number of parts of a measurement; the clock is read after each."""
 TUNABLE = "glibc.malloc.hugetlb=1"
 VARIABLES = ("GLIBC_TUNABLES", "LD_PRELOAD", "OMP_NUM_THREADS", "NPROC", "XLA_FLAGS")
-"""Of the environment, which speed depends on."""
+"""Environment variables on which speed depends."""
 
 
 class Network(NamedTuple):
-    """What is trained."""
+    """A network's images, classes and batch."""
 
     side: int
     classes: int
@@ -117,7 +116,7 @@ class Variant(NamedTuple):
     """In one compiled call."""
     channels_last: bool = False
     mode: str | None = None
-    """Of torch.compile; None is not compiled."""
+    """The mode of torch.compile; None does not compile."""
     cores: bool = False
     """Whether every core of a CPU is a device."""
 
@@ -140,17 +139,17 @@ class Arguments:
     """Measure images/s and peak memory of jaxclf's training step and of PyTorch's."""
 
     networks: tuple[str, ...] = SUITE
-    """Which networks."""
+    """Names of the networks."""
     precisions: tuple[str, ...] | None = None
     """float32, tf32, bfloat16; None: float32 on a CPU, all on a GPU."""
     variants: tuple[str, ...] | None = None
-    """Which ways to train; None: all that make sense on the device."""
+    """Names of the variants; None takes all that make sense on the device."""
     batch_size: int | None = None
     """Images in a batch; None: each network's own."""
     rounds: int = 5
     """Times that everyone is measured."""
     seconds: float = 8.0
-    """Of each measurement, and never less than a step."""
+    """Seconds of each measurement, which takes at least one step."""
     limit: float = 600.0
     """Seconds in which a process has to be compiled and ready, and beyond `seconds` those for a measurement."""
     huge_pages: bool = False
@@ -162,7 +161,7 @@ class Arguments:
 
 
 class Contestant(NamedTuple):
-    """What one process trains, and how."""
+    """The network, variant and precision that one process trains."""
 
     network: str
     variant: str
@@ -383,9 +382,8 @@ def _torch_net(contestant: Contestant) -> Any:
     import torch
 
     if importlib.util.find_spec("torchvision") is not None:
-        import_torchvision()  # or torch_modules could not, beside a CPU build of torch
-    sys.path.append(str(ROOT))
-    modules = importlib.import_module("experiments.torch_modules")
+        import_torchvision()  # or torch_networks could not, beside a CPU build of torch
+    modules = importlib.import_module("torch_networks")
     network, config = NETWORKS[contestant.network], model_config(contestant.network, contestant.precision)
     model = program_of(contestant.network, contestant.precision).model
     net = modules.build(config, model, (network.side, network.side, 3))
@@ -460,7 +458,7 @@ class Process:
     """A contestant in a process of its own, which runs only while it is measured."""
 
     facts: dict[str, Any]
-    """What it says when it is ready."""
+    """The message of a process that is ready."""
 
     def __init__(self, contestant: Contestant, *, limit: float, huge_pages: bool) -> None:
         """Start it, wait until its first steps are taken, and stop it; `RunError` where that takes longer."""
@@ -608,7 +606,7 @@ def facts_of_the_machine() -> dict[str, Any]:
     return found
 
 
-def check(chosen: Arguments, platform: str) -> None:
+def require_measurable(chosen: Arguments, platform: str) -> None:
     """Raise `UsageError` for arguments that cannot work."""
     from jaxclf.errors import UsageError, unknown
 
@@ -650,7 +648,7 @@ def groups(chosen: Arguments, platform: str, weights: Path) -> Iterator[list[Con
 def run(chosen: Arguments) -> dict[str, Any]:
     """Measure everything, print rows as they are known, and return the report."""
     machine = facts_of_the_machine()
-    check(chosen, machine["platform"])
+    require_measurable(chosen, machine["platform"])
     if chosen.quick:
         chosen = dataclasses.replace(chosen, networks=("resnet8",), rounds=1, seconds=0.5)
     settings = {name: value for name, value in dataclasses.asdict(chosen).items() if name != "json"}

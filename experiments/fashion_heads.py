@@ -1,7 +1,7 @@
 """Fashion-MNIST under every head, beside the same runs in PyTorch.
 
 Run:  jaxclf data prepare fashion_mnist [--downloads DIR], then
-      python experiments/torch_baseline.py experiments/fashion_heads.py --workdir runs/fashion_torch
+      python -m tests.parity.torch_twin experiments/fashion_heads.py --workdir runs/fashion_torch
       jaxclf table experiments/fashion_heads.py --workdir runs/fashion_heads --jobs 2
 """
 

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.models.backbone import Backbone
+from jaxclf.models.backbone import Backbone, Variant
+from jaxclf.models.backbones.densenet_cifar import CifarDenseNet
 from jaxclf.models.layers import BatchNorm, conv
 
 
@@ -24,3 +25,7 @@ class Tiny(Backbone):
         x = jax.nn.relu(BatchNorm(name="bn1")(conv(8, 3, padding=1, name="conv1")(images), train))
         x = conv(self.features, 3, stride=2, padding=1, name="conv2")(x)
         return jax.nn.relu(BatchNorm(name="bn2")(x, train))
+
+
+SHALLOW_DENSENET = Variant(CifarDenseNet, dict(depth=16, growth=12))
+"""DenseNet-BC with two layers in each block."""

@@ -192,10 +192,10 @@ def test_what_cannot_work_is_refused_before_anything_starts(
         assert bench.main(list(given)) == 2
         assert capsys.readouterr().err.startswith(f"train_step: {said}")
     with pytest.raises(UsageError, match="JAX's device is a tpu, where PyTorch is not compared; it must be cpu or gpu"):
-        bench.check(bench.Arguments(), "tpu")
+        bench.require_measurable(bench.Arguments(), "tpu")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"the comparison needs PyTorch: pip install -e '\.\[parity\]'"):
-        bench.check(bench.Arguments(), "cpu")
+        bench.require_measurable(bench.Arguments(), "cpu")
 
 
 def test_process_that_ends_is_named_with_its_last_words(bench: Any) -> None:

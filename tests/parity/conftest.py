@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+collect_ignore = ["torch_twin.py"]  # a program without tests, which imports PyTorch
+
 
 @pytest.fixture(scope="session")
 def torchvision() -> Any:

@@ -113,7 +113,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
-    """What each role ended with, by its name."""
+    """Return the results of each role by its name."""
     pytest.importorskip("torch.nn", reason="parity with PyTorch needs the extra `parity`")
     out, port = tmp_path_factory.mktemp("ddp"), str(free_port())
     environment = os.environ | {"JAX_NUMPY_DTYPE_PROMOTION": "standard"}  # images stay float32 and are promoted

@@ -1,8 +1,8 @@
 """The PyTorch twin: one config of jaxclf, trained with torch's modules, autograd, optimiser and scheduler.
 
-Run:  python experiments/torch_baseline.py configs/digits.py --workdir runs/digits_torch [--model.head identity ...]
-      python experiments/torch_baseline.py experiments/fashion_heads.py --workdir runs/fashion_torch [--rows ...]
-Needs PyTorch (the extra `parity`), and torchvision for ImageNet networks. OMP_NUM_THREADS=1 is faster for small
+Run, from a clone:  python -m tests.parity.torch_twin configs/digits.py --workdir runs/twin [--model.head identity ...]
+                    python -m tests.parity.torch_twin experiments/fashion_heads.py --workdir DIR [--rows ...]
+It needs PyTorch (the extra `parity`), and torchvision for ImageNet networks. OMP_NUM_THREADS=1 is faster for small
 networks on a CPU, and much faster where other work runs beside it.
 
 It is the same experiment as `jaxclf train` with the same arguments: from jaxclf's initial weights of that seed, on the
@@ -18,38 +18,34 @@ gathered in one file, its `baseline_results`. There are no checkpoints: a run th
 import dataclasses
 import functools
 import hashlib
-import importlib
-import importlib.util
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
+import torch.nn.functional as F
 import tyro
 
-from jaxclf.cli.main import Fields, Recipe, load, print_result
+from benchmarks import torch_networks
+from jaxclf.cli.main import Fields, Recipe, _with_recipe, load, print_result
 from jaxclf.config import Config, LossConfig, OptimConfig
 from jaxclf.data import augment, pipeline
 from jaxclf.errors import RunError, UsageError
 from jaxclf.models.torch_weights import to_torch
 from jaxclf.report import tables
-from jaxclf.report.experiment import Record, evaluated_on
 from jaxclf.training import losses
 from jaxclf.training.evaluation import Evaluation
 from jaxclf.training.run_directory import Result, RunDirectory, environment, per_class
 from jaxclf.training.setup import Setup, set_up
 from jaxclf.training.step import MIXING_STREAM, Program
 
-if TYPE_CHECKING:
-    import torch
-
-Row = dict[str, Any]
-RULES: dict[str, tuple[str, Callable[[OptimConfig], dict[str, Any]]]] = {
+OPTIMISERS: dict[str, tuple[str, Callable[[OptimConfig], dict[str, Any]]]] = {
     "sgd": ("SGD", lambda c: {"momentum": c.momentum, "dampening": c.dampening, "nesterov": c.nesterov}),
     "rmsprop": ("RMSprop", lambda c: {"alpha": c.alpha, "eps": c.eps, "momentum": c.momentum}),
     "adam": ("Adam", lambda c: {"betas": c.betas, "eps": c.eps}),
@@ -72,11 +68,11 @@ SCHEDULES: dict[str, tuple[str, Callable[[OptimConfig, int], dict[str, Any]]]] =
 """optim.schedule -> torch's class and its arguments, stepped after every epoch."""
 
 
-def check(config: Config) -> None:
+def require_twin(config: Config) -> None:
     """Raise `UsageError` that names every field with which the twin would be another experiment."""
     optim, plain = config.optim, OptimConfig()
     faults = [f"loss.{name}" for name in losses.regulariser_names(config.loss)]
-    faults += [] if optim.name in RULES else [f"optim.name {optim.name}"]
+    faults += [] if optim.name in OPTIMISERS else [f"optim.name {optim.name}"]
     faults += [] if optim.schedule in SCHEDULES else [f"optim.schedule {optim.schedule}"]
     if optim.name == "rmsprop" and optim.accumulator:
         faults.append("optim.accumulator above 0 with rmsprop")
@@ -93,16 +89,14 @@ def check(config: Config) -> None:
 class Twin:
     """A network in training, and what trains it."""
 
-    net: "torch.nn.Module"
+    net: torch.nn.Module
     loss: LossConfig
     clip_norm: float | None
-    optimiser: "torch.optim.Optimizer"
+    optimiser: torch.optim.Optimizer
     scheduler: Any
 
     def step(self, images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Take one training step on [n h w c] and [n k]; return the losses [n] and logits [n k] before it."""
-        import torch
-
         dtype, group = next(self.net.parameters()).dtype, self.optimiser.param_groups
         self.net.train()
         logits = self.net(torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype))
@@ -124,10 +118,8 @@ class Twin:
         self.scheduler.step()
 
 
-def example_losses(config: LossConfig, logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+def example_losses(config: LossConfig, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return torch's loss of each example [n]."""
-    import torch.nn.functional as F
-
     if config.name == "cross_entropy":
         return F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing, reduction="none")
     if config.name == "mse":
@@ -136,12 +128,10 @@ def example_losses(config: LossConfig, logits: "torch.Tensor", targets: "torch.T
     return F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none").mean(1)
 
 
-def make_twin(program: Program, net: "torch.nn.Module") -> Twin:
+def make_twin(program: Program, net: torch.nn.Module) -> Twin:
     """Give a network the optimiser and the schedule of a program."""
-    import torch
-
     optim = program.optim
-    name, arguments = RULES[optim.name]
+    name, arguments = OPTIMISERS[optim.name]
     given = {key: value for key, value in arguments(optim).items() if value is not None}
     stem = program.model.backbone.stem.replace("_", ".")
     decayed, others = [], []
@@ -154,7 +144,7 @@ def make_twin(program: Program, net: "torch.nn.Module") -> Twin:
     return Twin(net, program.loss, optim.clip_norm, optimiser, scheduler)
 
 
-def _decays(optim: OptimConfig, key: str, value: "torch.Tensor", stem: str) -> bool:
+def _decays(optim: OptimConfig, key: str, value: torch.Tensor, stem: str) -> bool:
     if optim.decay == "all" or value.ndim < 2:
         return optim.decay == "all"
     depthwise = value.ndim == 4 and value.shape[1] == 1 and value[0, 0].numel() > 1 and key != f"{stem}.weight"
@@ -182,11 +172,8 @@ def batch_of(
 
 def start(setup: Setup) -> Twin:
     """Return the twin of a run before its first step, with jaxclf's initial weights."""
-    import torch
-
-    modules = importlib.import_module("experiments.torch_modules")
     model, state = setup.program.model, setup.init_state()
-    net = modules.build(setup.config.model, model, setup.data.image_shape)
+    net = torch_networks.build(setup.config.model, model, setup.data.image_shape)
     net.load_state_dict({key: torch.from_numpy(value) for key, value in to_torch(model, state.variables).items()})
     torch.manual_seed(setup.config.run.seed)  # of dropout
     return make_twin(setup.program, net)
@@ -195,18 +182,16 @@ def start(setup: Setup) -> Twin:
 def train(config: Config, workdir: Path, label: str, say: Callable[[str], None] = print) -> Result:
     """Train the twin of a config and write its results into a directory.
 
-    Raises `UsageError` where torch is missing, where the twin does not do what the config asks for, and where the
-    directory has a result or a run of jaxclf already; `RunError` when the loss is no number any more.
+    Raises `UsageError` where the twin does not do what the config asks for, and where the directory has a result or
+    a run of jaxclf already; `RunError` when the loss is no number any more.
     """
-    if importlib.util.find_spec("torch") is None or not hasattr(importlib.import_module("torch"), "from_numpy"):
-        raise UsageError("the PyTorch twin needs PyTorch: pip install -e '.[parity]'")
-    check(config)
+    require_twin(config)
     for name in ("result.json", "checkpoints"):
         if (workdir / name).exists():
             raise UsageError(f"{workdir} has {name} already; choose another --workdir")
     with set_up(config) as setup, RunDirectory(workdir, config) as directory:
         twin = start(setup)
-        facts = environment() | {"implementation": "torch", "torch": importlib.import_module("torch").__version__}
+        facts = environment() | {"implementation": "torch", "torch": torch.__version__}
         directory.write("environment.json", json.dumps(facts, indent=2) + "\n")
         clock, rows = Clock(), []
         for epoch in range(config.run.epochs):
@@ -216,9 +201,8 @@ def train(config: Config, workdir: Path, label: str, say: Callable[[str], None] 
         test = evaluate(setup, twin.net, "test")
         directory.write_predictions(test.labels, test.predictions)
         result = _result(setup, twin.net, test, clock.images_per_second, directory.path)
-        directory.write(
-            "results.jsonl", json.dumps(dataclasses.asdict(_record(config, label, result, rows, facts))) + "\n"
-        )
+        record = tables.record_of(label, config.run.seed, result, rows=rows, environment=facts)
+        directory.write("results.jsonl", json.dumps(dataclasses.asdict(record)) + "\n")
         directory.write("result.json", result.to_json())
     return result
 
@@ -254,7 +238,7 @@ def batches(setup: Setup, epoch: int) -> Iterator[tuple[int, np.ndarray, np.ndar
         yield step, np.asarray(batch.labels)[batch.rows[0]], pixels, targets
 
 
-def _epoch(setup: Setup, twin: Twin, epoch: int, clock: Clock) -> Row:
+def _epoch(setup: Setup, twin: Twin, epoch: int, clock: Clock) -> dict[str, Any]:
     """Train for an epoch; return its row of metrics, as jaxclf.training.loop writes it."""
     sums, rate, step = losses.zeros(), twin.optimiser.param_groups[0]["lr"], 0
     for step, labels, pixels, targets in batches(setup, epoch):
@@ -278,10 +262,8 @@ def _sums(logits: np.ndarray, labels: np.ndarray, each: np.ndarray | None = None
     return losses.metric_sums(*arrays, None if each is None else jnp.asarray(each))
 
 
-def evaluate(setup: Setup, net: "torch.nn.Module", split: str) -> Evaluation:
+def evaluate(setup: Setup, net: torch.nn.Module, split: str) -> Evaluation:
     """Evaluate on a split, each image counted once; BatchNorm's running statistics."""
-    import torch
-
     config, logits, labels, faults = setup.config, [], [], []
     net.eval()
     for batch in setup.data.eval_batches(split, min(config.data.eval_batch_size, setup.data.sizes[split])):
@@ -301,7 +283,7 @@ def _pixels(program: Program, images: jax.Array) -> np.ndarray:
 
 def _result(
     setup: Setup,
-    net: "torch.nn.Module",
+    net: torch.nn.Module,
     test: Evaluation,
     images_per_second: float,
     path: Path,
@@ -311,7 +293,9 @@ def _result(
     statistics = sum(count for name, count in buffers.items() if name.rpartition(".running_")[1])
     digest = hashlib.sha256(b"".join(key.encode() + value.numpy().tobytes() for key, value in state.items()))
     return Result(
-        **test.metrics,
+        top1=test.metrics["top1"],
+        top5=test.metrics["top5"],
+        loss=test.metrics["loss"],
         per_class=per_class(test.labels, test.predictions, len(setup.data.class_names)),
         step=setup.program.timeline.steps,
         parameters={
@@ -322,20 +306,6 @@ def _result(
         sha256=digest.hexdigest(),
         images_per_second=images_per_second,
         workdir=str(path),
-    )
-
-
-def _record(config: Config, label: str, result: Result, rows: list[Row], facts: dict[str, str]) -> Record:
-    return Record(
-        label=label,
-        seed=config.run.seed,
-        top1=result.top1,
-        top5=result.top5,
-        loss=result.loss,
-        parameters=result.parameters,
-        curve=[row for row in rows if evaluated_on(row)],
-        images_per_second=result.images_per_second,
-        environment=facts,
     )
 
 
@@ -369,11 +339,11 @@ class TableArguments:
 
 def train_table(args: Sequence[str]) -> None:
     """Train the twins of a table, one after another; results.jsonl has those of all complete runs."""
-    chosen, overrides = tyro.cli(TableArguments, prog="torch_baseline.py", args=args, return_unknown_args=True)
+    chosen, overrides = tyro.cli(TableArguments, prog="torch_twin", args=args, return_unknown_args=True)
     table = load(chosen.experiment, "get_table")()
 
     def override(config: Config) -> Config:
-        return tyro.cli(Config, prog="torch_baseline.py", args=overrides, default=config)
+        return tyro.cli(Config, prog="torch_twin", args=overrides, default=config)
 
     everything = tables.jobs(table, chosen.workdir, override)
     wanted = {row.label for row in tables.select(table, chosen.rows).rows}
@@ -388,13 +358,7 @@ def train_table(args: Sequence[str]) -> None:
 
 def train_one(args: Sequence[str]) -> None:
     """Train the twin of one config."""
-    recipe = next((Path(arg) for arg in args if arg.endswith(".py")), None)
-    config = load(recipe, "get_config")() if recipe else Config()
-    default = [("config", Fields, dataclasses.field(default=config))]
-    form = dataclasses.make_dataclass(
-        "Arguments", default, bases=(Arguments,), namespace={"__doc__": Arguments.__doc__}, frozen=True
-    )
-    chosen = tyro.cli(form, prog="torch_baseline.py", args=args)
+    chosen = _with_recipe(Arguments, "torch_twin", args)
     print_result(train(chosen.config, chosen.workdir, chosen.label or chosen.config.model.head))
 
 
@@ -405,11 +369,10 @@ def main(args: Sequence[str]) -> int:
         whole = file is not None and file.is_file() and "def get_table(" in file.read_text()
         (train_table if whole else train_one)(args)
     except (UsageError, RunError, OSError) as error:
-        print(f"torch_baseline: {error}", file=sys.stderr)
+        print(f"torch_twin: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
-"""The networks of jaxclf as PyTorch modules, written here from the same sources: what torch_baseline.py trains.
+"""The networks of jaxclf as PyTorch modules, from the same sources: rivals of train_step.py, twins of tests/parity.
 
 A state dict of `jaxclf.to_torch` loads into them with strict keys. Small networks stand here (CIFAR ResNets with the
 thesis's rebuilt block, LeNets, DenseNet-BC); ImageNet networks are torchvision's own modules, whose end is rebuilt here
-where `maps` asks for it. Layouts and names: the docstrings of jaxclf/backbones; heads: thesis.md, section 1.
+where `maps` asks for it. Layouts and names: the docstrings of jaxclf/models/backbones; heads: jaxclf/models/heads.py.
 """
 
 import functools
@@ -382,9 +382,9 @@ def _body(name: str, model: Classifier, image_shape: tuple[int, int, int]) -> nn
     """Return the network before its head; torchvision's come with theirs."""
     body: Any = model.backbone
     height, width, channels = image_shape
-    if name in resnet_cifar.VARIANTS:
+    if isinstance(body, resnet_cifar.CifarResNet):
         return CifarResNet(channels, body.depth, body.shortcut, body.maps, body.maps_shortcut)
-    if name in densenet_cifar.VARIANTS:
+    if isinstance(body, densenet_cifar.CifarDenseNet):
         return CifarDenseNet(channels, body.depth, body.growth)
     if name in LENETS:
         if (height, width) != (28, 28):
