@@ -16,7 +16,7 @@ from jaxclf.errors import UsageError
 
 Split = Literal["validation", "test"]
 CONFIDENCE = 0.95
-"""Of the interval around a paired difference."""
+"""Probability that the interval around a paired difference covers its mean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Table:
     name: str
     title: str
     caption: str
-    """What is compared, on what data, by which recipe: a paragraph for the reader of the page."""
+    """A paragraph for the reader of the page: the comparison, the data, the recipe."""
     source: str
     """Where the printed numbers come from; empty where there are none."""
     recipe: Callable[..., Config]
@@ -72,7 +72,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What one finished run leaves for its table (a line of results.jsonl)."""
+    """The numbers of one finished run, a line of results.jsonl."""
 
     label: str
     seed: int
@@ -140,7 +140,7 @@ class Difference:
 
     @property
     def interval(self) -> str:
-        """What follows the mean; empty without an interval."""
+        """The interval as text, to stand behind the mean; empty without one."""
         return "" if self.half_width is None else f" ± {self.half_width:.2f}"
 
     @property
@@ -251,7 +251,7 @@ GAP_NOTE = (
     "their 95 % interval (Student’s t for paired differences); ≈ marks a gap inside the noise: the interval holds 0. "
     "Below two pairs there is neither."
 )
-"""What the Markdown and the page say under a table."""
+"""The note under a table, in Markdown and on the page."""
 
 
 def markdown(table: Table, summaries: Sequence[Summary]) -> str:

@@ -49,12 +49,12 @@ POLL = 0.5
 REACH_SECONDS = 10
 """How long the head of a cluster may take to accept a connection; Ray itself would try for minutes."""
 CACHE = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "persistent_cache_min_entry_size_bytes")
-"""Of JAX's settings, those that keep compiled programs; each run is a new process and would compile again."""
+"""Settings of JAX that keep compiled programs; each run is a new process and would compile again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What to train, and where."""
+    """A config to train and the directory to train it in."""
 
     name: str
     config: Config
@@ -64,7 +64,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class RayCluster:
-    """Which cluster, and what one run takes of it."""
+    """A cluster, and the share of it that one run takes."""
 
     address: str | None = None
     """HOST:PORT of an existing one, or "auto" for the one of this machine; None starts one here, until the end."""
@@ -84,16 +84,16 @@ class RayCluster:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a worker says of a run."""
+    """The answer of a worker about one run."""
 
     host: str
     seconds: float
     warnings: tuple[str, ...]
     top1: float = 0.0
     error: str | None = None
-    """What another attempt would meet again."""
+    """The error of a run that another attempt would not mend."""
     stopped: str | None = None
-    """Who asked this worker to stop; another one can go on."""
+    """The request that stopped this worker; another one can go on."""
     archive: np.ndarray | None = None
     """The finished directory, tar as uint8 [bytes], where the worker did not see the driver's."""
 

@@ -111,7 +111,7 @@ def complete(table: Table, everything: Sequence[Job], request: Request, command:
     `command` starts the same in another process, to which it adds the request for a single row. `root` is that of
     `render`.
     """
-    _check(request)
+    _require_consistent(request)
     labels = {row.label for row in select(table, request.rows).rows}
     wanted = [job for job in everything if job.row.label in labels]
     pending = [job for job in wanted if not job.done]
@@ -128,7 +128,7 @@ def complete(table: Table, everything: Sequence[Job], request: Request, command:
         show(render(table, everything, request.workdir, root=root))
 
 
-def _check(request: Request) -> None:
+def _require_consistent(request: Request) -> None:
     for name, least in (("jobs", 1), ("cpus", 1), ("gpus", 0)):
         value = getattr(request, name)
         if value is not None and value < least:

@@ -239,7 +239,7 @@ def batches(setup: Setup, epoch: int) -> Iterator[tuple[int, np.ndarray, np.ndar
 
 
 def _epoch(setup: Setup, twin: Twin, epoch: int, clock: Clock) -> dict[str, Any]:
-    """Train for an epoch; return its row of metrics, as jaxclf.training.loop writes it."""
+    """Train for an epoch; return its row of metrics, as a run of jaxclf writes it."""
     sums, rate, step = losses.zeros(), twin.optimiser.param_groups[0]["lr"], 0
     for step, labels, pixels, targets in batches(setup, epoch):
         begin = time.perf_counter()
