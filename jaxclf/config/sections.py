@@ -145,6 +145,7 @@ class ModelConfig:
     """Seed of random fixed matrices; None is run.seed, so that repeated runs repeat the draw too."""
     maps: int | None = None
     """End the backbone in this many feature maps instead of its usual width."""
+    # Options of one family, here because config.json and run_id of every run are made of these names.
     maps_shortcut: str | None = None
     """Shortcut of the block that `maps` rebuilds, A to G (CIFAR ResNets)."""
     shortcut: str | None = None

@@ -40,8 +40,6 @@ class Backbone(nn.Module, kw_only=True):
     """Paths of convolutions that are Linear in the reference."""
     head_dropout: ClassVar[float] = 0.0
     """Dropout rate before the head in the reference."""
-    unseen_2020: ClassVar[tuple[str, ...]] = ()
-    """Operations, "relu" or "pool", that the operation counts of the thesis's table 6.1 leave out (count.py)."""
 
     def is_depthwise(self, path: str, shape: tuple[int, ...]) -> bool:
         """Tell whether a parameter of the classifier, `backbone/conv1/kernel`, is a depthwise convolution's [h w 1 c].

@@ -1,4 +1,4 @@
-"""What a network costs, from its shapes alone: parameters by collection, operations by walking the jaxpr.
+"""The cost of a network, from its shapes alone: parameters by collection, operations by walking the jaxpr.
 
 Nothing is compiled and no estimate of XLA's is used: a convolution and a matrix product say in their shapes how often
 they multiply.
@@ -14,11 +14,22 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from jaxclf.models.backbone import Backbone
+from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
+from jaxclf.models.backbones.resnet_cifar import CifarResNet
+from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
 from jaxclf.models.classifier import Classifier
 
 COLLECTIONS = {"params": "trainable", "fixed": "fixed", "batch_stats": "statistics"}
 ACTIVATIONS = ("relu", "relu6")
 POOLS = ("reduce_window_max", "reduce_window_sum", "reduce_window")
+UNSEEN_2020: dict[type[Backbone], tuple[str, ...]] = {
+    CifarResNet: ("relu", "pool"),
+    MobileNetV2: ("pool",),
+    ShuffleNetV2: ("pool",),
+}
+"""ReLUs and global pools that are functions in a family's reference, so that the tool behind the thesis's table 6.1,
+which saw PyTorch's modules, did not count them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +65,10 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
 
     `macs` are the multiplications of convolutions and linear layers, biases left out. `flops_2020` is the convention of
     the tool behind the thesis's table 6.1: those, plus 1 for each output element of a biased convolution, 2 for each
-    output element of a BatchNorm, 1 for each element that a ReLU gives, and 1 for each element that a pool takes. That
-    tool saw PyTorch modules, not functions: `unseen_2020` of a backbone names what is a function in its reference,
-    "relu" or the global "pool", and is not counted.
+    output element of a BatchNorm, 1 for each element that a ReLU gives, and 1 for each element that a pool takes,
+    less what is `UNSEEN_2020`.
     """
-    if "remat" in model.backbone.options:
-        model = model.clone(backbone=model.backbone.clone(remat="none"))  # the same operations, not inside of others
+    model = model.clone(backbone=model.backbone.clone(remat="none"))  # the same operations, not inside of others
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -112,7 +121,7 @@ def _multiplications(eqn: Any) -> int:
 
 def _activations_and_pools(eqn: Any, path: str, model: Classifier) -> int:
     """Count elements of ReLUs, windowed pools and the global pool (a sum or maximum in the classifier itself)."""
-    unseen = model.backbone.unseen_2020
+    unseen = UNSEEN_2020.get(type(model.backbone), ())
     if eqn.params.get("name") in ACTIVATIONS:
         return 0 if "relu" in unseen else math.prod(eqn.outvars[0].aval.shape)
     whole = eqn.primitive.name in ("reduce_sum", "reduce_max") and not path and "pool" not in unseen

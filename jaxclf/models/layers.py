@@ -6,7 +6,7 @@ joined path is a PyTorch key (torch_weights.py).
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,12 +15,10 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
 from jaxclf.errors import UsageError
 from jaxclf.models.matrices import matrix
 
 Initializer = Callable[..., Any]
-Target = TypeVar("Target", bound=Callable[..., Any])
 
 he_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 """U(+-sqrt(6 / fan_in)), torch's kaiming_uniform_(nonlinearity="relu"): the thesis's default."""
@@ -119,14 +117,6 @@ def depthwise(
     return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=convolution)
 
 
-Parts = tuple[Float[Array, "n h w _"], ...]
-"""Channels of a dense block: one array, or under `remat` one for its input and one for each layer.
-
-A block that is computed again stores what it is given. As one array, that would be all channels before it, anew for
-every layer; apart, each is stored once (Pleiss et al. 2017, arXiv 1707.06990).
-"""
-
-
 class BatchNorm(nn.Module):
     """torch.nn.BatchNorm2d: biased variance in the output, unbiased variance in the running average.
 
@@ -162,23 +152,6 @@ class BatchNorm(nn.Module):
         scale = jax.lax.rsqrt(var + self.eps) * weight
         mean, scale, bias = (value.reshape(1, 1, 1, -1) for value in (mean, scale, bias))
         return ((wide - mean) * scale + bias).astype(x.dtype)
-
-
-def block(target: Target, remat: Remat) -> Target:
-    """Return a block, a module class, that stores its input alone under `remat` "block".
-
-    Its inside is then computed a second time in the backward pass (Chen et al. 2016, arXiv 1604.06174). Names, initial
-    values, random numbers and running statistics stay as they are.
-    """
-    return nn.remat(target, static_argnums=(2,)) if remat == "block" else target
-
-
-def stage(target: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-    """Return a stage, a method f(module, x, train) of a backbone, that stores its input alone under `remat` "stage".
-
-    Between the passes stages store less than blocks, but all of a stage's inside while that is computed again.
-    """
-    return nn.remat(nn.compact(target), static_argnums=(2,)) if remat == "stage" else target
 
 
 def max_pool(

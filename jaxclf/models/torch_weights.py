@@ -141,7 +141,7 @@ def _channels(model: Classifier, flat: Flat) -> int:
 
 
 def _shapes(model: Classifier | Backbone, channels: int) -> Shapes:
-    """Shapes of all variables, for images with that many channels."""
+    """Return the shapes of all variables, for images with that many channels."""
     body = model.backbone if isinstance(model, Classifier) else model
     images = jax.ShapeDtypeStruct((1, body.image_size, body.image_size, channels), np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -150,7 +150,7 @@ def _shapes(model: Classifier | Backbone, channels: int) -> Shapes:
 
 
 def _plain_shapes(backbone: Backbone, channels: int) -> Shapes:
-    """Shapes of the variables that the backbone has without `maps`, under a classifier's paths."""
+    """Return the shapes of the variables that the backbone has without `maps`, under a classifier's paths."""
     plain = _shapes(backbone.clone(maps=None), channels)
     return {(path[0], "backbone", *path[1:]): shape for path, shape in plain.items()}
 

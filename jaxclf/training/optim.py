@@ -257,7 +257,7 @@ class LbfgsState(NamedTuple):
     step: Float[Array, " n"]
     steps: Float[Array, "h n"]
     changes: Float[Array, "h n"]
-    """Of the gradient over `steps`."""
+    """Changes of the gradient over `steps`."""
     inverse: Float[Array, " h"]
     """1 / (change . step)."""
     scale: Float[Array, ""]

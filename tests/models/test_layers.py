@@ -16,7 +16,7 @@ FLAX: dict[str, Any] = {
     "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
     "precision": None,
 }
-"""What Flax's Conv gives to what convolves for it."""
+"""Arguments that Flax's Conv gives to the function that convolves for it."""
 
 
 def answer(convolve: Any, x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any) -> Any:

@@ -29,7 +29,8 @@ from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
 from jaxclf.models.backbones.vgg import VGG
 from jaxclf.models.classifier import build, create_model
 from jaxclf.models.count import count
-from jaxclf.models.layers import BatchNorm, block
+from jaxclf.models.layers import BatchNorm
+from jaxclf.models.stages import blocks
 
 SMALL = {
     "resnet_cifar": (functools.partial(CifarResNet, 8, shortcut="B"), 32),
@@ -45,7 +46,7 @@ SMALL = {
 }
 """One small network of every family that has blocks, and the side of its images."""
 QUICK = ("resnet_cifar", "densenet_cifar")
-"""What the default tier takes: blocks that hand on one array, and blocks that hand on channels apart."""
+"""Families of the default tier: blocks that hand on one array, and blocks that hand on channels apart."""
 
 
 def loss_of(model: nn.Module, params: Any, rest: Any, images: Any) -> tuple[jax.Array, Any]:
@@ -222,7 +223,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return block(Noisy, self.remat)(name="noisy")(x, train)
+        return blocks(functools.partial(Noisy, name="noisy"))(self, x, train)
 
 
 def test_dropout_draws_one_mask_for_both_passes_and_statistics_move_once() -> None:

@@ -13,7 +13,6 @@ from flax import traverse_util
 
 from jaxclf.config import AugmentConfig, Config, LossConfig, ModelConfig, OptimConfig, validate
 from jaxclf.errors import UsageError
-from jaxclf.models.backbones import backbone_options, create_backbone, list_models
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.initialisation import initialise
 from jaxclf.models.torch_weights import load_torch
@@ -34,9 +33,6 @@ PARAMETERS = [11_439_168, 11_176_512, 13_425_192, 15_785_512, 13_457_257]
 
 UNCHANGED = (AugmentConfig(pad=0, flip=False), (0.5,) * 3, (0.25,) * 3)
 """Program's images: as they are, normalised."""
-
-FAMILIES = ["lenet5", "lenet_like", "resnet8", "resnet20", "densenet_bc_100_12", "vgg11", "vgg13_bn", "resnet18"]
-FAMILIES += ["resnet50", "densenet121", "mobilenet_v2", "shufflenet_v2_x0_5", "efficientnet_lite0"]
 
 
 @functools.cache
@@ -177,26 +173,6 @@ def test_a_steps_dropout_is_a_function_of_seed_and_step() -> None:
 def test_a_dropout_that_leaves_nothing_is_refused(dropout: float) -> None:
     with pytest.raises(UsageError, match=f"dropout is {dropout} but must be from 0 to below 1"):
         create_model("resnet8", num_classes=10, dropout=dropout)
-
-
-@pytest.mark.parametrize("name", list_models())
-def test_every_backbone_names_its_last_conv(name: str) -> None:
-    assert getattr(create_backbone(name), "last_conv", None)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_last_conv_is_the_one_that_maps_rebuilds(name: str) -> None:
-    rebuilds = "maps" in backbone_options(name)
-    options: dict[str, Any] = {"maps": 7} if rebuilds else {}
-    model = create_model(name, num_classes=7, **options)
-    size = model.backbone.image_size
-    shapes = shapes_of(model, (size, size, 3))
-    kernel = shapes["params", "backbone", *model.backbone.last_conv.split("/"), "kernel"]
-    assert kernel.ndim == len(kernel.shape) == 4
-    convs = [path for path, leaf in shapes.items() if path[1] == "backbone" and leaf.ndim == 4]
-    assert len(convs) > 2
-    if rebuilds:
-        assert kernel.shape[-1] == 7
 
 
 def kernels(init: str, backbone: str = "resnet8") -> dict[str, np.ndarray]:

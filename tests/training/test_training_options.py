@@ -15,14 +15,13 @@ from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelCo
 from jaxclf.data.augment import normalise
 from jaxclf.data.datasets import Digits
 from jaxclf.errors import UsageError
-from jaxclf.models.backbones import list_models
 from jaxclf.models.classifier import create_model
 from jaxclf.training.evaluation import evaluate
 from jaxclf.training.loop import train
 from jaxclf.training.parallel import recalibrate_step
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.setup import set_up
-from jaxclf.training.step import Program, TrainState, apply_model, eval_step, init_state, train_step
+from jaxclf.training.step import Program, TrainState, eval_step, init_state, train_step
 from jaxclf.training.weights import read
 
 STILL = AugmentConfig(pad=0, flip=False)
@@ -183,24 +182,6 @@ def test_a_fixed_head_stays_what_it_was_in_a_residual_network(name: Any, accumul
         accumulate = 1  # jaxclf.config refuses more
     optim = OptimConfig(name=name, lr=0.01, weight_decay=0.1, ema=ema, accumulate=accumulate)
     check_frozen_head("resnet8", "orthogonal", dtype, optim, 8)
-
-
-FAMILIES = ("lenet5", "resnet20", "vgg11_bn", "resnet18", "mobilenet_v2", "shufflenet_v2_x0_5")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow) for name in list_models()]
-)
-def test_every_backbone_computes_in_bfloat16_and_answers_in_float32(name: str) -> None:
-    program = dataclasses.replace(program_of(), model=create_model(name, num_classes=10, dtype="bfloat16"))
-    side = program.model.backbone.image_size
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    variables = jax.eval_shape(program.model.init, jax.random.key(0), images)
-    traced = jax.make_jaxpr(lambda *given: apply_model(program, *given), return_shape=True)(variables, images)
-    convolutions = [line for line in str(traced[0]).splitlines() if "= conv_general_dilated" in line]
-    assert convolutions
-    assert all("bf16[" in line.split("=")[0] for line in convolutions)
-    assert traced[1].dtype == jnp.float32
 
 
 def test_bfloat16_training_stays_near_float32_with_float32_parameters() -> None:

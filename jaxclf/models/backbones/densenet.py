@@ -9,7 +9,15 @@ from jaxtyping import Array, Float
 
 from jaxclf.config import Remat
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, Parts, avg_pool, block, check_size, conv, max_pool, stage
+from jaxclf.models.layers import BatchNorm, avg_pool, check_size, conv, max_pool
+from jaxclf.models.stages import Stage, apply_stages, blocks
+
+Parts = tuple[Float[Array, "n h w _"], ...]
+"""Channels of a dense block: one array, or under `remat` one for its input and one for each layer.
+
+A block that is computed again stores what it is given. As one array, that would be all channels before it, anew for
+every layer; apart, each is stored once (Pleiss et al. 2017, arXiv 1707.06990).
+"""
 
 
 class DenseLayer(nn.Module):
@@ -18,13 +26,17 @@ class DenseLayer(nn.Module):
     growth: int
     apart: bool
     """Hand on the channels so far and the new ones as they are; else as one array."""
+    norm: str = "norm"
+    """Name of the two BatchNorms in the reference, less their numbers."""
 
     @nn.compact
     def __call__(self, parts: Parts, train: bool) -> Parts:
         """Add `growth` channels."""
         x = jnp.concatenate(parts, axis=-1)
-        y = conv(4 * self.growth, 1, name="conv1")(jax.nn.relu(BatchNorm(name="norm1")(x, train)))
-        y = conv(self.growth, 3, padding=1, name="conv2")(jax.nn.relu(BatchNorm(name="norm2")(y, train)))
+        y = jax.nn.relu(BatchNorm(name=f"{self.norm}1")(x, train))
+        y = conv(4 * self.growth, 1, name="conv1")(y)
+        y = jax.nn.relu(BatchNorm(name=f"{self.norm}2")(y, train))
+        y = conv(self.growth, 3, padding=1, name="conv2")(y)
         return (*parts, y) if self.apart else (jnp.concatenate([x, y], axis=-1),)
 
 
@@ -38,21 +50,23 @@ class DenseBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
         """Add `layers` x `growth` channels."""
-        parts = (x,)
-        for index in range(self.layers):
-            layer = block(DenseLayer, self.remat)(self.growth, self.remat == "block", name=f"denselayer{index + 1}")
-            parts = layer(parts, train)
-        return jnp.concatenate(parts, axis=-1)
+        layer = functools.partial(DenseLayer, self.growth, self.remat == "block")
+        row = [functools.partial(layer, name=f"denselayer{index + 1}") for index in range(self.layers)]
+        return jnp.concatenate(blocks(*row)(self, (x,), train), axis=-1)
 
 
 class Transition(nn.Module):
     """bn-relu-conv1 to half the channels, then a 2x2 average pool."""
 
+    names: tuple[str, str] = ("norm", "conv")
+    """Names of BatchNorm and conv in the reference."""
+
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
         """Halve channels and size."""
-        x = jax.nn.relu(BatchNorm(name="norm")(x, train))
-        return avg_pool(conv(x.shape[-1] // 2, 1, name="conv")(x), 2)
+        norm, name = self.names
+        x = jax.nn.relu(BatchNorm(name=norm)(x, train))
+        return avg_pool(conv(x.shape[-1] // 2, 1, name=name)(x), 2)
 
 
 class Features(nn.Module):
@@ -68,15 +82,18 @@ class Features(nn.Module):
         """Compute the last feature map, after its BatchNorm and ReLU."""
         x = conv(self.width, 7, stride=2, padding=3, name="conv0")(images)
         x = max_pool(jax.nn.relu(BatchNorm(name="norm0")(x, train)), 3, stride=2, padding=1)
-        for number in range(1, len(self.blocks) + 1):
-            x = stage(functools.partial(Features._stage, number=number), self.remat)(self, x, train)
+        x = apply_stages(self, map(self._stage, (1, 2, 3, 4)), x, train)
         return jax.nn.relu(BatchNorm(name="norm5")(x, train))
 
-    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
-        x = DenseBlock(self.blocks[number - 1], self.growth, self.remat, name=f"denseblock{number}")(x, train)
-        if number == len(self.blocks):
-            return x
-        return block(Transition, self.remat)(name=f"transition{number}")(x, train)
+    def _stage(self, number: int) -> Stage:
+        row = [functools.partial(Transition, name=f"transition{number}")] if number < 4 else []
+        after = blocks(*row)
+
+        def stage(module: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
+            layers = DenseBlock(self.blocks[number - 1], self.growth, self.remat, name=f"denseblock{number}")
+            return after(module, layers(x, train), train)
+
+        return stage
 
 
 class DenseNet(Backbone):

@@ -13,35 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, Parts, avg_pool, block, check_size, conv, stage
-
-
-class Bottleneck(nn.Module):
-    """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, behind the channels so far."""
-
-    growth: int
-    apart: bool
-    """Hand on the channels so far and the new ones as they are; else as one array."""
-
-    @nn.compact
-    def __call__(self, parts: Parts, train: bool) -> Parts:
-        """Add `growth` channels."""
-        x = jnp.concatenate(parts, axis=-1)
-        y = jax.nn.relu(BatchNorm(name="bn1")(x, train))
-        y = conv(4 * self.growth, 1, name="conv1")(y)
-        y = jax.nn.relu(BatchNorm(name="bn2")(y, train))
-        y = conv(self.growth, 3, padding=1, name="conv2")(y)
-        return (*parts, y) if self.apart else (jnp.concatenate([x, y], axis=-1),)
-
-
-class Transition(nn.Module):
-    """bn-relu-conv1 to half the channels, then a 2x2 average pool."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
-        """Halve channels and size."""
-        x = jax.nn.relu(BatchNorm(name="bn1")(x, train))
-        return avg_pool(conv(x.shape[-1] // 2, 1, name="conv1")(x), 2)
+from jaxclf.models.backbones.densenet import DenseLayer, Transition
+from jaxclf.models.layers import BatchNorm, check_size, conv
+from jaxclf.models.stages import Stage, apply_stages, blocks
 
 
 class CifarDenseNet(Backbone):
@@ -77,17 +51,19 @@ class CifarDenseNet(Backbone):
         """Compute the last feature map, after its BatchNorm and ReLU."""
         check_size(f"densenet_bc_{self.depth}_{self.growth}", images, 4)
         x = conv(2 * self.growth, 3, padding=1, name="conv1")(images)
-        for number in (1, 2, 3):
-            x = stage(functools.partial(CifarDenseNet._stage, number=number), self.remat)(self, x, train)
+        x = apply_stages(self, map(self._stage, (1, 2, 3)), x, train)
         return jax.nn.relu(BatchNorm(name="bn")(x, train))
 
-    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
-        parts = (x,)
-        for index in range(self.blocks):
-            layer = block(Bottleneck, self.remat)(self.growth, self.remat == "block", name=f"dense{number}_{index}")
-            parts = layer(parts, train)
-        x = jnp.concatenate(parts, axis=-1)
-        return x if number == 3 else block(Transition, self.remat)(name=f"trans{number}")(x, train)
+    def _stage(self, number: int) -> Stage:
+        layer = functools.partial(DenseLayer, self.growth, self.remat == "block", "bn")
+        row = [functools.partial(layer, name=f"dense{number}_{index}") for index in range(self.blocks)]
+        after = [functools.partial(Transition, ("bn1", "conv1"), name=f"trans{number}")] if number < 3 else []
+        dense, transition = blocks(*row), blocks(*after)
+
+        def stage(module: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
+            return transition(module, jnp.concatenate(dense(module, (x,), train), axis=-1), train)
+
+        return stage
 
 
 VARIANTS = {

@@ -15,7 +15,8 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, block, check_size, conv, stage, torch_default
+from jaxclf.models.layers import BatchNorm, check_size, conv, torch_default
+from jaxclf.models.stages import Stage, apply_stages, blocks
 
 # (expansion, channels, blocks, stride of the first, kernel): table 1 of Tan & Le 2019
 STAGES = (
@@ -83,19 +84,21 @@ class EfficientNetLite0(Backbone):
         padding = tf_padding(images.shape[1:3], 3, 2)
         x = conv(32, 3, stride=2, padding=padding, name="_conv_stem")(images)
         x = jax.nn.relu6(norm(name="_bn0")(x, train))
-        for number in range(len(STAGES)):
-            x = stage(functools.partial(EfficientNetLite0._stage, number=number), self.remat)(self, x, train)
+        x = apply_stages(self, map(self._stage, range(len(STAGES))), x, train)
         if self.maps is not None:
             return conv(self.maps, 1, fan_in=320, bias=True, init=torch_default, name="_conv_head")(x)
         return jax.nn.relu6(norm(name="_bn1")(conv(1280, 1, name="_conv_head")(x), train))
 
-    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
-        expansion, features, blocks, first, kernel = STAGES[number]
-        before = sum(blocks for _, _, blocks, _, _ in STAGES[:number])
-        for index in range(blocks):
-            stride, name = first if index == 0 else 1, f"_blocks_{before + index}"
-            x = block(MBConv, self.remat)(expansion, features, stride, kernel, name=name)(x, train)
-        return x
+    def _stage(self, number: int) -> Stage:
+        expansion, features, count, first, kernel = STAGES[number]
+        place = sum(before for _, _, before, _, _ in STAGES[:number])
+        row = [
+            functools.partial(
+                MBConv, expansion, features, 1 if index else first, kernel, name=f"_blocks_{place + index}"
+            )
+            for index in range(count)
+        ]
+        return blocks(*row)
 
 
 VARIANTS = {"efficientnet_lite0": Variant(EfficientNetLite0)}

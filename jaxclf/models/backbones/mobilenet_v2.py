@@ -11,7 +11,8 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, block, check_size, conv, stage, torch_default
+from jaxclf.models.layers import BatchNorm, check_size, conv, torch_default
+from jaxclf.models.stages import Stage, apply_stages, blocks
 
 # (expansion, channels, blocks, stride of the first): table 2 of the paper
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -49,7 +50,6 @@ class MobileNetV2(Backbone):
     last_conv = "features_18_0"
     head_dropout = 0.2
     image_size = 224
-    unseen_2020 = ("pool",)
 
     @property
     def features(self) -> int:
@@ -62,20 +62,22 @@ class MobileNetV2(Backbone):
         check_size("mobilenet_v2", images, 1)
         x = conv(32, 3, stride=2, padding=1, name="features_0_0")(images)
         x = jax.nn.relu6(BatchNorm(name="features_0_1")(x, train))
-        for number in range(len(STAGES)):
-            x = stage(functools.partial(MobileNetV2._stage, number=number), self.remat)(self, x, train)
+        x = apply_stages(self, map(self._stage, range(len(STAGES))), x, train)
         if self.maps is not None:
             return conv(self.maps, 1, fan_in=320, bias=True, init=torch_default, name="features_18_0")(x)
         x = conv(1280, 1, name="features_18_0")(x)
         return jax.nn.relu6(BatchNorm(name="features_18_1")(x, train))
 
-    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
-        expansion, features, blocks, first = STAGES[number]
-        before = sum(blocks for _, _, blocks, _ in STAGES[:number])
-        for index in range(blocks):
-            stride, name = first if index == 0 else 1, f"features_{1 + before + index}"
-            x = block(InvertedResidual, self.remat)(expansion, features, stride, name=name)(x, train)
-        return x
+    def _stage(self, number: int) -> Stage:
+        expansion, features, count, first = STAGES[number]
+        place = 1 + sum(before for _, _, before, _ in STAGES[:number])
+        row = [
+            functools.partial(
+                InvertedResidual, expansion, features, 1 if index else first, name=f"features_{place + index}"
+            )
+            for index in range(count)
+        ]
+        return blocks(*row)
 
 
 VARIANTS = {"mobilenet_v2": Variant(MobileNetV2)}

@@ -15,7 +15,8 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, block, check_size, conv, fit_channels, max_pool, stage, torch_default
+from jaxclf.models.layers import BatchNorm, check_size, conv, fit_channels, max_pool, torch_default
+from jaxclf.models.stages import Stage, apply_stages, blocks
 
 
 class BasicBlock(nn.Module):
@@ -23,25 +24,22 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    rebuilt: bool = False
+    maps: int | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
-        """Apply the block; a rebuilt one keeps its middle width."""
-        middle = x.shape[-1] if self.rebuilt else self.features
-        y = conv(middle, 3, stride=self.stride, padding=1, name="conv1")(x)
+        """Apply the block; with `maps` it is the rebuilt one."""
+        y = conv(self.features, 3, stride=self.stride, padding=1, name="conv1")(x)
         y = jax.nn.relu(BatchNorm(name="bn1")(y, train))
-        if self.rebuilt:
-            fan_in = 9 * middle
-            y = conv(self.features, 3, fan_in=fan_in, padding=1, bias=True, init=torch_default, name="conv2")(y)
-            return jax.nn.relu(y + self._rebuilt_shortcut(x))
+        if self.maps is not None:
+            fan_in = 9 * self.features
+            y = conv(self.maps, 3, fan_in=fan_in, padding=1, bias=True, init=torch_default, name="conv2")(y)
+            narrow = self.maps < x.shape[-1]
+            return jax.nn.relu(
+                y + (conv(self.maps, 1, name="downsample_0")(x) if narrow else fit_channels(x, self.maps))
+            )
         y = BatchNorm(name="bn2")(conv(self.features, 3, padding=1, name="conv2")(y), train)
         return jax.nn.relu(y + _shortcut(x, y.shape[-1], self.stride, train))
-
-    def _rebuilt_shortcut(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w k"]:
-        if self.features >= x.shape[-1]:
-            return fit_channels(x, self.features)
-        return conv(self.features, 1, name="downsample_0")(x)
 
 
 class Bottleneck(nn.Module):
@@ -99,22 +97,17 @@ class ResNet(Backbone):
         check_size(f"resnet{self.depth}", images, 1)
         x = conv(64, 7, stride=2, padding=3, name="conv1")(images)
         x = max_pool(jax.nn.relu(BatchNorm(name="bn1")(x, train)), 3, stride=2, padding=1)
-        for number in range(1, len(self.blocks) + 1):
-            x = stage(functools.partial(ResNet._stage, number=number), self.remat)(self, x, train)
-        return x
+        return apply_stages(self, map(self._stage, (1, 2, 3, 4)), x, train)
 
-    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
-        count = self.blocks[number - 1]
-        for index in range(count):
-            stride = 2 if number > 1 and index == 0 else 1
-            last = (number, index) == (4, count - 1) and self.maps is not None
-            x = self._block(32 * 2**number, stride, last, f"layer{number}_{index}")(x, train)
-        return x
-
-    def _block(self, features: int, stride: int, rebuilt: bool, name: str) -> nn.Module:
-        if self.bottleneck:
-            return block(Bottleneck, self.remat)(features, stride, self.maps if rebuilt else None, name=name)
-        return block(BasicBlock, self.remat)(self.features if rebuilt else features, stride, rebuilt, name=name)
+    def _stage(self, number: int) -> Stage:
+        kind, later = Bottleneck if self.bottleneck else BasicBlock, self.blocks[number - 1] - 1
+        strides = [1 if number == 1 else 2] + [1] * later
+        maps = [None] * later + [self.maps if number == 4 else None]
+        row = [
+            functools.partial(kind, 32 * 2**number, stride, own, name=f"layer{number}_{index}")
+            for index, (stride, own) in enumerate(zip(strides, maps, strict=True))
+        ]
+        return blocks(*row)
 
 
 VARIANTS = {

@@ -20,8 +20,9 @@ from jaxtyping import Array, Float
 
 from jaxclf.errors import unknown
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, FixedConv, as_input, block, check_size, conv, fit_channels, stage
+from jaxclf.models.layers import BatchNorm, FixedConv, as_input, check_size, conv, fit_channels
 from jaxclf.models.matrices import matrix
+from jaxclf.models.stages import Stage, apply_stages, blocks
 
 FIXED_SHORTCUTS = {
     "C": "hadamard",
@@ -81,7 +82,6 @@ class CifarResNet(Backbone):
     options = ("shortcut", "maps", "maps_shortcut", "seed", "remat")
     stem = "conv1"
     image_size = 32
-    unseen_2020 = ("relu", "pool")
     width = 64
     """Channels of the last map without `maps`."""
 
@@ -121,20 +121,19 @@ class CifarResNet(Backbone):
         check_size(f"resnet{self.depth}", images, 1)
         x = conv(16, 3, padding=1, name="conv1")(images)
         x = jax.nn.relu(BatchNorm(name="bn1")(x, train))
-        for number in (1, 2, 3):
-            x = stage(functools.partial(CifarResNet._stage, number=number), self.remat)(self, x, train)
-        return x
+        return apply_stages(self, map(self._stage, (1, 2, 3)), x, train)
 
-    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
-        basic = block(BasicBlock, self.remat)
-        for index in range(self.blocks):
-            stride = 2 if number > 1 and index == 0 else 1
-            name = f"layer{number}_{index}"
-            if self.maps is not None and (number, index) == (3, self.blocks - 1):
-                x = basic(self.maps, stride, self.maps_shortcut, rebuilt=True, seed=self.seed, name=name)(x, train)
-            else:
-                x = basic(self.width * 2**number // 8, stride, self.shortcut, name=name)(x, train)
-        return x
+    def _stage(self, number: int) -> Stage:
+        width = self.width * 2**number // 8
+        strides = [1 if number == 1 else 2, *[1] * (self.blocks - 1)]
+        row = [
+            functools.partial(BasicBlock, width, stride, self.shortcut, name=f"layer{number}_{index}")
+            for index, stride in enumerate(strides)
+        ]
+        if self.maps is not None and number == 3:
+            last = functools.partial(BasicBlock, self.maps, strides[-1], self.maps_shortcut, rebuilt=True)
+            row[-1] = functools.partial(last, seed=self.seed, name=f"layer3_{self.blocks - 1}")
+        return blocks(*row)
 
 
 VARIANTS = {f"resnet{depth}": Variant(CifarResNet, dict(depth=depth)) for depth in (8, 20, 32, 44, 56, 110)}

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, block, check_size, conv, max_pool, stage, torch_default
+from jaxclf.models.layers import BatchNorm, check_size, conv, max_pool, torch_default
+from jaxclf.models.stages import Stage, apply_stages, blocks
 
 
 class Unit(nn.Module):
@@ -50,7 +51,6 @@ class ShuffleNetV2(Backbone):
     stem = "conv1_0"
     last_conv = "conv5_0"
     image_size = 224
-    unseen_2020 = ("pool",)
 
     @property
     def features(self) -> int:
@@ -63,18 +63,18 @@ class ShuffleNetV2(Backbone):
         check_size(self.kind, images, 1)
         x = conv(24, 3, stride=2, padding=1, name="conv1_0")(images)
         x = max_pool(jax.nn.relu(BatchNorm(name="conv1_1")(x, train)), 3, stride=2, padding=1)
-        for number in (2, 3, 4):
-            x = stage(functools.partial(ShuffleNetV2._stage, number=number), self.remat)(self, x, train)
+        x = apply_stages(self, map(self._stage, (2, 3, 4)), x, train)
         if self.maps is not None:
             fan_in = x.shape[-1]
             return conv(self.maps, 1, fan_in=fan_in, bias=True, init=torch_default, name="conv5_0")(x)
         return jax.nn.relu(BatchNorm(name="conv5_1")(conv(self.widths[-1], 1, name="conv5_0")(x), train))
 
-    def _stage(self, x: Float[Array, "n h w c"], train: bool, *, number: int) -> Float[Array, "n i j k"]:
-        for index in range(8 if number == 3 else 4):
-            stride, name = 2 if index == 0 else 1, f"stage{number}_{index}"
-            x = block(Unit, self.remat)(self.widths[number - 2], stride, name=name)(x, train)
-        return x
+    def _stage(self, number: int) -> Stage:
+        row = [
+            functools.partial(Unit, self.widths[number - 2], 1 if index else 2, name=f"stage{number}_{index}")
+            for index in range(8 if number == 3 else 4)
+        ]
+        return blocks(*row)
 
 
 VARIANTS = {

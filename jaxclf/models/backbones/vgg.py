@@ -12,11 +12,12 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, check_size, conv, max_pool, stage, torch_default
+from jaxclf.models.layers import BatchNorm, check_size, conv, max_pool, torch_default
+from jaxclf.models.stages import apply_stages
 
 
 class VGG(Backbone):
-    """images [n h w c] -> maps [n i j k]: one position at 224x224, h/16 with `maps`."""
+    """images [n h w c] -> maps [n i j k]: one position at 224x224, h/16 with `maps`; its stages are its blocks."""
 
     depth: int
     convs: tuple[int, int, int, int, int]
@@ -45,9 +46,8 @@ class VGG(Backbone):
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         """Compute the last feature map; `train` needs an rng named "dropout" unless dropout is 0."""
         check_size(f"vgg{self.depth}", images, 224 if self.maps is None else 16)
-        x, unit = images, "none" if self.remat == "none" else "stage"  # which are VGG's blocks
-        for number in range(len(self.convs)):
-            x = stage(functools.partial(VGG._stage, number=number), unit)(self, x, train)
+        stages = [functools.partial(VGG._stage, number=number) for number in range(len(self.convs))]
+        x = apply_stages(self, stages, images, train, remat="none" if self.remat == "none" else "stage")
         if self.maps is not None:
             return x
         for name, side in (("classifier_0", 7), ("classifier_3", 1)):
