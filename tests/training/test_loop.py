@@ -21,16 +21,17 @@ from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.step import TrainState, eval_step
 
+TINY = "tests.tiny:Tiny"
 COLUMNS = ("epoch", "step", "lr", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")
 
 
-def config(head: str = "orthogonal", *, maps_shortcut: str = "G", head_seed: int | None = None, **run: int) -> Config:
-    """Return a recipe for ResNet-8 on the 8x8 digits: 21 steps an epoch."""
-    rebuilt = {"maps": 10, "maps_shortcut": maps_shortcut} if head == "identity" else {}
+def config(head: str = "orthogonal", *, backbone: str = "resnet8", head_seed: int | None = None, **run: int) -> Config:
+    """Return a recipe for the 8x8 digits: 21 steps an epoch."""
+    rebuilt = {"maps": 10, "maps_shortcut": "G"} if head == "identity" else {}
     return Config(
         data=DataConfig(batch_size=64, drop_last=True),
         augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8", head=head, head_seed=head_seed, **rebuilt),
+        model=ModelConfig(backbone=backbone, head=head, head_seed=head_seed, **rebuilt),
         optim=OptimConfig(lr=0.1, milestones=(2,)),
         run=RunConfig(**dict[str, Any]({"epochs": 3} | run)),
     )
@@ -117,15 +118,16 @@ def test_best_checkpoint_outlives_later_ones_and_the_later_of_equals_wins(
         real(self, state, rows=rows, top1=next(left))
 
     monkeypatch.setattr(loop.Checkpoints, "save", scored)
-    train(config(epochs=5), tmp_path, quiet=True)
+    given = config(backbone=TINY, epochs=5)
+    train(given, tmp_path, quiet=True)
     checkpoints = loop.Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.best_step() == best
     assert checkpoints.steps() == [best, 84, 105]
-    assert evaluate(config(epochs=5), tmp_path, checkpoint="best").step == best
+    assert evaluate(given, tmp_path, checkpoint="best").step == best
 
 
 def test_checkpoints_inside_an_epoch_never_count_as_best(tmp_path: Path) -> None:
-    given = config(epochs=1, checkpoint_every=8)
+    given = config(backbone=TINY, epochs=1, checkpoint_every=8)
     train(given, tmp_path, quiet=True)
     checkpoints = loop.Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.steps() == [16, 21]
@@ -184,7 +186,7 @@ def test_metrics_have_the_same_rows_in_both_files(finished: tuple[Path, Result])
 
 
 def test_epoch_without_evaluation_has_empty_test_metrics(tmp_path: Path) -> None:
-    train(config(epochs=3, eval_every=2), tmp_path, quiet=True)
+    train(config(backbone=TINY, epochs=3, eval_every=2), tmp_path, quiet=True)
     rows = rows_of(tmp_path)
     assert [row["test_top1"] is None for row in rows] == [True, False, False]  # and always after the last
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1].endswith(",,,")

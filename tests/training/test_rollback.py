@@ -15,7 +15,7 @@ from jaxclf.training import loop
 
 
 def config(**run: Any) -> Config:
-    """Return the recipe of test_loop.py, 21 steps an epoch, so that both share compiled functions."""
+    """Return a recipe of 21 steps an epoch."""
     return Config(
         data=DataConfig(batch_size=64, drop_last=True),
         augment=AugmentConfig(pad=1, flip=False),
