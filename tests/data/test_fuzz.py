@@ -38,7 +38,7 @@ Reads = Callable[[bytes], np.ndarray]
 PIXELS = ("exact", "fast")
 SEED = 20
 SECONDS = 60.0
-"""What takes longer hangs."""
+"""Time in seconds after which a read is taken to hang."""
 FILES, TEST_FILES, MESSAGES = 360, 70, 100
 """Damaged files in the training and in the test images, and damaged records that array_record itself can read."""
 RECORDS = MESSAGES + 64 + 12 + 9

@@ -205,7 +205,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def answer(read: Callable[[bytes], np.ndarray], data: bytes) -> tuple[Any, ...]:
-    """What a reader makes of a file: pixels, or the type of the error."""
+    """Return a reader's result for a file: pixels, or the type of the error."""
     try:
         pixels = read(data)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What `jaxclf data info` says: facts of the tables, and sizes, classes, mean and deviation of the images."""
+"""`jaxclf data info` prints facts of the tables, and sizes, classes, mean and deviation of the images."""
 
 import io
 import re
