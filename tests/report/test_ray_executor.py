@@ -30,19 +30,18 @@ from jaxclf.report import ray_executor
 from jaxclf.report.ray_executor import Outcome, RayCluster, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-MIDDLE = 126
-"""Steps to the first of the two checkpoints of a run: six of twelve epochs."""
+MIDDLE = 300
+"""Steps to the first of the two checkpoints of a run: 60 epochs of 100."""
 EXPERIMENT = """
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from jaxclf.report.experiment import Row, Table
 
 def recipe(head="learned", lr=0.1):
-    rebuilt = {"maps": 10, "maps_shortcut": "B"} if head == "identity" else {}
     return Config(
-        data=DataConfig(batch_size=64, drop_last=True), augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8", head=head, **rebuilt),
+        data=DataConfig(batch_size=256, drop_last=True, image_size=8), augment=AugmentConfig(pad=0, flip=False),
+        model=ModelConfig("tests.tiny:Tiny", head, maps=10 if head == "identity" else None),
         optim=OptimConfig(lr=lr),
-        run=RunConfig(epochs=12, eval_every=12, checkpoint_every=126),
+        run=RunConfig(epochs=100, eval_every=100, checkpoint_every=300),
     )
 
 def table(rows, seeds):
@@ -153,7 +152,7 @@ def kill_worker(root: Path, pattern: str) -> tuple[int, float]:
 
 
 def ended(workdir: Path, runs: tuple[str, ...] = RUNS) -> dict[str, Any]:
-    """Return what must be the same however a table was run."""
+    """Return the results that must be the same however a table was run."""
     found = {}
     for run in runs:
         result = json.loads((workdir / run / "result.json").read_text())
