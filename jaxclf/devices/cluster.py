@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +22,32 @@ from jaxclf.devices.layout import AXIS, Layout, lengthen_waits
 from jaxclf.errors import RunError, UsageError
 
 T = TypeVar("T")
-FIRST_PORT, PORTS = 61440, 4096
-"""The coordinator's port under a launcher is one of these, by the number of the job."""
 
 
-class Place(NamedTuple):
-    """A process among those of a run."""
+class Variables(NamedTuple):
+    """Names of what a launcher tells its processes in their environment."""
 
-    coordinator: str
-    """HOST:PORT of process 0."""
-    processes: int
-    process: int
-    device: int | None
-    """The one device of the host that is this process's own; None: all that it sees."""
+    program: str
+    processes: str
+    local: str
+    """Number of a process among those of its host."""
+    local_processes: str
+    """Number of processes on its host; srun's is that of the first host, as in 2(x3)."""
+    others: tuple[str, ...]
+
+
+LAUNCHERS = {
+    "slurm": Variables(
+        *("srun", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+        others=("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID"),
+    ),
+    "ompi": Variables(
+        *("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        others=("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_RANK"),
+    ),
+}
+"""JAX reads the same variables for coordinator, number and rank. It offers no way to ask beforehand whether there is a
+launcher, calls a launched process that is alone a cluster, and shows the only process of a host one of its devices."""
 
 
 def join(cluster: Cluster) -> None:
@@ -49,13 +62,13 @@ def join(cluster: Cluster) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself (preemption.py)
     if cluster.devices is not None:
         _make_devices(cluster.devices)
-    given = (cluster.coordinator, cluster.processes, cluster.process)
-    if given != (None, None, None):
-        _initialise(_explicit(cluster), "--coordinator", cluster.peer_timeout)
-    elif (launcher := found(os.environ, _has_tpu()) if cluster.launcher == "auto" else cluster.launcher) == "tpu":
-        jax.distributed.initialize(heartbeat_timeout_seconds=cluster.peer_timeout)
-    elif launcher != "none":
-        _initialise(PLACES[launcher](os.environ), launcher, cluster.peer_timeout)
+    launcher = found(os.environ, _has_tpu()) if cluster.launcher == "auto" else cluster.launcher
+    if (cluster.coordinator, cluster.processes, cluster.process) != (None, None, None):
+        _join_stated(cluster)
+    elif launcher == "tpu":
+        _connect(cluster, "tpu")
+    elif launcher != "none" and (own := own_devices(launcher, os.environ)) is not None:
+        _connect(cluster, launcher, cluster_detection_method=launcher, local_device_ids=own)
 
 
 def _make_devices(count: int) -> None:
@@ -70,7 +83,8 @@ def _make_devices(count: int) -> None:
             return
 
 
-def _explicit(cluster: Cluster) -> Place:
+def _join_stated(cluster: Cluster) -> None:
+    """Connect the process that the flags describe."""
     given = {"coordinator": cluster.coordinator, "processes": cluster.processes, "process": cluster.process}
     if missing := [f"--{name}" for name, value in given.items() if value is None]:
         raise UsageError(f"--coordinator, --processes and --process go together; missing: {', '.join(missing)}")
@@ -84,24 +98,17 @@ def _explicit(cluster: Cluster) -> Place:
     host, _, port = cluster.coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"--coordinator is {cluster.coordinator!r} but must be HOST:PORT")
-    return Place(cluster.coordinator, cluster.processes, cluster.process, None)
+    if cluster.processes > 1:
+        place = (cluster.coordinator, cluster.processes, cluster.process)
+        _connect(cluster, "--coordinator", *place, cluster_detection_method="deactivate")
 
 
-def _initialise(place: Place, what: str, peer_timeout: int) -> None:
-    if place.processes == 1:
-        return
+def _connect(cluster: Cluster, what: str, *place: Any, **detection: Any) -> None:
     try:
-        jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            local_device_ids=None if place.device is None else [place.device],
-            cluster_detection_method="deactivate",
-            heartbeat_timeout_seconds=peer_timeout,
-        )
+        jax.distributed.initialize(*place, **detection, heartbeat_timeout_seconds=cluster.peer_timeout)
     except RuntimeError as error:
         line = str(error).strip().splitlines()[0]
-        raise UsageError(f"{what}: process {place.process} of {place.processes} finds no others ({line})") from error
+        raise UsageError(f"{what}: this process finds no others ({line})") from error
 
 
 def found(environment: Mapping[str, str], tpu: bool) -> Launcher:
@@ -123,60 +130,24 @@ def _has_tpu() -> bool:
     return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
-def slurm(environment: Mapping[str, str]) -> Place:
-    """Return the place of a task of srun; its device is its own where a node has several tasks.
+def own_devices(launcher: str, environment: Mapping[str, str]) -> list[int] | None:
+    """Return the devices of a launched process, [] for all that it sees; None if it is alone.
+
+    Of several processes on a host, each has the device of its number there, unless the launcher shows it one only.
 
     >>> tasks = {"SLURM_JOB_ID": "5", "SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_NTASKS": "8"}
     >>> own = {"SLURM_PROCID": "6", "SLURM_LOCALID": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
-    >>> slurm(tasks | own)
-    Place(coordinator='gpu03:61445', processes=8, process=6, device=2)
+    >>> own_devices("slurm", tasks | own)
+    [2]
     """
-    job, nodes, tasks, rank = _all_of(
-        environment, "srun", "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"
-    )
-    prefix, bracket, inside = nodes.split(",")[0].partition("[")
-    host = prefix + (inside.split("-")[0].rstrip("]") if bracket else "")
-    alone = environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0] == "1"
-    device = None if alone else _own_device(environment, environment.get("SLURM_LOCALID", "0"))
-    return Place(f"{host}:{FIRST_PORT + int(job) % PORTS}", int(tasks), int(rank), device)
-
-
-def ompi(environment: Mapping[str, str]) -> Place:
-    """Return the place of a process of Open MPI's mpirun, whose own host holds process 0.
-
-    >>> uri = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"}
-    >>> own = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}
-    >>> ompi(uri | own | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"})
-    Place(coordinator='10.96.0.1:62624', processes=2, process=1, device=None)
-    """
-    uri, size, rank = _all_of(
-        environment, "mpirun", "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"
-    )
-    job, _, addresses = uri.partition(";")
-    kind, _, rest = addresses.partition("://")
-    host = f"[{rest[1:].split(',')[0].split(']')[0]}]" if kind == "tcp6" else rest.split(",")[0].split(":")[0]
-    alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
-    device = None if alone else _own_device(environment, environment.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
-    port = FIRST_PORT + int(job.split(".")[0]) // PORTS % PORTS  # mpirun's numbers are multiples of 4096
-    return Place(f"{host}:{port}", int(size), int(rank), device)
-
-
-PLACES: dict[str, Callable[[Mapping[str, str]], Place]] = {"slurm": slurm, "ompi": ompi}
-
-
-def _all_of(environment: Mapping[str, str], launcher: str, *names: str) -> list[str]:
-    if missing := [name for name in names if name not in environment]:
-        raise UsageError(f"this process was not started by {launcher}: {', '.join(missing)} is not set")
-    return [environment[name] for name in names]
-
-
-def _own_device(environment: Mapping[str, str], local: str) -> int | None:
-    """Return the device of a process that shares its host; None where the launcher shows it one device only."""
+    names = LAUNCHERS[launcher]
+    if missing := [name for name in (*names.others, names.processes, names.local) if name not in environment]:
+        raise UsageError(f"this process was not started by {names.program}: {', '.join(missing)} is not set")
+    if environment[names.processes] == "1":
+        return None
     visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ""))
-    return None if visible and "," not in visible else int(local)
-
-
-# What the processes of a run tell each other.
+    alone_here = environment.get(names.local_processes, "1").split("(")[0] == "1"
+    return [] if alone_here or (visible and "," not in visible) else [int(environment[names.local])]
 
 
 def joined() -> bool:
@@ -225,7 +196,7 @@ def warn(text: str) -> None:
 
 
 class Votes:
-    """Whether any process wants all to stop, known to all at the same step without waiting for each other.
+    """A vote on stopping, whose outcome all processes know at the same step without waiting for each other.
 
     A vote is one integer's maximum over the devices, and it is counted when the next one is cast: by then the devices
     have long summed it.

@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
+from jax._src import distributed
 
 from jaxclf.config import Cluster
 from jaxclf.devices import cluster, preemption
@@ -41,13 +43,39 @@ def test_the_environment_says_who_started_a_process() -> None:
     assert cluster.found(SRUN | {"SLURM_NTASKS": "1"}, False) == "none"
 
 
+def place(environment: dict[str, str]) -> tuple[str | None, int | None, int, str]:
+    """Return the coordinator, number of processes, rank and visible devices with which JAX would connect."""
+    state = distributed.State()
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        patched.setattr(jax.distributed, "initialize", state.initialize)
+        patched.setattr("jax._src.distributed._jax.get_distributed_runtime_client", far_enough)
+        try:
+            with pytest.raises(UsageError, match=r"this process finds no others \(far enough\)"):
+                cluster.join(Cluster())
+            devices = jax.config.values["jax_cuda_visible_devices"]
+            return state.coordinator_address, state.num_processes, state.process_id, devices
+        finally:
+            jax.config.update("jax_cuda_visible_devices", "all")
+            jax.config.update("jax_rocm_visible_devices", "all")
+
+
+def far_enough(*_: object, **__: object) -> None:
+    raise RuntimeError("far enough")
+
+
 def test_places_of_srun_and_mpirun() -> None:
-    assert cluster.slurm(SRUN) == ("node007:61444", 6, 3, 1)
-    assert cluster.slurm(SRUN | {"SLURM_STEP_NODELIST": "a5,b6"}).coordinator == "a5:61444"
-    assert cluster.slurm(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1(x6)"}).device is None  # all of the node's
-    assert cluster.slurm(SRUN | {"CUDA_VISIBLE_DEVICES": "3"}).device is None  # the one that it is shown
-    assert cluster.slurm(SRUN | {"CUDA_VISIBLE_DEVICES": "0,1"}).device == 1
-    assert cluster.ompi(MPIRUN) == ("[fe80::1]:62880", 4, 2, 2)
+    assert place(SRUN) == ("node007:61444", 6, 3, "1")
+    assert place(SRUN | {"SLURM_STEP_NODELIST": "a5,b6"})[0] == "a5:61444"
+    assert place(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1(x6)"})[3] == "all"  # of the node
+    assert place(SRUN | {"CUDA_VISIBLE_DEVICES": "3"})[3] == "all"  # that it is shown, which is one
+    assert place(SRUN | {"CUDA_VISIBLE_DEVICES": "0,1"})[3] == "1"
+    own = {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    assert place(MPIRUN) == ("fe80::1:62880", 4, 2, "2")
+    uri = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"}
+    assert place(MPIRUN | uri | own) == ("10.96.0.1:62624", 4, 2, "all")
+    cluster.join(Cluster(launcher="none"))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +86,7 @@ def test_places_of_srun_and_mpirun() -> None:
         (Cluster(coordinator="a:1", processes=2, process=2), "--process is 2 but must be from 0 to 1"),
         (Cluster(coordinator="a", processes=2, process=1), "--coordinator is 'a' but must be HOST:PORT"),
         (Cluster(launcher="slurm", coordinator="a:1", processes=2, process=1), "and so does --coordinator; give one"),
-        (Cluster(launcher="slurm"), "not started by srun: SLURM_JOB_ID, SLURM_STEP_NODELIST, SLURM_NTASKS,"),
+        (Cluster(launcher="slurm"), "not started by srun: SLURM_JOB_ID, SLURM_STEP_NODELIST, SLURM_PROCID,"),
         (Cluster(launcher="ompi"), "not started by mpirun: OMPI_MCA_orte_hnp_uri"),
         (Cluster(devices=0), "--devices is 0 but must be at least 1"),
         (Cluster(peer_timeout=0), "--peer-timeout is 0 but must be at least 1 second"),
