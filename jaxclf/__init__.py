@@ -1,15 +1,19 @@
 """Image classification without a learned classifier layer, in JAX."""
 
+import importlib
 import importlib.metadata
+from typing import TYPE_CHECKING, Any
 
 from jaxclf.config import Config
 from jaxclf.errors import RunError, UsageError
-from jaxclf.models.backbones import list_models
-from jaxclf.models.classifier import create_model
-from jaxclf.models.heads import head_matrix, list_heads
-from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
-from jaxclf.training.evaluation import evaluate
-from jaxclf.training.loop import train
+
+if TYPE_CHECKING:
+    from jaxclf.models.backbones import list_models
+    from jaxclf.models.classifier import create_model
+    from jaxclf.models.heads import head_matrix, list_heads
+    from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
+    from jaxclf.training.evaluation import evaluate
+    from jaxclf.training.loop import train
 
 __all__ = [
     "Config",
@@ -26,3 +30,23 @@ __all__ = [
     "transfer_torch",
 ]
 __version__ = importlib.metadata.version("jaxclf")
+
+HOMES = {
+    "create_model": "models.classifier",
+    "evaluate": "training.evaluation",
+    "head_matrix": "models.heads",
+    "list_heads": "models.heads",
+    "list_models": "models.backbones",
+    "load_torch": "models.torch_weights",
+    "to_torch": "models.torch_weights",
+    "train": "training.loop",
+    "transfer_torch": "models.torch_weights",
+}
+"""Modules of the names that need JAX, which takes seconds to import: they are imported at their first use."""
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name from its module."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'jaxclf' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxclf.{HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses that hash, compare, round-trip through JSON, and know nothing of JAX.
+"""The config of a run: frozen dataclasses that hash, compare, round-trip through JSON, and know nothing of JAX.
 
 A recipe file in `configs/` returns one `Config`; the command line overrides single fields; the run directory keeps
 the resolved one. Every default of the project stands here or in a recipe, never at the point of use.
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxclf.config.fields import build, faults
-from jaxclf.config.options import Cluster, Launcher, Loader, Watching, profiled_steps
+from jaxclf.config.options import Cluster, Launcher, Loader, Request, Watching, profiled_steps
 from jaxclf.config.sections import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, Remat, RunConfig
 from jaxclf.errors import UsageError
 
@@ -26,6 +26,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "Remat",
+    "Request",
     "RunConfig",
     "Watching",
     "profiled_steps",
@@ -74,9 +75,10 @@ class Config:
         return cls.from_dict(values)
 
     def run_id(self) -> str:
-        """Return a readable name: data set, backbone, head, seed, and six hex digits of the SHA-256 of all fields.
+        """Return a readable name: data set, backbone, head, seed, and six hex digits.
 
-        Of two configs that differ, one pair in 16 million has the same digits; `differences` is exact.
+        The digits are the first 24 bits of the SHA-256 of the config's JSON with sorted keys. Two different configs
+        share them with a chance of one in 16.8 million: a name tells runs apart for a reader, `differences` decides.
 
         >>> Config().run_id()
         'digits-resnet20-learned-s0-276aea'
@@ -98,7 +100,7 @@ class Config:
 def validate(part: Config | Loader | Watching, path: str = "") -> None:
     """Raise one `UsageError` that lists every field of a config, or of options, with a value that is not allowed.
 
-    That is as far as no knowledge of data or models is needed. `path` stands before the fields' names.
+    Checks that need data or models are made with those. `path` stands before the fields' names.
     """
     wrong = [*faults(part, path), *(_contradictions(part) if isinstance(part, Config) else ())]
     if wrong:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from jaxclf.config.fields import Bound, Count, Natural, Weight
@@ -29,7 +30,7 @@ Project = Annotated[
 
 @dataclasses.dataclass(frozen=True)
 class Loader:
-    """What reads a streamed set; no field changes a pixel, so none of them is part of a `Config`."""
+    """The readers of a streamed set; no field changes a pixel, so none of them is part of a `Config`."""
 
     workers: Natural = 0
     """Processes that read, decode and crop; 0: threads of this process, which is faster on few cores."""
@@ -60,7 +61,7 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class Watching:
-    """What is seen of a run while it goes on; no field changes a number, so none of them is part of a `Config`."""
+    """The reports of a run while it goes on; no field changes a number, so none of them is part of a `Config`."""
 
     heartbeat: Weight = 60.0
     """Seconds between two lines with speed, step times and share of time spent waiting for data, which are also in
@@ -71,3 +72,32 @@ class Watching:
     """Write event files for TensorBoard into WORKDIR/tensorboard (extra `tensorboard`)."""
     wandb: Project | None = None
     """Weights & Biases project that the run is sent to (extra `wandb`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request to run a table: its rows, the means, the place."""
+
+    workdir: Path
+    """Directory of the runs and the rendered table."""
+    jobs: int | None = None
+    """Runs that train at the same time; None is one, or what an existing Ray cluster has room for. local: by row, each
+    process on its share of the cores."""
+    rows: tuple[str, ...] = ()
+    """Labels of the rows to run; empty runs all."""
+    render: bool = True
+    """Write the rendered files at the end."""
+    executor: Literal["local", "ray"] = "local"
+    """local: train in this process, or in --jobs of them; ray: on workers of a Ray cluster, whose lost runs others take
+    over (extra `ray`)."""
+    address: str | None = None
+    """ray: HOST:PORT of a cluster that this machine is part of, or auto for the one that runs here; None starts one on
+    this machine."""
+    cpus: int | None = None
+    """ray: CPUs of a run and threads that XLA computes with; None is what a run of this process would have, so that
+    results equal its own to the bit, and one CPU beside a GPU."""
+    gpus: int | None = None
+    """ray: GPUs of a run; None is one where the cluster has any."""
+    stack: bool = False
+    """local: train runs that differ in seeds alone in one program, as many as the device has room for, and say what
+    that gains."""

@@ -51,7 +51,7 @@ Seed = Annotated[int, Bound(lambda value: 0 <= value < 2**32, "from 0 to 2**32 -
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which images, in which batches."""
+    """The images and their batches."""
 
     dataset: str = "digits"
     """Name of a data set (`jaxclf data list`), of any image classification set of TFDS, folder:PATH, or
@@ -95,7 +95,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What becomes of training images, in this order; and of test images. Zero is off throughout.
+    """The augmentation of training images, in this order, and of test images. Zero is off throughout.
 
     All of it happens inside the compiled step, but for `crop` and the mirror after it, which need images of any size.
     """
@@ -110,7 +110,7 @@ class AugmentConfig:
     pad: Natural = 4
     """Pad this many pixels on each side and crop back at random (torchvision RandomCrop)."""
     pad_mode: Literal["zero", "reflect"] = "zero"
-    """What is padded with (torchvision's constant 0, or reflect)."""
+    """Values of the padding: torchvision's constant 0, or the image reflected."""
     flip: bool = True
     """Mirror half of the training images (RandomHorizontalFlip)."""
     rand_augment: RandAugment = (0, 9)
@@ -165,8 +165,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of convolutions and head; parameters, BatchNorm, loss and optimiser are float32 in any case."""
     precision: Literal["default", "high", "highest"] = "default"
-    """Of float32 products. default: TF32 on GPUs that have it (as PyTorch's convolutions), bfloat16 on TPU; high: three
-    passes of those; highest: float32."""
+    """Precision of float32 products. default: TF32 on GPUs that have it (as PyTorch's convolutions), bfloat16 on TPU;
+    high: three passes of those; highest: float32."""
     ghost_batch: Count | None = None
     """BatchNorm in training sees groups of this many consecutive images of a batch, whatever the number of devices;
     None: all that run.parallel shows it."""
@@ -190,7 +190,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is minimised: a loss against the labels, plus regularisers, each of which is reported apart."""
+    """The minimised sum: a loss against the labels, plus regularisers, each of which is reported apart."""
 
     name: Literal["cross_entropy", "binary", "mse"] = "cross_entropy"
     """Softmax cross-entropy; binary cross-entropy of each class against the rest; squared error to the one-hot."""
@@ -235,7 +235,7 @@ class OptimConfig:
     weight_decay: Weight = 1e-4
     """L2 coefficient, added to the gradient first; AdamW: the parameters shrink by rate times it instead."""
     decay: Literal["all", "weights", "not_depthwise"] = "all"
-    """What decays: every trainable array, those with more than one axis, or those less depthwise convolutions."""
+    """Arrays that decay: every trainable one, those with more than one axis, or those less depthwise convolutions."""
     freeze: tuple[str, ...] = ()
     """Shell patterns of parameter paths (`backbone/*`, `*/bias`) that stay as they are: no step, decay or EMA."""
     clip_norm: Positive | None = None
@@ -271,7 +271,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How long, how often, from which seed."""
+    """Length and seed of a run, its evaluations, checkpoints and devices."""
 
     epochs: Count = 10
     """Passes over the training images."""
@@ -286,7 +286,7 @@ class RunConfig:
     steps_per_dispatch: Count | None = None
     """Training steps in one compiled call; None is 1 on CPU (a scan is slower there) and 8 elsewhere."""
     parallel: Literal["jit", "pmap"] = "jit"
-    """What BatchNorm sees in training. jit: the whole batch, on however many devices; pmap: each device its own part,
+    """BatchNorm's batch in training. jit: the whole batch, on however many devices; pmap: each device its own part,
     as in torch's DDP, so that the number of devices is part of the recipe."""
     replicas: Count | None = None
     """pmap: devices, over all processes, that the recipe is meant for; None: those of its first start."""

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/"
 NOTICES = {"preempted": "FALSE", "maintenance-event": "NONE"}
-"""What to ask Google's metadata server for, and its answer while nothing is to come: TRUE at the end of a spot machine,
+"""Questions to Google's metadata server, and its answer while nothing is to come: TRUE at the end of a spot machine,
 TERMINATE_ON_HOST_MAINTENANCE or MIGRATE_ON_HOST_MAINTENANCE a minute or more before a maintenance."""
 POLL = 5.0
 """Seconds between two questions."""

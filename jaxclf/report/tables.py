@@ -11,11 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from jaxclf.config import Config
+from jaxclf.config import Config, Request
 from jaxclf.data import datasets
 from jaxclf.errors import RunError, UsageError, unknown
 from jaxclf.report import page
@@ -30,35 +29,6 @@ from jaxclf.training.setup import set_up
 from jaxclf.training.stack import but_for_seeds, room, train_stacked
 
 Override = Callable[[Config], Config]
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A request to run a table: its rows, the means, the place."""
-
-    workdir: Path
-    """Directory of the runs and the rendered table."""
-    jobs: int | None = None
-    """Runs that train at the same time; None is one, or what an existing Ray cluster has room for. local: by row, each
-    process on its share of the cores."""
-    rows: tuple[str, ...] = ()
-    """Labels of the rows to run; empty runs all."""
-    render: bool = True
-    """Write the rendered files at the end."""
-    executor: Literal["local", "ray"] = "local"
-    """local: train in this process, or in --jobs of them; ray: on workers of a Ray cluster, whose lost runs others take
-    over (extra `ray`)."""
-    address: str | None = None
-    """ray: HOST:PORT of a cluster that this machine is part of, or auto for the one that runs here; None starts one on
-    this machine."""
-    cpus: int | None = None
-    """ray: CPUs of a run and threads that XLA computes with; None is what a run of this process would have, so that
-    results equal its own to the bit, and one CPU beside a GPU."""
-    gpus: int | None = None
-    """ray: GPUs of a run; None is one where the cluster has any."""
-    stack: bool = False
-    """local: train runs that differ in seeds alone in one program, as many as the device has room for, and say what
-    that gains."""
 
 
 @dataclasses.dataclass(frozen=True)

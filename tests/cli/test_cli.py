@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import io
 import itertools
 import json
 import os
@@ -12,12 +13,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import jaxclf
+from jaxclf.cli import data
 from jaxclf.cli import main as cli
 from jaxclf.cli.main import main
-from jaxclf.config import Cluster, Config, Loader, Watching
+from jaxclf.cli.recipe import load
+from jaxclf.config import Cluster, Config, Loader, Request, Watching
 from jaxclf.data.facts import RESIDENT, STREAMED
-from jaxclf.report import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -33,7 +37,7 @@ def get_config():
 """
 
 
-PARTS = {"request": tables.Request, "loader": Loader, "cluster": Cluster, "watching": Watching}
+PARTS = {"request": Request, "loader": Loader, "cluster": Cluster, "watching": Watching}
 """Arguments that are fields of their own."""
 
 
@@ -41,7 +45,8 @@ def field_docs(kind: type) -> dict[str, str]:
     """Return the docstring under each field of a dataclass."""
     (body,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(body, ast.ClassDef)
-    return {
+    inherited = field_docs(kind.__base__) if kind.__base__ not in (object, None) else {}
+    return inherited | {
         field.target.id: " ".join(doc.value.value.split())
         for field, doc in itertools.pairwise(body.body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
@@ -52,7 +57,7 @@ def field_docs(kind: type) -> dict[str, str]:
 def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as leaving:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert leaving.value.code == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -78,17 +83,10 @@ def squeeze(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
 
-@pytest.mark.parametrize(
-    ("command", "kind"),
-    [
-        ("train", cli.Train),
-        ("eval", cli.Eval),
-        ("table", cli.RunTable),
-        ("sweep", cli.Sweep),
-        ("summary", cli.Summary),
-        ("data", cli.Data),
-    ],
-)
+ACTIONS = {f"data {kind.__name__.lower()}": kind for kind in (data.Info, data.Prepare, data.Verify, data.Bench)}
+
+
+@pytest.mark.parametrize(("command", "kind"), [*(cli.COMMANDS | ACTIONS).items()])
 def test_help_shows_every_argument_with_its_meaning(
     command: str, kind: type, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,30 +95,85 @@ def test_help_shows_every_argument_with_its_meaning(
     for field in dataclasses.fields(kind):
         if field.name in PARTS:
             assert all(squeeze(text) in shown for text in field_docs(PARTS[field.name]).values())
-        elif field.name != "config":
+        elif field.name not in ("config", "overrides", "action"):
             assert squeeze(docs[field.name]) in shown, field.name
 
 
-def test_every_command_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in cli.COMMANDS:
-        assert f"usage: jaxclf {command}" in help_of(command, monkeypatch, capsys)
-        assert f"  {command} " in cli.USAGE
+LIGHT = """
+import contextlib, io, sys
+from jaxclf.cli.main import COMMANDS, main
+
+for args in ([], *([name] for name in COMMANDS), ["data", "bench"]):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as help:
+        main([*args, "--help"])
+    assert f"usage: {' '.join(['jaxclf', *args])} " in help.getvalue()
+main(["--version"])
+print(sorted({"jax", "flax", "numpy", "matplotlib", "tensorflow_datasets"} & set(sys.modules)))
+"""
 
 
-def test_without_arguments_it_says_usage_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert capsys.readouterr().out.startswith("usage: jaxclf COMMAND")
-    for flag in ("-h", "--help"):
-        assert main([flag]) == 0
-        assert capsys.readouterr().out.startswith("usage: jaxclf COMMAND")
+def test_help_of_every_command_and_the_version_import_no_jax() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"jaxclf {jaxclf.__version__}\n[]\n"
 
 
-def test_real_process_without_arguments_exits_2() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxclf"], cwd=ROOT, env=os.environ.copy(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "usage: jaxclf COMMAND" in done.stdout + done.stderr
+def test_public_names_are_found_at_their_first_use() -> None:
+    assert all(callable(getattr(jaxclf, name)) for name in jaxclf.__all__)
+    with pytest.raises(AttributeError, match=r"^module 'jaxclf' has no attribute 'trian'$"):
+        _ = jaxclf.trian  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("", "Expected one of {train, eval, table, sweep, summary, convert, predict, data}"),
+        ("trian", "Unrecognized options: trian"),
+        ("data", "Expected one of {list, info, prepare, verify, bench}"),
+        ("data inof", "Available subcommands: list, info, prepare, verify, bench"),
+        ("data info", "Missing from jaxclf data info: NAME"),
+        ("data list digits", "Unrecognized options: digits"),
+        ("data list --data-dir x", "--data-dir (applied to jaxclf data list)"),
+        ("data info digits --seconds 1", "--seconds"),
+        ("data info digits --downloads x --loader.threads 2", "--loader.threads (applied to jaxclf data info)"),
+        ("data verify digits --sample 3 --image-size 9", "--sample (applied to jaxclf data verify)"),
+        ("data prepare digits --backbone resnet8", "--backbone"),
+        ("data bench digits --downloads x", "--downloads (applied to jaxclf data bench)"),
+    ],
+)
+def test_words_that_a_command_does_not_know_are_named(
+    args: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as leaving:
+        main(args.split())
+    assert leaving.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert squeeze(said) in squeeze(re.sub(r"[│╭╮╰╯─]", "", err))
+
+
+def test_programs_are_kept_in_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = "JAX_COMPILATION_CACHE_DIR"
+    for given, expected in (({"XDG_CACHE_HOME": "/x"}, "/x/jaxclf/xla"), ({kept: "/y"}, "/y"), ({}, None)):
+        monkeypatch.setattr(os, "environ", environment := dict(given))
+        monkeypatch.setattr(Path, "home", no_home)
+        cli._cache_compilations()
+        assert environment.get(kept) == expected
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_names_that_the_encoding_of_stdout_lacks_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val"):
+        for name in ("größe", "日本"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / split / name / "0.png")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "latin-1"))
+    assert main(["data", "info", f"folder:{tmp_path}"]) == 0
+    assert "größe, \\u65e5\\u672c".encode("latin-1") in printed.getvalue()
 
 
 def test_data_list_shows_every_set(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +219,7 @@ def test_flags_override_the_recipe_and_the_run_can_be_evaluated(
 
 
 def test_demo_recipe_gives_the_config_of_its_head() -> None:
-    get_config = cli.load(ROOT / "configs" / "digits.py", "get_config")
+    get_config = load(ROOT / "configs" / "digits.py", "get_config")
     assert get_config().model.head == "learned"
     rebuilt = get_config(head="identity", seed=2)
     assert (rebuilt.model.maps, rebuilt.model.maps_shortcut, rebuilt.run.seed) == (10, "B", 2)
@@ -175,11 +228,11 @@ def test_demo_recipe_gives_the_config_of_its_head() -> None:
 def test_an_interrupt_that_no_run_hears_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(args: list[str]) -> None:
+    def interrupted(_: data.Data) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "data", interrupted)
-    assert main(["data"]) == 130
+    monkeypatch.setattr(data.Data, "run", interrupted)
+    assert main(["data", "list"]) == 130
     assert capsys.readouterr().err == "jaxclf: interrupted; the same command goes on from the last checkpoint\n"
 
 

@@ -24,7 +24,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclf.cli.main import load, main
+from jaxclf.cli.main import main
+from jaxclf.cli.recipe import load
 from jaxclf.config import Config
 from jaxclf.errors import RunError
 from jaxclf.training.checkpoint import Checkpoints

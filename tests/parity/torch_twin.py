@@ -33,7 +33,8 @@ import torch.nn.functional as F
 import tyro
 
 from benchmarks import torch_networks
-from jaxclf.cli.main import Fields, Recipe, _with_recipe, load, print_result
+from jaxclf.cli.recipe import Fields, RecipeFile, load, must_be_python, override, with_recipe
+from jaxclf.cli.result import print_result
 from jaxclf.config import Config, LossConfig, OptimConfig
 from jaxclf.data import augment, pipeline
 from jaxclf.errors import RunError, UsageError
@@ -313,7 +314,7 @@ def _result(
 class Arguments:
     """Train the PyTorch twin of one config."""
 
-    recipe: Recipe
+    recipe: RecipeFile
     """A file with get_config() -> Config, as in configs/."""
     workdir: Path
     """The directory of the results."""
@@ -329,7 +330,7 @@ class TableArguments:
     Fields of the config (--data.data-dir DIR ...) override those of every run.
     """
 
-    experiment: Recipe
+    experiment: RecipeFile
     """A file with get_table() -> Table, as in experiments/."""
     workdir: Path
     """Directory of the runs and of results.jsonl, the table's baseline_results."""
@@ -341,11 +342,7 @@ def train_table(args: Sequence[str]) -> None:
     """Train the twins of a table, one after another; results.jsonl has those of all complete runs."""
     chosen, overrides = tyro.cli(TableArguments, prog="torch_twin", args=args, return_unknown_args=True)
     table = load(chosen.experiment, "get_table")()
-
-    def override(config: Config) -> Config:
-        return tyro.cli(Config, prog="torch_twin", args=overrides, default=config)
-
-    everything = tables.jobs(table, chosen.workdir, override)
+    everything = tables.jobs(table, chosen.workdir, lambda config: override(config, overrides, prog="torch_twin"))
     wanted = {row.label for row in tables.select(table, chosen.rows).rows}
     for job in everything:
         if job.row.label in wanted and not job.done:
@@ -358,7 +355,8 @@ def train_table(args: Sequence[str]) -> None:
 
 def train_one(args: Sequence[str]) -> None:
     """Train the twin of one config."""
-    chosen = _with_recipe(Arguments, "torch_twin", args)
+    chosen: Any = tyro.cli(with_recipe(Arguments, args), prog="torch_twin", args=args)
+    must_be_python(chosen.recipe)
     print_result(train(chosen.config, chosen.workdir, chosen.label or chosen.config.model.head))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from jaxclf import train
-from jaxclf.cli.main import load, main
+from jaxclf.cli.main import main
+from jaxclf.cli.recipe import load
 from jaxclf.report import tables
 from jaxclf.tools import preparation
 

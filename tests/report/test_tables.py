@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf.cli.main import load, main
+from jaxclf.cli.main import main
+from jaxclf.cli.recipe import load
 from jaxclf.config import Config
 from jaxclf.errors import RunError, UsageError
 from jaxclf.report import tables

@@ -252,14 +252,6 @@ def test_no_thread_is_left(given: Given) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("info", "jaxclf data info needs the name of a data set; `jaxclf data list` shows them"),
-        ("list digits", "jaxclf data list takes no name, but was given 'digits'; `jaxclf data info` does"),
-        ("list --data-dir x", "jaxclf data list takes no --data-dir"),
-        ("info digits --seconds 1", "jaxclf data info takes no --seconds"),
-        ("info digits --downloads x --loader.threads 2", "jaxclf data info takes no --downloads, --loader"),
-        ("verify digits --sample 3 --image-size 9", "jaxclf data verify takes no --sample, --image-size"),
-        ("prepare digits --backbone resnet8", "jaxclf data prepare takes no --backbone"),
-        ("bench digits --downloads x", "jaxclf data bench takes no --downloads"),
         ("info digits --sample -1", "sample is -1 but must be 0, for all images, or a number of them"),
         ("info folder:/nowhere", "folder:/nowhere: there is no directory /nowhere"),
         ("prepare folder:/nowhere", "folder:/nowhere: there is no directory /nowhere"),

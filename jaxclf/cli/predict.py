@@ -1,0 +1,49 @@
+"""jaxclf predict: classes of image files."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxclf.cli.convert import BARE, read_names
+from jaxclf.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Classify image files: the most probable classes of each; a file that cannot be read is named."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Image files."""
+    weights: Path
+    """A weight file or directory, or a run directory."""
+    model: str | None = None
+    """Name of the backbone, where the weights do not say it."""
+    head: str | None = None
+    """Name of the head; None is what the weights say, or learned where they say nothing."""
+    class_names: Path | None = None
+    """A text file with one class name a line, in class order; None is what the weights say."""
+    top: int = 5
+    """Classes to show."""
+
+    def run(self) -> None:
+        """Print the answers; if a file could not be read, raise `UsageError` after those of the others."""
+        from jaxclf.tools.predict import predict
+        from jaxclf.training import weights
+
+        head = self.head or ("learned" if self.weights.suffix in BARE else None)
+        names = read_names(self.class_names)
+        loaded = weights.read(self.weights, model=self.model, head=head, class_names=names)
+        record = loaded.record
+        if record.preprocessing is None:
+            raise UsageError(f"{self.weights} does not say how {record.model} wants its images prepared")
+        answers = predict(
+            loaded.model, loaded.variables, record.preprocessing, self.images, record.class_names, top=self.top
+        )
+        for answer in answers:
+            print(answer.file if answer.error is None else f"{answer.file}: {answer.error}")
+            for guess in answer.guesses:
+                print(f"  {guess.probability:7.2%}  {guess.name}")
+        if broken := [str(answer.file) for answer in answers if answer.error is not None]:
+            raise UsageError(f"{len(broken)} of {len(answers)} files could not be read: {', '.join(broken)}")

@@ -1,0 +1,70 @@
+"""Recipe and experiment files, and a config's fields as flags."""
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxclf.config import Config
+from jaxclf.errors import UsageError
+
+RecipeFile = Annotated[Path, tyro.conf.Positional]
+Fields = Annotated[Config, tyro.conf.arg(name="")]
+Overrides = Annotated[tuple[str, ...], tyro.conf.Suppress]
+"""Flags that a command does not have itself: fields of configs, which are known when its file is read."""
+COMMAND = (sys.executable, "-m", "jaxclf")
+"""Starts this program in another process."""
+
+
+def load(file: Path, function: str) -> Callable[..., Any]:
+    """Return a function of a recipe or experiment file; what such a file imports is found beside its directory."""
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}")
+    sys.path.insert(0, str(file.resolve().parent.parent))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise UsageError(f"{file} defines no {function}()")
+    return getattr(module, function)
+
+
+def config_of(recipe: Path) -> Config:
+    """Return the config that a recipe file makes; `UsageError` unless it is one, with fields of the right types."""
+    config = load(recipe, "get_config")()
+    if not isinstance(config, Config):
+        raise UsageError(f"{recipe}: get_config() returned {config!r} but must return a Config")
+    try:
+        return Config.from_dict(config.to_dict())
+    except UsageError as error:
+        raise UsageError(f"{recipe}: {error}") from error
+
+
+def must_be_python(recipe: Path) -> None:
+    """Raise `UsageError` for a recipe that is no .py file, of which `with_recipe` knows nothing."""
+    if recipe.suffix != ".py":
+        raise UsageError(f"the recipe is {str(recipe)!r} but must be a .py file with get_config()")
+
+
+def with_recipe(kind: type, args: Sequence[str]) -> type:
+    """Return a command with the config of the .py file among its arguments as default of its field `config`.
+
+    Its other fields stay required. Without such a file the command is returned as it is.
+    """
+    recipe = next((Path(arg) for arg in args if arg.endswith(".py")), None)
+    if recipe is None:
+        return kind
+    default = [("config", Fields, dataclasses.field(default=config_of(recipe)))]
+    namespace = {"__doc__": kind.__doc__}
+    return dataclasses.make_dataclass(kind.__name__, default, bases=(kind,), namespace=namespace, frozen=True)
+
+
+def override(config: Config, flags: Sequence[str], *, prog: str) -> Config:
+    """Return the config under flags such as `--run.epochs 1`."""
+    return tyro.cli(Config, prog=prog, args=flags, default=config)

@@ -1,0 +1,24 @@
+"""The result of a run, as `train` and `eval` print it."""
+
+import jax
+
+from jaxclf.training.run_directory import Result
+
+
+def print_result(result: Result) -> None:
+    """Print the result; of several processes, the first does."""
+    if jax.process_index():
+        return
+    known = [top1 for top1 in result.per_class if top1 is not None]
+    per_class = f"{min(known):.2f} to {max(known):.2f} %"
+    print(f"test top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  per class {per_class}")
+    counts = "  ".join(f"{name} {count:,}" for name, count in result.parameters.items())
+    speed = f"  {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
+    print(f"step {result.step:,}  {counts}{speed}")
+    if result.skipped:
+        print(
+            f"{result.skipped:,} images could not be read and were skipped: {result.workdir}/skipped.jsonl names them"
+        )
+    if result.rollbacks:
+        print(f"went back {result.rollbacks} times after divergence: {result.workdir}/rollbacks.jsonl tells where")
+    print(f"sha256 {result.sha256}  {result.workdir}")

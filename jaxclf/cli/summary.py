@@ -1,0 +1,81 @@
+"""jaxclf summary: a network by layer, or a recipe in short."""
+
+import dataclasses
+import json
+import sys
+from typing import Annotated, Any
+
+import tyro
+
+from jaxclf.cli.recipe import Fields, RecipeFile
+from jaxclf.config import Config
+
+TOTALS = ("trainable", "fixed", "statistics", "macs", "flops_2020")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """Show a recipe in short: model, parameters, length, and its learning rate as a curve."""
+
+    recipe: RecipeFile
+    """A file with get_config() -> Config, as in configs/."""
+    config: Fields = dataclasses.field(default_factory=Config)
+
+    def run(self) -> None:
+        """Print the outline."""
+        from jaxclf.report.sweep import outline
+
+        print(outline(self.config))
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Show a network's layers: output shapes, parameters by collection, operations for one image.
+
+    `summary CONFIG.py` shows a recipe in short with its learning rate, and takes the fields that `train` takes.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Name of a backbone, or a recipe file."""
+    num_classes: int = 1000
+    """Classes of the head."""
+    head: str = "learned"
+    """Name of a head."""
+    maps: int | None = None
+    """End the backbone in this many feature maps (under identity: one a class)."""
+    image_size: int | None = None
+    """Side of the image; None is the one the backbone was designed for."""
+    channels: int = 3
+    """Channels of the image."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        """Print the layers and their totals."""
+        from jaxclf.models.classifier import create_model
+        from jaxclf.models.count import count
+
+        options: dict[str, Any] = {} if self.maps is None else {"maps": self.maps}
+        model = create_model(self.name, num_classes=self.num_classes, head=self.head, **options)
+        size = self.image_size or model.backbone.image_size
+        counted = count(model, (size, size, self.channels))
+        totals = {field: counted.total(field) for field in TOTALS}
+        if self.json:
+            layers = [dataclasses.asdict(layer) for layer in counted.layers]
+            print(json.dumps({**dataclasses.asdict(self), "image_size": size, "totals": totals, "layers": layers}))
+        else:
+            self._print_table(size, counted.layers, totals)
+
+    def _print_table(self, size: int, layers: Any, totals: dict[str, int]) -> None:
+        import rich.console
+        import rich.table
+
+        table = rich.table.Table(title=f"{self.name}, {self.head}, {self.num_classes} classes, {size}x{size}")
+        for column in ("layer", "output", *TOTALS):
+            table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
+        for layer in layers:
+            numbers = [f"{value:,}" if (value := getattr(layer, field)) else "" for field in TOTALS]
+            table.add_row(layer.path or "(pool)", "x".join(map(str, layer.output)), *numbers)
+        table.add_section()
+        table.add_row("total", "", *(f"{value:,}" for value in totals.values()))
+        rich.console.Console(width=None if sys.stdout.isatty() else 140).print(table)

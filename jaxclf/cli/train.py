@@ -1,0 +1,40 @@
+"""jaxclf train: one run."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxclf.cli.recipe import Fields, RecipeFile, must_be_python
+from jaxclf.config import Cluster, Config, Loader, Watching
+
+Machines = Annotated[Cluster, tyro.conf.arg(name="")]
+Watched = Annotated[Watching, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train one config, or go on where a run of the same config stopped in the same directory."""
+
+    recipe: RecipeFile
+    """A file with get_config() -> Config, as in configs/."""
+    workdir: Path
+    """The run directory."""
+    loader: Loader = dataclasses.field(default_factory=Loader)
+    cluster: Machines = dataclasses.field(default_factory=Cluster)
+    watching: Watched = dataclasses.field(default_factory=Watching)
+    config: Fields = dataclasses.field(default_factory=Config)
+
+    def run(self) -> None:
+        """Join the other processes, if there are any, train, and print the result."""
+        must_be_python(self.recipe)
+        from jaxclf.cli.result import print_result
+        from jaxclf.devices import cluster
+        from jaxclf.training import loop
+
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of what it raises as well
+        cluster.join(self.cluster)
+        given = {"loader": self.loader, "devices": self.cluster.devices, "watching": self.watching}
+        print_result(loop.train(self.config, self.workdir, **given))
