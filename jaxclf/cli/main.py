@@ -22,7 +22,7 @@ from jaxclf.cli.summary import Outline, Summary
 from jaxclf.cli.sweep import Sweep
 from jaxclf.cli.table import RunTable
 from jaxclf.cli.train import Train
-from jaxclf.errors import RunError, Stopped, UsageError
+from jaxclf.errors import RunError, Stopped, UsageError, unknown
 
 COMMANDS: dict[str, type] = {
     "train": Train,
@@ -83,9 +83,11 @@ def _run(args: Sequence[str]) -> int:
 
 
 def parse(args: Sequence[str]) -> Any:
-    """Return the command with its flags; raises `SystemExit` after help or flags that it does not have."""
+    """Return the command with its flags; raises `UsageError`, and `SystemExit` after help or flags that it lacks."""
     commands = dict(COMMANDS)
     name = args[0] if args else ""
+    if name and not name.startswith("-") and name not in commands:
+        raise unknown("command", name, commands)
     if name in OF_A_RECIPE and any(arg.endswith(".py") for arg in args):
         commands[name] = with_recipe(OF_A_RECIPE[name], args)
     form: Any = Union[*(Annotated[kind, tyro.conf.subcommand(one)] for one, kind in commands.items())]

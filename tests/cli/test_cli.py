@@ -123,11 +123,15 @@ def test_public_names_are_found_at_their_first_use() -> None:
         _ = jaxclf.trian  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_a_mistyped_command_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian", "configs/digits.py"]) == 2
+    assert capsys.readouterr().err.startswith("jaxclf: unknown command 'trian'; did you mean 'train'? Valid: convert, ")
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         ("", "Expected one of {train, eval, table, sweep, summary, convert, predict, data}"),
-        ("trian", "Unrecognized options: trian"),
         ("data", "Expected one of {list, info, prepare, verify, bench}"),
         ("data inof", "Available subcommands: list, info, prepare, verify, bench"),
         ("data info", "Missing from jaxclf data info: NAME"),
