@@ -70,7 +70,8 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     """
     model = model.clone(backbone=model.backbone.clone(remat="none"))  # the same operations, not inside of others
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    # One trace gives both: the draws of the initial parameters multiply nothing.
+    closed, (_, variables) = jax.make_jaxpr(model.init_with_output, return_shape=True)(jax.random.key(0), images)
     rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
     for (collection, *path, _), leaf in flat.items():
@@ -78,7 +79,6 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     biased = {"/".join(path[1:-1]) for path in flat if path[-1] == "bias" and path[1] == "backbone"}
     norms = {path for path, row in rows.items() if row["statistics"]}
     outputs: dict[str, tuple[int, ...]] = {}
-    closed = jax.make_jaxpr(lambda v, x: model.apply(v, x))(variables, images)
     for eqn, path in _equations(closed.jaxpr, ()):
         macs = _multiplications(eqn)
         rows[path]["macs"] += macs

@@ -182,9 +182,9 @@ class LbfgsState(NamedTuple):
     """L-BFGS over the n parameters as one vector; the newest pair of the history comes last, unused rows are zero."""
 
     count: Int[Array, ""]
-    """Updates asked for: the step that the rate belongs to."""
+    """Number of updates asked for: the step that the rate belongs to."""
     iterations: Int[Array, ""]
-    """Those of them that found a gradient to follow."""
+    """Number of updates that found a gradient to follow."""
     gradient: Float[Array, " n"]
     step: Float[Array, " n"]
     steps: Float[Array, "h n"]

@@ -39,7 +39,7 @@ RECORD = "jaxclf"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a weight file of ours says besides the numbers; `create_model`'s arguments come first."""
+    """Facts that a weight file of ours holds besides the numbers; `create_model`'s arguments come first."""
 
     model: str
     num_classes: int

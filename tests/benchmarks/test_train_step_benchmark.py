@@ -161,7 +161,7 @@ def test_rounds_alternate_and_who_fails_is_left_out_and_named(bench: Any, monkey
 def test_report_is_written_and_the_exit_code_says_that_something_failed(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in (("Process", Fake), ("write_weights", lambda *_: None), ("check", lambda *_: None)):
+    for name, value in (("Process", Fake), ("write_weights", lambda *_: None), ("require_measurable", lambda *_: None)):
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setattr(bench, "facts_of_the_machine", lambda: {"platform": "cpu"})
     monkeypatch.setattr(Fake, "events", [])

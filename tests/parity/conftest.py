@@ -8,6 +8,9 @@ import pytest
 
 collect_ignore = ["torch_twin.py"]  # a program without tests, which imports PyTorch
 
+collect_ignore = ["torch_twin.py"]
+"""A program, which pytest would import for its doctests, with PyTorch or without."""
+
 
 @pytest.fixture(scope="session")
 def torchvision() -> Any:

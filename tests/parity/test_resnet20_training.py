@@ -215,7 +215,8 @@ def test_twenty_steps_in_float32_are_torchs(settled: nn.Module) -> None:
     check(create_model("resnet20", num_classes=10), settled, optim, TOLERANCE, float64=False, steps=20, per_epoch=10)
 
 
-@pytest.mark.parametrize("option", ["A", pytest.param("B", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("option", "AB")
 def test_five_steps_without_a_classifier_layer_are_torchs(option: str) -> None:
     torch.manual_seed(0)
     model = create_model("resnet20", num_classes=10, head="identity", maps=10, maps_shortcut=option)

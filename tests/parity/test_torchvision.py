@@ -16,7 +16,7 @@ from jaxclf.models.classifier import create_model
 from jaxclf.models.torch_weights import load_torch, to_torch
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", pytest.param("densenet121", marks=pytest.mark.slow)])
 def test_answers_are_those_of_torchvisions_own_module(name: str, torchvision: Any, golden: Any) -> None:
     torch: Any = importlib.import_module("torch")
     torch.manual_seed(0)

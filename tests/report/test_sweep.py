@@ -30,7 +30,7 @@ from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimC
 def get_config():
     return Config(
         data=DataConfig(batch_size=64, drop_last=True), augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8"),
+        model=ModelConfig(backbone="tests.tiny:Tiny"),
         optim=OptimConfig(lr=0.05, milestones=(1,)),
         run=RunConfig(epochs=1),
     )
