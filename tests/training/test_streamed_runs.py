@@ -255,7 +255,7 @@ def get_config():
         data=DataConfig("synthetic_imagenet", data_dir={directory!r}, image_size=16, batch_size=400,
                         eval_batch_size=500),
         augment=AugmentConfig(crop="random_resized", pad=0),
-        model=ModelConfig("tests.tiny:Tiny"),
+        model=ModelConfig("resnet8"),
         optim=OptimConfig(lr=0.05),
         run=RunConfig(checkpoint_every=3),
     )
