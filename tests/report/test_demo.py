@@ -37,7 +37,10 @@ def test_the_committed_demo_answers_the_question() -> None:
 
 @pytest.mark.slow
 def test_a_run_of_the_demo_is_the_committed_one(tmp_path: Path) -> None:
-    """Another processor changes single images; what `jaxclf table` does with all twelve is test_tables.py's."""
+    """Another processor changes single images: of 445, up to three were seen, .67 points; hence the bound of 1.
+
+    What `jaxclf table` does with all twelve runs is test_tables.py's.
+    """
     table = load(ROOT / "experiments" / "digits_heads.py", "get_table")()
     everything = tables.jobs(table, tmp_path)
     (job,) = [job for job in everything if job.name == "identity, seed 0"]
