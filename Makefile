@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
+# Tests start a hundred processes: each compiles the package anew where Python may keep no bytecode.
+export PYTHONDONTWRITEBYTECODE =
 
 CORE = $(addprefix tests/models/test_,heads.py matrices.py layers.py backbones.py) \
   $(addprefix tests/training/test_,optim.py loop.py resume.py)
 TEST = $(RUN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-newest lint full clean
+.PHONY: demo test test-slow test-newest lint install full clean
 
 demo: $(VENV)/.base
 	$(RUN)/jaxclf table experiments/digits_heads.py --workdir runs/digits_heads --jobs 2
@@ -26,6 +28,9 @@ lint: $(VENV)/.dev
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/pyright
+
+# The environment of the tests, without the other extras.
+install: $(VENV)/.dev
 
 # Everything: with TensorFlow to prepare TFDS sets, PyTorch to compare with, Ray. CI runs the tests with these.
 full: $(VENV)/.dev $(VENV)/.full
