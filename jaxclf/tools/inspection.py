@@ -105,7 +105,7 @@ def inspect(
     train = opened.get(facts.splits[0])
     if not train:
         return Description(facts, None, counts)
-    measured = measure(train, facts.decoded, sample, report)
+    measured = measure_images(train, facts.decoded, sample, report)
     labels = train.stored_labels() if isinstance(train, Records) else train.labels()
     if labels is None and measured.images == measured.of:
         labels = measured.labels
@@ -123,7 +123,7 @@ def unprepared(dataset: Dataset) -> str | None:
     return str(prepared.missing(name, builder))
 
 
-def measure(source: Source, depth: Literal[1, 3], sample: int = 0, report: Report | None = None) -> Measured:
+def measure_images(source: Source, depth: Literal[1, 3], sample: int = 0, report: Report | None = None) -> Measured:
     """Decode an evenly spread sample of images to `depth` channels; return their sizes, mean and standard deviation.
 
     Both are those of all pixels of these images together, from exact counts of the 256 values, so neither the order nor

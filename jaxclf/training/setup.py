@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxclf.config import Config, Loader, validate
 from jaxclf.data import augment, datasets, pipeline
+from jaxclf.data.datasets import ResidentSet, StreamedSet
 from jaxclf.data.order import Order
 from jaxclf.devices.layout import Layout, check_batch, over_devices
 from jaxclf.errors import UsageError
@@ -82,14 +83,21 @@ class Setup:
         self.data.close()
 
 
-def set_up(config: Config, loader: Loader = IN_THREADS, devices: int | None = None) -> Setup:
+def set_up(
+    config: Config,
+    loader: Loader = IN_THREADS,
+    devices: int | None = None,
+    *,
+    dataset: ResidentSet | StreamedSet | None = None,
+) -> Setup:
     """Check a config against data, model and devices and open the data; every fault is a `UsageError`.
 
-    `devices` is how many of each process's devices are used, None for all.
+    `devices` is how many of each process's devices are used, None for all; `dataset` is the config's, if the caller
+    has resolved it already.
     """
     validate(config)
     validate(loader, "loader.")
-    dataset = datasets.resolve(config.data)
+    dataset = dataset or datasets.resolve(config.data)
     # The steps read fixed matrices from the state, so the model they are compiled for needs no seed of its own.
     model = build(config, dataset.num_classes, seed=0)
     where = over_devices(devices, replicas=config.run.parallel == "pmap")

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxclf.config import Config, validate
 from jaxclf.data import datasets
+from jaxclf.data.datasets import ResidentSet, StreamedSet
 from jaxclf.data.order import Batch
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import UsageError
@@ -51,8 +52,8 @@ def but_for_seeds(config: Config) -> Config:
     return dataclasses.replace(config, model=model, run=run)
 
 
-def check_stack(configs: Sequence[Config]) -> None:
-    """Check that configs can be trained in one program; `UsageError` with all that stands against it."""
+def check_stack(configs: Sequence[Config]) -> ResidentSet | StreamedSet:
+    """Return the data set of configs that can be trained in one program; `UsageError` with all against that."""
     for config in configs:
         validate(config)
     first, faults = configs[0], []
@@ -63,12 +64,13 @@ def check_stack(configs: Sequence[Config]) -> None:
         faults.append(f"run.rollbacks is {first.run.rollbacks} but must be 0")
     if first.run.parallel != "jit":
         faults.append(f"run.parallel is {first.run.parallel!r} but must be 'jit'")
-    if datasets.resolve(first.data).facts.streamed:
+    if (dataset := datasets.resolve(first.data)).facts.streamed:
         faults.append(f"data.dataset is {first.data.dataset}, which is streamed, but must be resident")
     if faults:
         raise UsageError(
             f"runs cannot be stacked in one program, only run.seed and model.head_seed may differ: {'; '.join(faults)}"
         )
+    return dataset
 
 
 def train_stacked(configs: Sequence[Config], workdirs: Sequence[str | os.PathLike[str]], *, quiet: bool) -> Stacked:
@@ -80,10 +82,10 @@ def train_stacked(configs: Sequence[Config], workdirs: Sequence[str | os.PathLik
     Raises `UsageError`, before anything is compiled, for configs that cannot be stacked, for several processes, and for
     directories that stand at different steps; otherwise as `loop.train`.
     """
-    check_stack(configs)
+    dataset = check_stack(configs)
     wanted = [(config, Path(path)) for config, path in zip(configs, workdirs, strict=True)]
     pending = [(config, path) for config, path in wanted if not (path / "result.json").exists()]
-    with _one_device(configs[0]) as setup:
+    with _one_device(configs[0], dataset) as setup:
         together = _train(setup, pending, quiet=quiet) if pending else 0.0
         alone = _images_per_second_alone(setup) if together else 0.0
     return Stacked([_result(config, path) for config, path in wanted], together, alone)
@@ -97,8 +99,8 @@ def _result(config: Config, path: Path) -> Result:
     return result
 
 
-def _one_device(config: Config) -> Setup:
-    setup = set_up(config, devices=1)
+def _one_device(config: Config, dataset: ResidentSet | StreamedSet) -> Setup:
+    setup = set_up(config, devices=1, dataset=dataset)
     if (hosts := setup.layout.hosts) > 1:
         raise UsageError(f"stacked runs take one device of one process, but {hosts} processes share this run")
     return setup
@@ -230,8 +232,7 @@ def _images_per_second_alone(setup: Setup) -> float:
 
 def room(configs: Sequence[Config]) -> int:
     """Return how many of the runs the device has memory for in one program, halving; all, where it does not say."""
-    check_stack(configs)
-    with _one_device(configs[0]) as setup:
+    with _one_device(configs[0], check_stack(configs)) as setup:
         limit = (setup.layout.mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
         count = len(configs)
         while limit is not None and count > 1 and step_bytes(setup, count) > limit:

@@ -1,8 +1,8 @@
 """Weight files: .safetensors, PyTorch's .pth and .pt, and our own Orbax directories; from each to each, and from runs.
 
-Our directory and our .safetensors say which model the weights are of and how it wants its images (`Record`), and so
-does a run directory, whose newest checkpoint is read. A .pth holds the bare state dict, so that PyTorch's own modules
-load it; there the caller says which model it is. Files are
+Our directory and our .safetensors say which model the weights are of and how it wants its images (`WeightRecord`), and
+so does a run directory, whose newest checkpoint is read. A .pth holds the bare state dict, so that PyTorch's own
+modules load it; there the caller says which model it is. Files are
 written under another name and renamed at the end, so an interrupted write is never taken for a whole one.
 """
 
@@ -38,7 +38,7 @@ RECORD = "jaxclf"
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class WeightRecord:
     """Facts that a weight file of ours holds besides the numbers; `create_model`'s arguments come first."""
 
     model: str
@@ -64,11 +64,11 @@ class Record:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Record":
+    def from_json(cls, text: str) -> "WeightRecord":
         """Inverse of `to_json`.
 
-        >>> record = Record("resnet20", 10, options={"shortcut": "B"})
-        >>> Record.from_json(record.to_json()) == record
+        >>> record = WeightRecord("resnet20", 10, options={"shortcut": "B"})
+        >>> WeightRecord.from_json(record.to_json()) == record
         True
         """
         values = json.loads(text)
@@ -85,7 +85,7 @@ class Weights:
 
     model: Classifier
     variables: dict[str, Any]
-    record: Record
+    record: WeightRecord
 
 
 def convert(
@@ -98,7 +98,7 @@ def convert(
     preprocessing: Preprocessing | None = None,
     class_names: tuple[str, ...] | None = None,
     **options: Any,
-) -> Record:
+) -> WeightRecord:
     """Write the weights of `source` into `target`, whose suffix says the format; return what they are.
 
     `model`, `num_classes` (the last layer's size, where it is not given) and `head` are needed where the source does
@@ -215,16 +215,16 @@ def _strip(state_dict: StateDict) -> StateDict:
     return state_dict
 
 
-def _read_safetensors(path: Path) -> tuple[StateDict, Record | None]:
+def _read_safetensors(path: Path) -> tuple[StateDict, WeightRecord | None]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata, state_dict = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, TypeError) as error:
         raise UsageError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
-    return _strip(state_dict), Record.from_json(metadata[RECORD]) if RECORD in metadata else None
+    return _strip(state_dict), WeightRecord.from_json(metadata[RECORD]) if RECORD in metadata else None
 
 
-def _complete(given: dict[str, Any], state_dict: StateDict, source: PathLike) -> Record:
+def _complete(given: dict[str, Any], state_dict: StateDict, source: PathLike) -> WeightRecord:
     """Return the record of a file without one; num_classes is the last layer's size where it is not given.
 
     A thousand classes of an ImageNet network have ImageNet's names unless others are given.
@@ -233,7 +233,7 @@ def _complete(given: dict[str, Any], state_dict: StateDict, source: PathLike) ->
     if missing:
         raise UsageError(f"{source} does not say what it holds; give {' and '.join(missing)}")
     names = given.pop("class_names", None)
-    record = Record(**{"num_classes": 2, **given})
+    record = WeightRecord(**{"num_classes": 2, **given})
     body = dataclasses.replace(record, head="learned").build()
     if "num_classes" not in given:
         last = head_name(body, state_dict)
@@ -249,7 +249,7 @@ def _complete(given: dict[str, Any], state_dict: StateDict, source: PathLike) ->
     return dataclasses.replace(record, class_names=names)
 
 
-def _merge(found: Record, given: dict[str, Any], source: PathLike) -> Record:
+def _merge(found: WeightRecord, given: dict[str, Any], source: PathLike) -> WeightRecord:
     """Return what a file says, with preprocessing and class names replaced by those given; the rest must agree."""
     faults = [
         f"{name} {getattr(found, name)!r}, not {value!r}"
@@ -272,7 +272,7 @@ def _write_orbax(path: Path, weights: Weights) -> None:
         checkpointer.save(path.absolute(), args=items)
 
 
-def _read_orbax(path: Path) -> tuple[Record, dict[str, Any]]:
+def _read_orbax(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
     """Return record and variables of a directory that `_write_orbax` wrote; exact matrices are regenerated."""
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -288,16 +288,16 @@ def _read_orbax(path: Path) -> tuple[Record, dict[str, Any]]:
         raise UsageError(f"{path} is damaged: {first_line(error)}") from error
     flat = {name: np.asarray(value) for name, value in stored.items()}
     flat |= regenerate(json.loads(metadata["fixed"]))
-    return Record.from_json(metadata["record"]), traverse_util.unflatten_dict(flat, sep=".")
+    return WeightRecord.from_json(metadata["record"]), traverse_util.unflatten_dict(flat, sep=".")
 
 
-def _read_run(path: Path) -> tuple[Record, dict[str, Any]]:
+def _read_run(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
     """Return what a run directory trained, with its data set's class names and pixels, and its newest checkpoint."""
     config, known = read_config(path), path / "data.json"
     dataset = datasets.resolve(config.data)
     # Images may have changed since; older runs do not have the file.
     names = tuple(json.loads(known.read_text())["class_names"]) if known.exists() else dataset.class_names
-    record = Record(
+    record = WeightRecord(
         model=config.model.backbone,
         num_classes=len(names),
         head=config.model.head,

@@ -26,7 +26,7 @@ from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
 from jaxclf.tools.predict import predict
 from jaxclf.training.loop import train
 from jaxclf.training.step import draw_fixed
-from jaxclf.training.weights import Record, Weights, convert, read, read_state_dict, write
+from jaxclf.training.weights import WeightRecord, Weights, convert, read, read_state_dict, write
 
 StateDict = dict[str, np.ndarray]
 LENETS = {"lenet5_seed001": "lenet5_sigmoid", "lenet5_seed004": "lenet5", "lenetlike_seed004": "lenet_like"}
@@ -219,7 +219,7 @@ def test_a_learned_matrix_is_no_orthogonal_head(state_dict: Any) -> None:
 def test_a_weight_file_gives_the_same_model_back(head: str, suffix: str, tmp_path: Path) -> None:
     if suffix == ".pth":
         pytest.importorskip("torch.nn", reason=".pth needs the extra `parity`")
-    record = Record("resnet20", 10, head, {"maps": 16, "maps_shortcut": "C"}, None, tuple("abcdefghij"))
+    record = WeightRecord("resnet20", 10, head, {"maps": 16, "maps_shortcut": "C"}, None, tuple("abcdefghij"))
     model = record.build()
     variables = initial(model)
     file = tmp_path / f"weights{suffix}"
@@ -240,7 +240,7 @@ def test_a_weight_file_gives_the_same_model_back(head: str, suffix: str, tmp_pat
 
 def test_convert_goes_both_ways_between_all_formats(tmp_path: Path) -> None:
     pytest.importorskip("torch.nn", reason=".pth needs the extra `parity`")
-    record = Record("resnet18", 5, preprocessing=TORCHVISION, class_names=("a", "b", "c", "d", "e"))
+    record = WeightRecord("resnet18", 5, preprocessing=TORCHVISION, class_names=("a", "b", "c", "d", "e"))
     model = record.build()
     variables = initial(model)
     write(tmp_path / "0.pt", Weights(model, variables, record))
@@ -281,7 +281,7 @@ def test_without_pytorch_a_pth_file_names_the_extra(tmp_path: Path, monkeypatch:
 
 
 def test_faults_of_weight_files_are_usage_errors(tmp_path: Path) -> None:
-    record = Record("resnet8", 10)
+    record = WeightRecord("resnet8", 10)
     model = record.build()
     good, broken, directory = tmp_path / "good.safetensors", tmp_path / "broken.safetensors", tmp_path / "directory"
     write(good, Weights(model, initial(model), record))

@@ -16,7 +16,7 @@ from jaxclf.data.datasets import FOLDER
 from jaxclf.data.sources import Encoded, Folder, Records
 from jaxclf.errors import UsageError
 from jaxclf.tools import inspection
-from jaxclf.tools.inspection import describe, inspect, measure
+from jaxclf.tools.inspection import describe, inspect, measure_images
 from tests.data.streamed import inside, without_split
 
 Given = tuple[str, str | None]
@@ -91,7 +91,7 @@ def test_mean_and_deviation_are_those_of_all_decoded_pixels(given: Given) -> Non
 
 
 def test_grey_images_have_one_mean(photo_folder: Path) -> None:
-    found = measure(Folder(photo_folder / "val"), 1)
+    found = measure_images(Folder(photo_folder / "val"), 1)
     files = sorted(photo_folder.glob("val/*/*.png"))
     pixels = np.concatenate([np.asarray(Image.open(file).convert("L")).ravel() for file in files]) / 255
     np.testing.assert_allclose([*found.mean, *found.std], [pixels.mean(), pixels.std()], rtol=1e-12)
@@ -101,7 +101,7 @@ def test_one_colour_deviates_by_nothing(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (31, 17), (77, 3, 254)).save(tmp_path / name / "1.png")
-    found = measure(Folder(tmp_path), 3)
+    found = measure_images(Folder(tmp_path), 3)
     assert found.std == (0, 0, 0)
     assert found.mean == (77 / 255, 3 / 255, 254 / 255)
 
@@ -121,7 +121,7 @@ def test_a_sample_is_evenly_spread(
         return whole(self, index)
 
     monkeypatch.setattr(Records, "__getitem__", note)
-    found = measure(source, 3, sample)
+    found = measure_images(source, 3, sample)
     assert sorted(read) == expected
     assert (found.images, found.of) == (len(expected), 64)
     monkeypatch.undo()
