@@ -1,6 +1,8 @@
 """The errors that a user sees: one line each, that says what was given and what is allowed."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -26,10 +28,17 @@ class Stopped(RunError):
 
 
 def one_line(reason: object) -> str:
-    """Return a text, or an exception's type and text, as one line."""
+    """Return a text, or an exception's type and text, as one line of 300 characters at most.
+
+    Orbax's errors hold whole arrays, and TensorStore's name long paths before what a disk refuses for: that is said in
+    any case.
+    """
     if isinstance(reason, Exception):
-        reason = f"{type(reason).__name__}: {str(reason).strip()}"
-    return " ".join(str(reason).split())
+        reason = f"{type(reason).__name__}: {reason}"
+    whole = " ".join(str(reason).split())
+    cut = whole[:300]
+    refusals = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO))
+    return next((f"{cut}... {refusal}" for refusal in refusals if refusal in whole and refusal not in cut), cut)
 
 
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:

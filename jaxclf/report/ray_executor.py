@@ -36,8 +36,7 @@ import numpy as np
 
 from jaxclf.config import Config
 from jaxclf.devices.preemption import Requests
-from jaxclf.errors import RunError, Stopped, UsageError
-from jaxclf.training.checkpoint import first_line
+from jaxclf.errors import RunError, Stopped, UsageError, one_line
 from jaxclf.training.loop import train
 from jaxclf.training.run_directory import cores
 from jaxclf.training.setup import set_up
@@ -141,7 +140,7 @@ def _connected(ray: Any, cluster: RayCluster) -> Iterator[None]:
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises many types
-        text = first_line(error)
+        text = one_line(error)
         if cluster.address is None:
             raise RunError(f"Ray did not start on this machine: {text}") from error
         text += " (where a token is asked for, RAY_AUTH_MODE=token must be set)"

@@ -6,10 +6,8 @@ not stored but regenerated, and their hash is compared (matrices.py says why ran
 """
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxclf.devices.cluster import together, warn
 from jaxclf.devices.layout import AXIS
-from jaxclf.errors import RunError, UsageError
+from jaxclf.errors import RunError, UsageError, one_line
 from jaxclf.models.matrices import MATRICES, digest, matrix
 from jaxclf.training.step import TrainState
 
@@ -69,18 +67,6 @@ def regenerate(record: Mapping[str, Any]) -> Flat:
                 "this version of the code builds another matrix"
             )
     return flat
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, cut to 200 characters: Orbax's errors hold whole arrays.
-
-    What a disk refuses for is said in any case; TensorStore's errors name long paths before it.
-    """
-    lines = str(error).strip().splitlines()
-    whole = lines[0] if lines else type(error).__name__
-    cut = whole[:200]
-    reasons = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO))
-    return next((f"{cut}... {reason}" for reason in reasons if reason in str(error) and reason not in cut), cut)
 
 
 def state_digest(state: TrainState) -> str:
@@ -175,7 +161,7 @@ class Checkpoints:
             kept = f"the last good one is of step {max(whole)}" if whole else "there is none before it"
             raise RunError(
                 f"step {self._writing}: the checkpoint could not be written to {self.directory} "
-                f"({first_line(error)}); {kept}"
+                f"({one_line(error)}); {kept}"
             ) from error
 
     def restore(self, template: TrainState, *, step: int | None) -> tuple[TrainState, int]:
@@ -192,10 +178,10 @@ class Checkpoints:
             except UsageError:
                 raise
             except Exception as error:
-                tried.append(f"step {candidate} ({first_line(error)})")
+                tried.append(f"step {candidate} ({one_line(error)})")
                 if step is None:
                     self._set_aside(candidate)
-                    warn(f"the checkpoint of step {candidate} is damaged ({first_line(error)}); taking the one before")
+                    warn(f"the checkpoint of step {candidate} is damaged ({one_line(error)}); taking the one before")
         raise RunError(f"no readable checkpoint in {self.directory}: {'; '.join(tried) or 'it is empty'}")
 
     def best_step(self) -> int | None:
@@ -220,7 +206,7 @@ class Checkpoints:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(as_numpy), record=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-            raise UsageError(f"the checkpoint {self.directory / str(step)} is damaged: {first_line(error)}") from error
+            raise UsageError(f"the checkpoint {self.directory / str(step)} is damaged: {one_line(error)}") from error
         stored, prefix = restored["state"], "average."  # where there is a moving average, it is what was evaluated
         stored |= {name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)}
         flat = {name: np.asarray(value) for name, value in stored.items() if name.split(".")[0] in COLLECTIONS}

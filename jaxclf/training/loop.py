@@ -14,8 +14,8 @@ from jaxclf.config import Config, Loader, Watching
 from jaxclf.data.order import Batch
 from jaxclf.devices.cluster import Votes, together
 from jaxclf.devices.preemption import Requests
-from jaxclf.errors import Stopped
-from jaxclf.training.checkpoint import Checkpoints, first_line
+from jaxclf.errors import Stopped, one_line
+from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.parallel import train_steps
 from jaxclf.training.recovery import Diverged
 from jaxclf.training.run import Run, opened
@@ -69,7 +69,7 @@ def train(
         except jax.errors.JaxRuntimeError as error:
             if setup.layout.hosts == 1:
                 raise
-            raise Stopped(f"lost another process of the run ({first_line(error)}); start all of them again") from error
+            raise Stopped(f"lost another process of the run ({one_line(error)}); start all of them again") from error
 
 
 def _train_run(run: Run, state: TrainState, requests: Requests) -> TrainState:

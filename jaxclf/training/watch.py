@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from jaxclf.config import Config, Watching, profiled_steps
-from jaxclf.errors import UsageError
+from jaxclf.errors import UsageError, one_line
 from jaxclf.training.sinks import TensorBoard, Values, WeightsAndBiases, replace_file
 from jaxclf.training.trace import Trace
 
@@ -265,8 +265,7 @@ class Watch:
             raise
         except Exception as error:
             if what not in self._faults:
-                said = " ".join(str(error).split())
-                warnings.warn(f"{what} failed and is {then}: {type(error).__name__}: {said}", stacklevel=4)
+                warnings.warn(f"{what} failed and is {then}: {one_line(error)}", stacklevel=4)
             self._faults.add(what)
 
 

@@ -24,10 +24,10 @@ from safetensors.numpy import save_file
 from jaxclf.data import datasets
 from jaxclf.data.facts import IMAGENET_CLASSES
 from jaxclf.data.transforms import Preprocessing, default_preprocessing
-from jaxclf.errors import UsageError
+from jaxclf.errors import UsageError, one_line
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.torch_weights import head_name, load_torch, to_torch
-from jaxclf.training.checkpoint import Checkpoints, first_line, fixed_record, is_exact, regenerate
+from jaxclf.training.checkpoint import Checkpoints, fixed_record, is_exact, regenerate
 from jaxclf.training.run_directory import read_config
 
 PathLike = str | Path
@@ -198,7 +198,7 @@ def _read_torch(path: Path) -> StateDict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch raise many types for files that are none of theirs
-        raise UsageError(f"{path} is not a PyTorch file of tensors alone: {first_line(error)}") from error
+        raise UsageError(f"{path} is not a PyTorch file of tensors alone: {one_line(error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -220,7 +220,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, WeightRecord | None]:
         with safe_open(path, framework="numpy") as file:
             metadata, state_dict = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
+        raise UsageError(f"{path} cannot be read as safetensors: {one_line(error)}") from error
     return _strip(state_dict), WeightRecord.from_json(metadata[RECORD]) if RECORD in metadata else None
 
 
@@ -279,13 +279,13 @@ def _read_orbax(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
             found = checkpointer.restore(path.absolute(), ocp.args.Composite(metadata=ocp.args.JsonRestore()))
             metadata = found["metadata"]
     except Exception as error:  # Orbax raises many types for directories that are none of its
-        raise UsageError(f"{path} is no weight directory of ours: {first_line(error)}") from error
+        raise UsageError(f"{path} is no weight directory of ours: {one_line(error)}") from error
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             args = ocp.args.Composite(variables=ocp.args.StandardRestore())
             stored = checkpointer.restore(path.absolute(), args)["variables"]
     except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-        raise UsageError(f"{path} is damaged: {first_line(error)}") from error
+        raise UsageError(f"{path} is damaged: {one_line(error)}") from error
     flat = {name: np.asarray(value) for name, value in stored.items()}
     flat |= regenerate(json.loads(metadata["fixed"]))
     return WeightRecord.from_json(metadata["record"]), traverse_util.unflatten_dict(flat, sep=".")

@@ -8,25 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from jaxclf.data.order import reseeded
 from jaxclf.errors import RunError
 from jaxclf.training import loop
-
-
-def config(**run: Any) -> Config:
-    """Return a recipe of 21 steps an epoch."""
-    return Config(
-        data=DataConfig(batch_size=64, drop_last=True),
-        augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="tests.tiny:Tiny", head="orthogonal"),
-        optim=OptimConfig(lr=0.1, milestones=(2,)),
-        run=RunConfig(**dict[str, Any]({"epochs": 3} | run)),
-    )
-
-
-class Stop(BaseException):
-    """Stands for a kill."""
+from tests.training.runs import Stop, config, rows_of
 
 
 def diverge(patch: pytest.MonkeyPatch, *, seed: int, step: int, stop: int = 1000) -> None:
@@ -53,8 +38,7 @@ def test_it_goes_back_once_and_says_so_and_a_kill_after_that_changes_no_bit(tmp_
     assert json.loads((tmp_path / "undisturbed" / "heartbeat.json").read_text())["step"] == 63
     record = json.loads((tmp_path / "undisturbed" / "rollbacks.jsonl").read_text())
     assert record == {"number": 1, "diverged": 30, "back_to": 21, "seed": other}
-    rows = [json.loads(line) for line in (tmp_path / "undisturbed" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [21, 42, 63]
+    assert [row["step"] for row in rows_of(tmp_path / "undisturbed")] == [21, 42, 63]
 
     for stop in (35, 50):  # before and behind the next checkpoint
         workdir = tmp_path / f"killed{stop}"

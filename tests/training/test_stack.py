@@ -2,14 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import pytest
 from PIL import Image
 
 from jaxclf.cli.main import main
-from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from jaxclf.config import DataConfig
 from jaxclf.data import pipeline
 from jaxclf.data.datasets import Digits
 from jaxclf.errors import UsageError
@@ -18,21 +17,12 @@ from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.run_directory import RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.stack import check_stack, room, step_bytes, train_stacked
-
-
-def config(seed: int, epochs: int = 1, head_seed: int | None = None, **run: Any) -> Config:
-    return Config(
-        data=DataConfig(batch_size=64),
-        augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="resnet8", head="orthogonal", head_seed=head_seed),
-        optim=OptimConfig(lr=0.1),
-        run=RunConfig(epochs=epochs, seed=seed, **run),
-    )
+from tests.training.runs import config
 
 
 def test_what_cannot_be_stacked_is_refused_and_all_of_it_is_named(tmp_path: Path) -> None:
-    first = config(0, rollbacks=1, parallel="pmap", max_loss=10.0)
-    other = dataclasses.replace(config(1), run=dataclasses.replace(first.run, epochs=3, seed=1))
+    first = config(epochs=1, rollbacks=1, parallel="pmap", max_loss=10.0)
+    other = dataclasses.replace(first, run=dataclasses.replace(first.run, epochs=3, seed=1))
     with pytest.raises(UsageError) as error:
         train_stacked([first, other], [tmp_path / "a", tmp_path / "b"], quiet=True)
     said = str(error.value)
@@ -47,31 +37,34 @@ def test_a_streamed_set_is_refused(tmp_path: Path) -> None:
         for name in ("cat", "dog"):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
-    streamed = dataclasses.replace(config(0), data=DataConfig(dataset=f"folder:{tmp_path}", image_size=32))
+    streamed = dataclasses.replace(config(), data=DataConfig(dataset=f"folder:{tmp_path}", image_size=32))
     with pytest.raises(UsageError, match="which is streamed, but must be resident"):
         check_stack([streamed, dataclasses.replace(streamed, run=dataclasses.replace(streamed.run, seed=1))])
 
 
 def test_seeds_of_runs_and_of_heads_may_differ() -> None:
-    check_stack([config(0), config(1), config(0, head_seed=7)])
+    check_stack([config(), config(seed=1), config(model={"head_seed": 7})])
 
 
 def test_runs_at_different_steps_are_named_and_nothing_of_them_is_lost(tmp_path: Path) -> None:
     """Run 1 is two checkpoints ahead, which is more than a kill leaves of a stack."""
-    with set_up(config(0)) as setup:
+    with set_up(config()) as setup:
         state = setup.init_state()
-    with RunDirectory(tmp_path / "1", config(1), stacked=2), Checkpoints(tmp_path / "1" / "checkpoints") as checkpoints:
+    with (
+        RunDirectory(tmp_path / "1", config(seed=1), stacked=2),
+        Checkpoints(tmp_path / "1" / "checkpoints") as checkpoints,
+    ):
         for step in (5, 10):
             checkpoints.save(state.replace(step=jax.numpy.asarray(step, jax.numpy.int32)), rows=0, top1=None)
     with pytest.raises(UsageError) as error:
-        train_stacked([config(0), config(1)], [tmp_path / "0", tmp_path / "1"], quiet=True)
+        train_stacked([config(), config(seed=1)], [tmp_path / "0", tmp_path / "1"], quiet=True)
     assert str(error.value).endswith(f"train them singly: {tmp_path}/0 at 0, {tmp_path}/1 at 10")
     assert (tmp_path / "1" / "checkpoints" / "10").is_dir()
 
 
 def test_as_many_are_stacked_as_the_device_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """5 runs are halved to 3, and 3 to 2."""
-    configs = [config(seed) for seed in range(5)]
+    configs = [config(seed=seed) for seed in range(5)]
     assert room(configs) == 5  # the CPU does not say what it has
     device = type(jax.devices()[0])
     monkeypatch.setattr(stack, "step_bytes", lambda setup, count: 100 * count)
@@ -82,8 +75,9 @@ def test_as_many_are_stacked_as_the_device_has_room_for(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_the_memory_of_a_step_grows_with_the_runs() -> None:
-    with set_up(config(0)) as setup:
-        images = sum(part.nbytes for part in pipeline.load(Digits(config(0).data)).arrays["train"])
+    given = config(backbone="resnet8")
+    with set_up(given) as setup:
+        images = sum(part.nbytes for part in pipeline.load(Digits(given.data)).arrays["train"])
         one, two = (step_bytes(setup, count) - images for count in (1, 2))
     assert 1.8 < two / one < 2.2
 

@@ -84,6 +84,10 @@ def warned() -> Iterator[list[str]]:
         texts += [str(each.message) for each in caught]
 
 
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 # The heartbeat
 
 
@@ -236,10 +240,6 @@ def test_a_disk_that_refuses_the_heartbeat_is_one_warning_and_the_next_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace = watching_module.replace_file
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
     with Run(tmp_path, Watching(heartbeat=1.0)) as run:
         monkeypatch.setattr(watching_module, "replace_file", full)
         with warned() as texts:
@@ -256,21 +256,16 @@ def test_a_disk_that_refuses_the_heartbeat_is_one_warning_and_the_next_is_tried(
 # The profile
 
 
-class Tracer:
-    """Stands for jax.profiler."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[str] = []
-        monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: self.calls.append(f"start {directory.name}"))
-        monkeypatch.setattr(jax.profiler, "stop_trace", lambda: self.calls.append("stop"))
-
-
 @pytest.fixture
-def tracer(monkeypatch: pytest.MonkeyPatch) -> Tracer:
-    return Tracer(monkeypatch)
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What jax.profiler is asked for, and, by `train`, the steps between."""
+    calls: list[str] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: calls.append(f"start {directory.name}"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    return calls
 
 
-def train(run: Run, tracer: Tracer, dispatches: list[range], *, total: int = 100) -> None:
+def train(run: Run, calls: list[str], dispatches: list[range], *, total: int = 100) -> None:
     """Act as the loop does: a dispatch is reported when the next one is under way, and an epoch ends in a pause."""
     in_flight: list[range] = []
 
@@ -280,14 +275,14 @@ def train(run: Run, tracer: Tracer, dispatches: list[range], *, total: int = 100
 
     for steps in dispatches:
         run.watch.dispatching(steps[0], steps[-1], drain)
-        tracer.calls.append(f"{steps[0]}-{steps[-1]}")
+        calls.append(f"{steps[0]}-{steps[-1]}")
         in_flight.append(steps)
         if len(in_flight) > 1:
             run.dispatch(1.0, steps=len(in_flight.pop(0)))
         if steps[-1] in (6, total):
             drain()
             run.watch.pause("evaluation")
-            tracer.calls.append("evaluation")
+            calls.append("evaluation")
             run.watch.resume()
 
 
@@ -295,10 +290,10 @@ def singles(first: int, last: int) -> list[range]:
     return [range(step, step + 1) for step in range(first, last + 1)]
 
 
-def test_a_trace_covers_exactly_the_steps_from_start_to_before_stop(tmp_path: Path, tracer: Tracer) -> None:
+def test_a_trace_covers_exactly_the_steps_from_start_to_before_stop(tmp_path: Path, calls: list[str]) -> None:
     with Run(tmp_path, Watching(profile="3:5")) as run:
-        train(run, tracer, singles(1, 6))
-    assert tracer.calls == ["1-1", "2-2", "start profile", "3-3", "4-4", "stop", "5-5", "6-6", "evaluation"]
+        train(run, calls, singles(1, 6))
+    assert calls == ["1-1", "2-2", "start profile", "3-3", "4-4", "stop", "5-5", "6-6", "evaluation"]
     place = tmp_path / "profile"
     assert run.said == [
         f"profile: steps 3 to 4, in {place}; `xprof --logdir {place}` (pip install xprof) shows it, and "
@@ -306,68 +301,67 @@ def test_a_trace_covers_exactly_the_steps_from_start_to_before_stop(tmp_path: Pa
     ]
 
 
-def test_starting_and_stopping_a_trace_is_no_step_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_and_stopping_a_trace_is_no_step_time(
+    tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Run(tmp_path, Watching(heartbeat=6.0, profile="3:5")) as run:
-        tracer = Tracer(monkeypatch)
         monkeypatch.setattr(jax.profiler, "stop_trace", lambda: setattr(run.time, "seconds", run.time.seconds + 100))
-        train(run, tracer, singles(1, 6))
+        train(run, calls, singles(1, 6))
     assert (run.heartbeat()["step"], run.heartbeat()["step_time_ms/max"]) == (6, 1000.0)
 
 
-def test_several_steps_a_dispatch_round_the_trace_outward(tmp_path: Path, tracer: Tracer) -> None:
+def test_several_steps_a_dispatch_round_the_trace_outward(tmp_path: Path, calls: list[str]) -> None:
     with Run(tmp_path, Watching(profile="6:9")) as run:
-        train(run, tracer, [range(1, 5), range(5, 9), range(9, 13)])
-    assert tracer.calls == ["1-4", "start profile", "5-8", "stop", "9-12"]
+        train(run, calls, [range(1, 5), range(5, 9), range(9, 13)])
+    assert calls == ["1-4", "start profile", "5-8", "stop", "9-12"]
     assert run.said[0].startswith("profile: steps 5 to 8, in ")
 
 
-def test_a_trace_ends_at_a_pause_before_what_follows(tmp_path: Path, tracer: Tracer) -> None:
+def test_a_trace_ends_at_a_pause_before_what_follows(tmp_path: Path, calls: list[str]) -> None:
     with Run(tmp_path, Watching(profile="5:7")) as run:
-        train(run, tracer, singles(1, 8))
-    assert tracer.calls[4:] == ["start profile", "5-5", "6-6", "stop", "evaluation", "7-7", "8-8"]
+        train(run, calls, singles(1, 8))
+    assert calls[4:] == ["start profile", "5-5", "6-6", "stop", "evaluation", "7-7", "8-8"]
 
 
-def test_a_resumed_run_traces_what_is_left_or_says_that_nothing_is(tmp_path: Path, tracer: Tracer) -> None:
+def test_a_resumed_run_traces_what_is_left_or_says_that_nothing_is(tmp_path: Path, calls: list[str]) -> None:
     with Run(tmp_path, Watching(profile="3:10"), step=7) as run:
-        train(run, tracer, singles(8, 10))
-    assert tracer.calls == ["start profile", "8-8", "9-9", "stop", "10-10"]
+        train(run, calls, singles(8, 10))
+    assert calls == ["start profile", "8-8", "9-9", "stop", "10-10"]
     assert run.said[0].startswith("profile: steps 8 to 9, in ")
-    tracer.calls.clear()
+    calls.clear()
     with Run(tmp_path, Watching(profile="3:8"), step=7) as run:
-        train(run, tracer, singles(8, 9))
-    assert tracer.calls == ["8-8", "9-9"]
+        train(run, calls, singles(8, 9))
+    assert calls == ["8-8", "9-9"]
     assert run.said == ["profile: no trace of 3:8, the run goes on from step 7"]
 
 
-def test_a_run_that_ends_first_ends_the_trace_before_the_last_evaluation(tmp_path: Path, tracer: Tracer) -> None:
+def test_a_run_that_ends_first_ends_the_trace_before_the_last_evaluation(tmp_path: Path, calls: list[str]) -> None:
     with Run(tmp_path, Watching(profile="8:20"), step=6, steps=9) as run:
-        train(run, tracer, singles(7, 9), total=9)
+        train(run, calls, singles(7, 9), total=9)
     assert run.said[0].startswith("profile: steps 8 to 9, where the run ended, of 8:20, in ")
-    assert tracer.calls == ["7-7", "start profile", "8-8", "9-9", "stop", "evaluation"]
+    assert calls == ["7-7", "start profile", "8-8", "9-9", "stop", "evaluation"]
 
 
-def test_a_run_that_is_stopped_ends_the_trace_and_says_where(tmp_path: Path, tracer: Tracer) -> None:
+def test_a_run_that_is_stopped_ends_the_trace_and_says_where(tmp_path: Path, calls: list[str]) -> None:
     run = Run(tmp_path, Watching(profile="2:5"), step=1).__enter__()
     run.watch.dispatching(2, 2, drain=lambda: None)
     run.dispatch(1.0)
     run.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert tracer.calls == ["start profile", "stop"]
+    assert calls == ["start profile", "stop"]
     assert run.said[0].startswith("profile: steps 2 to 2, where the run ended, of 2:5, in ")
 
 
 def test_a_trace_that_cannot_begin_is_a_warning_and_is_not_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracer = Tracer(monkeypatch)
-
     def refuse(_: Path) -> None:
-        tracer.calls.append("refused")
+        calls.append("refused")
         raise RuntimeError("Only one profile may be run at a time.")
 
     monkeypatch.setattr(jax.profiler, "start_trace", refuse)
     with Run(tmp_path, Watching(profile="2:4")) as run, pytest.warns(UserWarning, match="profile failed and is off"):
-        train(run, tracer, singles(1, 5))
-    assert tracer.calls == ["1-1", "refused", "2-2", "3-3", "4-4", "5-5"]
+        train(run, calls, singles(1, 5))
+    assert calls == ["1-1", "refused", "2-2", "3-3", "4-4", "5-5"]
 
 
 def test_a_real_trace_is_a_file_that_perfetto_opens(tmp_path: Path) -> None:
@@ -456,10 +450,6 @@ def test_tensorboard_shows_no_step_of_a_resumed_run_twice(tmp_path: Path, accumu
 @needs_tensorboard
 def test_a_sink_that_fails_is_one_warning_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Run(tmp_path, Watching(heartbeat=1.0, tensorboard=True)) as run:
-
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
         monkeypatch.setattr(TensorBoard, "write", full)
         with warned() as texts:
             run.dispatch(1.0)
@@ -586,16 +576,14 @@ def test_all_fields_out_of_range_are_in_one_error() -> None:
     )
 
 
-@pytest.mark.parametrize("profile", ["", "5", "0:5", "5:4", "-1:4", "1:", ":4", "1:2:3", "a:b", "1.5:3"])
-def test_a_profile_is_two_steps_in_order(profile: str) -> None:
-    with pytest.raises(UsageError, match="must be START:STOP"):
-        validate(Watching(profile=profile))
+WRONG: Any = [{"profile": text} for text in ("", "5", "0:5", "5:4", "-1:4", "1:", ":4", "1:2:3", "a:b", "1.5:3")]
+WRONG += [{"heartbeat": seconds} for seconds in (float("nan"), float("inf"), -0.1)]
 
 
-@pytest.mark.parametrize("heartbeat", [float("nan"), float("inf"), -0.1])
-def test_a_heartbeat_is_a_number_of_seconds(heartbeat: float) -> None:
-    with pytest.raises(UsageError, match="heartbeat is"):
-        validate(Watching(heartbeat=heartbeat))
+@pytest.mark.parametrize("field", WRONG)
+def test_a_profile_is_two_steps_in_order_and_a_heartbeat_a_number_of_seconds(field: Any) -> None:
+    with pytest.raises(UsageError, match=r"^profile is .* must be START:STOP|^heartbeat is "):
+        validate(Watching(**field))
 
 
 def test_a_profile_behind_the_last_step_is_refused(tmp_path: Path) -> None:
@@ -603,12 +591,11 @@ def test_a_profile_behind_the_last_step_is_refused(tmp_path: Path) -> None:
         Run(tmp_path, Watching(profile="101:103"))
 
 
-@pytest.mark.parametrize(
-    ("name", "watching"), [("tensorboard", Watching(tensorboard=True)), ("wandb", Watching(wandb="a"))]
-)
+@pytest.mark.parametrize(("name", "value"), [("tensorboard", True), ("wandb", "a")])
 def test_a_missing_package_is_named_with_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, watching: Watching
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
 ) -> None:
+    watching = Watching(**{name: value})
     expected = rf"^{name} needs a package that is not installed: pip install 'jaxclf\[{name}\]'$"
     monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
