@@ -1,6 +1,5 @@
 """Schedules, what decays, what is frozen, averages; parity/test_optimisers.py has PyTorch's optimisers."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
+from jaxclf.config import OptimConfig
 from jaxclf.errors import UsageError
-from jaxclf.models.classifier import create_model
 from jaxclf.training.optim import apply_updates, average, decayed, trainable, transformation
 from jaxclf.training.schedules import Timeline, learning_rate, schedule
-from jaxclf.training.step import Program, init_state, train_step
 from tests.tiny import Tiny
 
 NAMES: Any = ("sgd", "rmsprop", "rmsprop_tf", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "lbfgs")
@@ -29,41 +26,42 @@ def compiled_rates(config: OptimConfig, timeline: Timeline, steps: int) -> np.nd
     return np.asarray(jax.vmap(schedule(config, timeline))(jnp.arange(steps)))
 
 
-def test_a_milestone_is_the_first_epoch_at_its_rate() -> None:
-    config = OptimConfig(lr=0.1, milestones=(81, 122))  # thesis table 4.1
-    got = rates(config, Timeline(10, 164, 100), [10 * epoch for epoch in (0, 81, 122)] + [809, 1219, 1639])
-    assert got == pytest.approx([0.1, 0.01, 0.001, 0.1, 0.01, 0.001])
+LINEAR: Any = {"lr": 0.5, "schedule": "linear"}
+STEPWISE: Any = {"lr": 1.0, "schedule": "step", "schedule_every": "step", "step_size": 2.5, "gamma": 0.98}  # TF-slim
+RATES: Any = {
+    "a milestone is the first epoch at its rate": (  # thesis table 4.1
+        *({"lr": 0.1, "milestones": (81, 122)}, Timeline(10, 164, 100)),
+        {0: 0.1, 809: 0.1, 810: 0.01, 1219: 0.01, 1220: 0.001, 1639: 0.001},
+    ),
+    "a constant schedule has no milestones": (
+        *({"lr": 0.3, "schedule": "constant", "milestones": (1, 2)}, TIMELINE),
+        dict.fromkeys(range(63), 0.3),
+    ),
+    "linear ends one epoch before zero": (LINEAR, Timeline(10, 240, 100), {0: 0.5, 1: 0.5, 2399: 0.5 / 240, 2400: 0}),
+    "linear ends one step before zero": (
+        *(LINEAR | {"schedule_every": "step"}, Timeline(1, 300, 100)),
+        {0: 0.5, 1: 0.5 - 0.5 / 300, 299: 0.5 / 300, 300: 0},
+    ),
+    "cosine every epoch": (  # HarDNet: .5 * lr * (1 + cos(pi e / E))
+        *({"lr": 0.05, "schedule": "cosine"}, Timeline(10, 150, 100)),
+        {0: 0.05, 9: 0.05, 10: 0.04999451693655121, 750: 0.025, 1499: 5.482913128862511e-06, 1500: 0},
+    ),
+    "a drop every two and a half epochs": (
+        *(STEPWISE, Timeline(4, 10, 100)),
+        {0: 1, 9: 1, 10: 0.98, 19: 0.98, 20: 0.9604, 39: 0.941192},
+    ),
+    "a warm-up rises step by step and the schedule starts after it": (
+        *({"lr": 0.8, "milestones": (1,), "gamma": 0.5, "warmup": 0.5, "warmup_start": 0.25}, Timeline(4, 3, 100)),
+        {0: 0.2, 1: 0.5} | dict.fromkeys((2, 3, 4, 5), 0.8) | dict.fromkeys(range(6, 12), 0.4),
+    ),
+}
+"""Fields, the run's length, and rates by step."""
 
 
-def test_a_constant_schedule_has_no_milestones() -> None:
-    config = OptimConfig(lr=0.3, schedule="constant", milestones=(1, 2))
-    assert rates(config, TIMELINE, range(63)) == [0.3] * 63
-
-
-@pytest.mark.parametrize(("every", "second", "last"), [("epoch", 0.5, 0.5 / 240), ("step", 0.5 - 0.5 / 300, 0.5 / 300)])
-def test_linear_ends_one_step_before_zero(every: Any, second: float, last: float) -> None:
-    config = OptimConfig(lr=0.5, schedule="linear", schedule_every=every)
-    timeline = Timeline(1, 300, 100) if every == "step" else Timeline(10, 240, 100)
-    got = rates(config, timeline, [0, 1, timeline.steps - 1, timeline.steps])
-    assert got == pytest.approx([0.5, second, last, 0.0], rel=1e-10)
-
-
-def test_cosine_every_epoch() -> None:
-    config = OptimConfig(lr=0.05, schedule="cosine")  # HarDNet: .5 * lr * (1 + cos(pi e / E))
-    got = rates(config, Timeline(10, 150, 100), (0, 9, 10, 750, 1499, 1500))
-    assert got == pytest.approx([0.05, 0.05, 0.04999451693655121, 0.025, 5.482913128862511e-06, 0.0])
-
-
-def test_a_drop_every_two_and_a_half_epochs() -> None:
-    config = OptimConfig(lr=1.0, schedule="step", schedule_every="step", step_size=2.5, gamma=0.98)  # TF-slim
-    got = rates(config, Timeline(4, 10, 100), (0, 9, 10, 19, 20, 39))
-    assert got == pytest.approx([1.0, 1.0, 0.98, 0.98, 0.9604, 0.941192])
-
-
-def test_a_warmup_rises_step_by_step_and_the_schedule_starts_after_it() -> None:
-    config = OptimConfig(lr=0.8, milestones=(1,), gamma=0.5, warmup=0.5, warmup_start=0.25)
-    got = rates(config, Timeline(4, 3, 100), range(12))
-    assert got == pytest.approx([0.2, 0.5, 0.8, 0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4])
+@pytest.mark.parametrize(("fields", "timeline", "want"), RATES.values(), ids=RATES.keys())
+def test_rates(fields: Any, timeline: Timeline, want: dict[int, float]) -> None:
+    got = rates(OptimConfig(**fields), timeline, want)
+    assert got == pytest.approx(list(want.values()), rel=1e-10 if fields.get("schedule") == "linear" else 1e-6)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -197,17 +195,17 @@ def test_the_norm_counts_what_trains() -> None:
     assert updates["head"]["bias"].item() == pytest.approx(2.0)
 
 
-FREEZES = (("backbone/*",), ("*/bias", "head/scale"), ("*",))
+FREEZES: Any = (("all", ("backbone/*",)), ("weights", ("*/bias", "head/scale")), ("not_depthwise", ("*",)))
+"""With what decays."""
 
 
-@pytest.mark.parametrize("decay", ["all", "weights", "not_depthwise"])
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_frozen_stays_to_the_bit(name: Any, decay: Any) -> None:
+def test_what_is_frozen_stays_to_the_bit(name: Any) -> None:
     rng = np.random.default_rng(0)
     draw: Any = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
     start = jax.tree.map(draw, PARAMS)
     start["head"]["bias"] = jnp.asarray([-0.0, 1e-45], jnp.float32)  # adding zero would change both
-    for freeze in FREEZES:
+    for decay, freeze in FREEZES:
         config = OptimConfig(name=name, lr=0.01, decay=decay, freeze=freeze, ema=0.9, clip_norm=1.0, weight_decay=0.1)
         frozen = trainable(config, start)
         tx = transformation(config, TIMELINE, depthwise=depthwise)
@@ -267,22 +265,3 @@ def test_the_first_average(ema: float, warmup: bool, after: float) -> None:
 
 def test_without_ema_the_average_is_the_last() -> None:
     assert average(OptimConfig(), jnp.zeros(()), jnp.ones(()), jnp.asarray(1, jnp.int32)) == 1
-
-
-@pytest.mark.parametrize("head", ["orthogonal", "hadamard"])
-def test_a_fixed_matrix_never_reaches_the_optimiser(head: str) -> None:
-    model = create_model("resnet8", num_classes=10, head=head, maps=32, maps_shortcut="D")
-    augment = AugmentConfig(pad=0, flip=False)
-    program = Program(model, OptimConfig(weight_decay=0.1), TIMELINE, LossConfig(), augment, (0.5,), (0.5,))
-    state = init_state(program, (8, 8, 1), 0, 0)
-    fixed = {path[-1].key: leaf for path, leaf in jax.tree.leaves_with_path(state.fixed)}
-    assert set(fixed) == {"orthoplex", head}
-    buffers = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
-    assert sorted(buffers) == sorted(leaf.shape for leaf in jax.tree.leaves(state.params))
-    assert not any(word in str(jax.tree.structure(state.opt_state)) for word in fixed)
-
-    given = (jnp.zeros((4, 8, 8, 1), jnp.uint8), jnp.zeros(4, jnp.int32), np.arange(4, dtype=np.int32))
-    traced = jax.make_jaxpr(functools.partial(train_step, program))(state, *given).jaxpr
-    paths = [path for path, _ in jax.tree.leaves_with_path(state)]
-    kept = {path for path, before, after in zip(paths, traced.invars, traced.outvars, strict=False) if before is after}
-    assert {path[-1].key for path in kept if path[0].name == "fixed"} == set(fixed)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import json
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,18 @@ from jaxclf.training.schedules import Timeline
 from jaxclf.training.setup import set_up
 from jaxclf.training.step import Program, TrainState, eval_step, init_state, train_step
 from jaxclf.training.weights import read
+from tests.training.runs import TINY, rows_of
 
 STILL = AugmentConfig(pad=0, flip=False)
 HALF = ((0.5,), (0.25,))
 STEP = jax.jit(train_step, static_argnums=0)
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (12, 28, 28, 1)), jnp.uint8)
 LABELS = jnp.arange(12, dtype=jnp.int32) % 10
-TINY = "tests.tiny:Tiny"
 OPTIMISERS = ("sgd", "rmsprop", "rmsprop_tf", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "lbfgs")
 
 
 def program_of(backbone: str = "lenet5", head: str = "learned", dtype: Any = "float32", **parts: Any) -> Program:
-    model = create_model(backbone, num_classes=10, head=head, dtype=dtype)
+    model = create_model(backbone, num_classes=10, head=head, dtype=dtype, **parts.get("model", {}))
     optim, loss, augment = (
         parts.get(name, kind) for name, kind in (("optim", OptimConfig()), ("loss", LossConfig()), ("augment", STILL))
     )
@@ -140,28 +140,21 @@ def combinations() -> list[tuple[str, str, OptimConfig]]:
     return found
 
 
-def check_frozen_head(backbone: str, head: str, dtype: str, optim: OptimConfig, side: int) -> None:
-    """The matrix that a step returns is the variable that it was given, and no other leaf has its shape."""
-    program = program_of(backbone, head, dtype, optim=optim)
+def check_fixed(program: Program, side: int, *, matrices: int = 1) -> None:
+    """The matrices that a step returns are the variables that it was given, and no other leaf has their shapes."""
     state = init_state(program, (side, side, 1), 0, 0)
     places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(jax.tree.map(jnp.asarray, state))]
     assert len(set(places)) == len(places)  # the compiled loop gives them away, each once
     arrays = (IMAGES[:, :side, :side], LABELS, np.arange(6, dtype=np.int32))
-    traced = jax.make_jaxpr(functools.partial(train_step, program))(state, *arrays)
+    traced = jax.make_jaxpr(functools.partial(train_step, program))(state, *arrays).jaxpr
     leaves = jax.tree.leaves_with_path(state)
-    kept = {
-        path: given is returned
-        for (path, _), given, returned in zip(
-            leaves, traced.jaxpr.invars[: len(leaves)], traced.jaxpr.outvars, strict=True
-        )
-    }
-    kept_by = {name: [same for path, same in kept.items() if path[0].name == name] for name in ("fixed", "params")}
-    assert kept_by["fixed"] == [True]
-    assert not any(kept_by["params"])
-    (matrix,) = jax.tree.leaves(state.fixed)
-    assert not [
-        path for path, leaf in leaves if leaf.shape == matrix.shape and path[0].name in ("opt_state", "average")
-    ]
+    kept: dict[str, list[bool]] = {}
+    for (path, _), given, returned in zip(leaves, traced.invars[: len(leaves)], traced.outvars, strict=True):
+        kept.setdefault(path[0].name, []).append(given is returned)
+    assert kept["fixed"] == [True] * matrices
+    assert not any(kept["params"])
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state.fixed)}
+    assert not [path for path, leaf in leaves if leaf.shape in shapes and path[0].name in ("opt_state", "average")]
 
 
 @pytest.mark.filterwarnings("ignore:hadamard")
@@ -169,19 +162,24 @@ def check_frozen_head(backbone: str, head: str, dtype: str, optim: OptimConfig, 
     ("head", "dtype", "optim"), [pytest.param(*one, id=f"{one[2].name}-{one[0]}") for one in combinations()]
 )
 def test_a_fixed_head_stays_what_it_was_under_every_optimiser(head: str, dtype: str, optim: OptimConfig) -> None:
-    check_frozen_head("lenet5", head, dtype, optim, 28)
+    check_fixed(program_of("lenet5", head, dtype, optim=optim), 28)
+
+
+def test_a_matrix_inside_of_the_backbone_stays_what_it_was() -> None:
+    drawing = {"maps": 32, "maps_shortcut": "D"}
+    program = program_of("resnet8", "hadamard", optim=OptimConfig(weight_decay=0.1), model=drawing)
+    check_fixed(program, 8, matrices=2)
+
+
+TURNS = itertools.cycle([(1, None, "float32"), (2, 0.9, "float32"), (1, 0.9, "bfloat16")])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("accumulate", "ema", "dtype"), [(1, None, "float32"), (2, 0.9, "float32"), (1, 0.9, "bfloat16")]
-)
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_a_fixed_head_stays_what_it_was_in_a_residual_network(name: Any, accumulate: int, ema: Any, dtype: str) -> None:
-    if name == "lbfgs":
-        accumulate = 1  # jaxclf.config refuses more
+@pytest.mark.parametrize(("name", "turn"), list(zip(OPTIMISERS, TURNS, strict=False)), ids=OPTIMISERS)
+def test_a_fixed_head_stays_what_it_was_in_a_residual_network(name: Any, turn: tuple[int, Any, str]) -> None:
+    accumulate, ema, dtype = turn  # lbfgs comes with accumulate=1: jaxclf.config refuses more
     optim = OptimConfig(name=name, lr=0.01, weight_decay=0.1, ema=ema, accumulate=accumulate)
-    check_frozen_head("resnet8", "orthogonal", dtype, optim, 8)
+    check_fixed(program_of("resnet8", "orthogonal", dtype, optim=optim), 8)
 
 
 def test_bfloat16_training_stays_near_float32_with_float32_parameters() -> None:
@@ -209,26 +207,20 @@ def held_out(**parts: Any) -> Config:
 
 def test_epochs_are_evaluated_on_the_held_out_images_and_the_test_images_once(tmp_path: Path) -> None:
     result = train(held_out(), tmp_path, quiet=True)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    names = ("loss", "top1", "top5")
-    for row in rows:
-        assert [f"validation_{name}" in row for name in names] == [True] * 3
+    for row in rows_of(tmp_path):
+        assert [f"validation_{name}" in row for name in ("loss", "top1", "top5")] == [True] * 3
         assert not [name for name in row if name.startswith("test_")]
     with np.load(tmp_path / "predictions.npz") as saved:
-        assert len(saved["labels"]) == 445
-        assert result.top1 == pytest.approx(100 * (saved["labels"] == saved["predictions"]).mean())
+        labels, predictions = saved["labels"], saved["predictions"]
+    assert len(labels) == 445
+    assert result.top1 == pytest.approx(100 * (labels == predictions).mean())
     assert evaluate(held_out(), tmp_path).top1 == result.top1  # the average and the recalibrated statistics are saved
 
     weights = read(tmp_path)
     digits = Digits(held_out().data)
     images = digits.images()["test"].images
     logits = weights.model.apply(weights.variables, normalise(jnp.asarray(images), *digits.constants))
-    assert np.array_equal(np.asarray(logits).argmax(1), saved_predictions(tmp_path))
-
-
-def saved_predictions(workdir: Path) -> np.ndarray:
-    with np.load(workdir / "predictions.npz") as saved:
-        return saved["predictions"]
+    assert np.array_equal(np.asarray(logits).argmax(1), predictions)
 
 
 @pytest.mark.parametrize(
