@@ -1,10 +1,11 @@
 """One run by itself, over devices, over processes, stacked with others: same order, same answers, same numbers.
 
 Training is chaotic: at the digits recipe's rate, rounding doubles every few steps, on any two layouts as between any
-two machines, so these runs take a small rate. Measured there in float32, over all layouts and 66 steps: losses 4e-7,
-parameters 2e-6 and running statistics 8e-6, each collection by its norm (a bias that starts at zero has no relative
-distance). PyTorch's own float32 is 3e-5 from its float64 after 20 steps at this rate (test_resnet20_training.py). What
-float64 tells of every single variable is in test_parallel.py: 1e-6 after 50 steps at a rate of 0.1.
+two machines, so these runs take a small rate. Measured there in float32, over all layouts and 66 steps of 64 images:
+losses 4e-7, parameters 2e-6 and running statistics 8e-6, each collection by its norm (a bias that starts at zero has no
+relative distance). PyTorch's own float32 is 3e-5 from its float64 after 20 steps at this rate
+(test_resnet20_training.py). What float64 tells of every single variable is in test_parallel.py: 1e-6 after 50 steps at
+a rate of 0.1.
 
 Four stacked seeds of `table --stack` are compared with their single runs in the same way. Measured: parameters of three
 of them 1e-8 from those and losses 1e-7, of the fourth 2e-6 and 3e-6, hence the wider bound on losses. Why that seed is
@@ -12,6 +13,7 @@ farther was not looked into.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -26,28 +28,20 @@ import pytest
 
 from jaxclf.cli.main import main
 from jaxclf.cli.recipe import load
-from jaxclf.config import Config
+from jaxclf.config import Config, OptimConfig
 from jaxclf.errors import RunError
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.loop import train
 from jaxclf.training.stack import train_stacked
+from tests.training.runs import config, recipe_of, rows_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 LAYOUTS = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4), (4, 2)]
 """Processes, and devices of each."""
 LOSSES, VARIABLES, STACKED_LOSSES = 1e-6, 2e-5, 1e-5
 
-RECIPE = """
-from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+TABLE = """
 from jaxclf.report.experiment import Row, Table
-
-def get_config():
-    return Config(
-        data=DataConfig(batch_size=64), augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="tests.tiny:Tiny", head="orthogonal"),
-        optim=OptimConfig(lr=3e-4, milestones=(2,)),
-        run=RunConfig(epochs=3, eval_every=3),
-    )
 
 def get_table():
     return Table(name="seeds", title="Seeds", caption="", source="", recipe=get_config, rows=(Row("row", "group", {}),),
@@ -72,7 +66,10 @@ def output(started: list[subprocess.Popen[str]]) -> str:
 def runs(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., Any]) -> dict[tuple[int, int], Path]:
     """A run directory of each layout."""
     root = tmp_path_factory.mktemp("runs")
-    (root / "recipe.py").write_text(RECIPE)
+    slow = OptimConfig(lr=3e-4, milestones=(2,))
+    given = config(epochs=5, eval_every=5)
+    given = dataclasses.replace(given, optim=slow, data=dataclasses.replace(given.data, batch_size=104))
+    recipe_of(given, root, TABLE)
     found = {}
     for processes, devices in LAYOUTS:
         found[processes, devices] = root / f"{processes}x{devices}"
@@ -88,13 +85,9 @@ def variables(workdir: Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(part)]) for name, part in tree.items()}
 
 
-def rows(workdir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: "{}x{}".format(*layout))
 def test_layouts_end_with_the_numbers_of_one_device(layout: tuple[int, int], runs: dict[tuple[int, int], Path]) -> None:
-    """66 steps, the last of each epoch on 8 images."""
+    """65 steps; smaller last batches: test_parallel.py, and test_kills.py in whole runs."""
     compare(runs[1, 1], runs[layout])
     stated = json.loads((runs[layout] / "environment.json").read_text())
     assert (int(stated["processes"]), int(stated["devices"])) == (layout[0], layout[0] * layout[1])
@@ -105,7 +98,7 @@ def compare(alone: Path, shared: Path, losses: float = LOSSES) -> None:
     for collection in ("params", "batch_stats"):
         assert np.linalg.norm(mine[collection] - theirs[collection]) < VARIABLES * np.linalg.norm(mine[collection])
     assert np.array_equal(mine["fixed"], theirs["fixed"])
-    for ours, theirs in zip(rows(alone), rows(shared), strict=True):
+    for ours, theirs in zip(rows_of(alone), rows_of(shared), strict=True):
         for name in ("epoch", "step", "lr", "train_top1", "test_top1", "test_top5"):
             assert ours[name] == theirs[name], name
         for name in ("train_loss", "test_loss"):
@@ -124,28 +117,27 @@ def test_how_many_processes_share_the_devices_changes_no_bit(runs: dict[tuple[in
     assert sha256((4, 2)) == sha256((2, 4))
 
 
-@pytest.mark.parametrize("layout", [(1, 8), (2, 4)], ids=["1x8", "2x4"])
+@pytest.mark.parametrize(("trained", "layout"), [((4, 2), (1, 8)), ((1, 1), (2, 4))], ids=["1x8", "2x4"])
 def test_a_checkpoint_is_evaluated_alike_by_other_devices(
-    layout: tuple[int, int], runs: dict[tuple[int, int], Path], launch: Callable[..., Any]
+    trained: tuple[int, int], layout: tuple[int, int], runs: dict[tuple[int, int], Path], launch: Callable[..., Any]
 ) -> None:
     """And each image counts once, whatever the padding: 445 images in batches of 448."""
-    for trained in ((1, 1), (4, 2)):
-        result = json.loads((runs[trained] / "result.json").read_text())
-        said = output(launch("eval", workdir=runs[trained], processes=layout[0], devices=layout[1]))
-        assert f"test top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %" in said
-        assert f"sha256 {result['sha256']}" in said
+    result = json.loads((runs[trained] / "result.json").read_text())
+    said = output(launch("eval", workdir=runs[trained], processes=layout[0], devices=layout[1]))
+    assert f"test top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %" in said
+    assert f"sha256 {result['sha256']}" in said
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused_with_the_nearest(
     runs: dict[tuple[int, int], Path], tmp_path: Path, launch: Callable[..., Any]
 ) -> None:
+    """By every process; what is said of one process's devices: test_cluster.py."""
     command = ("train", str(runs[1, 1].parent / "recipe.py"), "--data.batch-size", "100")
-    for processes, devices in ((1, 8), (2, 4)):
-        for process in launch(*command, workdir=tmp_path / "w", processes=processes, devices=devices):
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 2
-            said = "jaxclf: data.batch_size is 100, which 8 devices do not divide; the nearest that they do: 96 and 104"
-            assert said in errors.splitlines()
+    for process in launch(*command, workdir=tmp_path / "w", processes=2, devices=4):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2
+        said = "jaxclf: data.batch_size is 100, which 8 devices do not divide; the nearest that they do: 96 and 104"
+        assert said in errors.splitlines()
     assert not (tmp_path / "w").exists()
 
 
@@ -166,8 +158,8 @@ def configs(runs: dict[tuple[int, int], Path]) -> list[Config]:
 def test_four_stacked_seeds_end_with_the_numbers_of_four_single_runs(
     runs: dict[tuple[int, int], Path], stacked: tuple[Path, str], tmp_path: Path
 ) -> None:
-    for seed, config in enumerate(configs(runs)):
-        train(config, tmp_path / str(seed), quiet=True)
+    for seed, given in enumerate(configs(runs)):
+        train(given, tmp_path / str(seed), quiet=True)
         compare(tmp_path / str(seed), stacked[0] / f"seed{seed}", STACKED_LOSSES)
         stated = json.loads((stacked[0] / f"seed{seed}" / "environment.json").read_text())
         assert stated["stacked"] == "4"
@@ -198,7 +190,7 @@ def test_a_stack_cut_off_between_two_checkpoints_ends_with_the_same_bits(
     with pytest.raises(RunError, match="cut off"):
         train_stacked(seeds, workdirs, quiet=True)
     monkeypatch.undo()
-    assert [(workdir / "checkpoints" / "66").is_dir() for workdir in workdirs] == [True, True, False, False]
+    assert [(workdir / "checkpoints" / "65").is_dir() for workdir in workdirs] == [True, True, False, False]
     ended = train_stacked(seeds, workdirs, quiet=True)
     whole = [json.loads((stacked[0] / f"seed{seed}" / "result.json").read_text()) for seed in range(4)]
     assert [result.sha256 for result in ended.results] == [result["sha256"] for result in whole]
