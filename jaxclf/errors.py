@@ -1,8 +1,6 @@
 """The errors that a user sees: one line each, that says what was given and what is allowed."""
 
 import difflib
-import errno
-import os
 from collections.abc import Iterable
 
 
@@ -27,6 +25,13 @@ class Stopped(RunError):
     """
 
 
+REFUSALS = (
+    *("No space left on device", "Disk quota exceeded", "Permission denied", "Read-only file system"),
+    "Input/output error",
+)
+"""What a disk says, as the C library words it."""
+
+
 def one_line(reason: object) -> str:
     """Return a text, or an exception's type and text, as one line of 300 characters at most.
 
@@ -37,8 +42,7 @@ def one_line(reason: object) -> str:
         reason = f"{type(reason).__name__}: {reason}"
     whole = " ".join(str(reason).split())
     cut = whole[:300]
-    refusals = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO))
-    return next((f"{cut}... {refusal}" for refusal in refusals if refusal in whole and refusal not in cut), cut)
+    return next((f"{cut}... {refusal}" for refusal in REFUSALS if refusal in whole and refusal not in cut), cut)
 
 
 def unknown(kind: str, given: object, allowed: Iterable[str]) -> UsageError:
