@@ -13,7 +13,6 @@ from jaxclf.config import (
     AugmentConfig,
     Config,
     DataConfig,
-    LossConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
@@ -30,14 +29,14 @@ FIELDS = [
 ]
 
 
-def changed(section: str, field: str, value: Any) -> Config:
-    part = dataclasses.replace(getattr(Config(), section), **{field: value})
+def changed(section: str, **fields: Any) -> Config:
+    part = dataclasses.replace(getattr(Config(), section), **fields)
     return dataclasses.replace(Config(), **{section: part})
 
 
 def unchecked(section: str, field: str, value: Any) -> Config:
     """Change a field as a recipe does outside of tests, where nothing checks the types that are annotated."""
-    config = changed(section, field, getattr(getattr(Config(), section), field))
+    config = changed(section)
     object.__setattr__(getattr(config, section), field, value)
     return config
 
@@ -66,7 +65,7 @@ def other_value(section: str, field: str, rng: random.Random) -> Any:
 
 def test_every_field_survives_json() -> None:
     rng = random.Random(0)
-    for _ in range(30):
+    for _ in range(10):
         parts = {
             section: type(getattr(Config(), section))(
                 **{field: other_value(section, field, rng) for owner, field in FIELDS if owner == section}
@@ -79,7 +78,7 @@ def test_every_field_survives_json() -> None:
 
 
 def test_json_has_one_field_a_line_and_tuples_come_back_as_tuples() -> None:
-    config = changed("optim", "milestones", (3, 5))
+    config = changed("optim", milestones=(3, 5))
     assert '    "lr": 0.1,\n' in config.to_json()
     assert config.to_json().endswith("}\n")
     assert Config.from_json(config.to_json()).optim.milestones == (3, 5)
@@ -87,7 +86,7 @@ def test_json_has_one_field_a_line_and_tuples_come_back_as_tuples() -> None:
 
 def test_missing_fields_are_defaults_and_whole_numbers_become_floats() -> None:
     config = Config.from_dict({"optim": {"lr": 1}})
-    assert config == changed("optim", "lr", 1.0)
+    assert config == changed("optim", lr=1.0)
     assert type(config.optim.lr) is float
 
 
@@ -121,43 +120,33 @@ def test_wrong_field_is_named(values: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
+    "text",
     [
-        {"optim": {"milestones": [1, "2"]}},
-        {"data": {"mean": ["a"]}},
-        {"data": 3},
-        {"data": None},
-        [],
-        None,
+        *('{"optim": {"milestones": [1, "2"]}}', '{"data": {"mean": ["a"]}}', '{"data": 3}', '{"data": null}'),
+        *("[]", "null", "", "{", "nonsense"),
     ],
 )
-def test_wrong_structure_is_refused(values: Any) -> None:
-    with pytest.raises(UsageError):
-        Config.from_dict(values)
-
-
-@pytest.mark.parametrize("text", ["", "{", "nonsense"])
-def test_text_that_is_no_json_is_refused(text: str) -> None:
+def test_text_that_is_no_config_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         Config.from_json(text)
 
 
 def test_differences_name_each_field_with_both_values() -> None:
-    a = changed("optim", "lr", 0.2)
-    b = dataclasses.replace(changed("run", "epochs", 3), model=ModelConfig(head="identity"))
+    a = changed("optim", lr=0.2)
+    b = dataclasses.replace(changed("run", epochs=3), model=ModelConfig(head="identity"))
     assert a.differences(b) == ["model.head: 'learned' != 'identity'", "optim.lr: 0.2 != 0.1", "run.epochs: 10 != 3"]
     assert a.differences(a) == []
 
 
 def test_run_id_is_the_same_in_every_process() -> None:
     assert Config().run_id() == "digits-resnet20-learned-s0-276aea"
-    assert changed("run", "seed", 3).run_id().startswith("digits-resnet20-learned-s3-")
+    assert changed("run", seed=3).run_id().startswith("digits-resnet20-learned-s3-")
 
 
 @pytest.mark.parametrize(("section", "field"), FIELDS)
 def test_run_id_and_differences_see_every_field(section: str, field: str) -> None:
     value = other_value(section, field, random.Random(1))
-    other = changed(section, field, value)
+    other = changed(section, **{field: value})
     assert other.run_id() != Config().run_id()
     assert Config().differences(other) == [
         f"{section}.{field}: {getattr(getattr(Config(), section), field)!r} != {value!r}"
@@ -165,7 +154,7 @@ def test_run_id_and_differences_see_every_field(section: str, field: str) -> Non
 
 
 def test_configs_hash_and_compare_by_value() -> None:
-    assert len({Config(), Config(), changed("run", "seed", 1)}) == 2
+    assert len({Config(), Config(), changed("run", seed=1)}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().run = RunConfig()  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -184,98 +173,79 @@ def test_all_faults_are_listed_at_once() -> None:
     with pytest.raises(UsageError) as error:
         validate(config)
     names = [fault.split(" is ")[0] for fault in str(error.value).split("; ")]
-    assert names == [
-        "data.classes",
-        "data.batch_size",
-        "data.eval_batch_size",
-        "data.image_size",
-        "augment.pad",
-        "optim.lr",
-        "optim.momentum",
-        "optim.weight_decay",
-        "optim.milestones",
-        "run.epochs",
-        "run.seed",
-        "run.eval_every",
-        "run.checkpoint_every",
-        "run.steps_per_dispatch",
-    ]
+    assert ", ".join(names) == (
+        "data.classes, data.batch_size, data.eval_batch_size, data.image_size, augment.pad, optim.lr, optim.momentum, "
+        "optim.weight_decay, optim.milestones, run.epochs, run.seed, run.eval_every, run.checkpoint_every, "
+        "run.steps_per_dispatch"
+    )
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("section", "field", "value", "allowed"),
+    ("name", "value", "allowed"),
     [
-        ("data", "validation", 1.0, "from 0 to below 1"),
-        ("augment", "pad_mode", "edge", "one of zero, reflect"),
-        ("augment", "rand_augment", (2, 31), "operations, at least 0, and a magnitude from 0 to 30"),
-        ("augment", "rand_augment", (2,), "operations, at least 0, and a magnitude from 0 to 30"),
+        ("data.validation", 1.0, "from 0 to below 1"),
+        ("augment.pad_mode", "edge", "one of zero, reflect"),
+        ("augment.rand_augment", (2, 31), "operations, at least 0, and a magnitude from 0 to 30"),
+        ("augment.rand_augment", (2,), "operations, at least 0, and a magnitude from 0 to 30"),
         (
-            "augment",
-            "jitter",
+            "augment.jitter",
             (0.4, 0.4, 0.4, 0.6),
             "brightness, contrast, saturation and hue, at least 0, hue at most 0.5",
         ),
-        ("augment", "lighting", -0.1, "at least 0 and finite"),
-        ("augment", "erasing", 1.5, "from 0 to 1"),
-        ("augment", "mixup", float("inf"), "at least 0 and finite"),
-        ("augment", "cutmix", -1.0, "at least 0 and finite"),
-        ("augment", "test", "six_crop", "one of none, flip, five_crop, ten_crop"),
-        ("augment", "test_crop", 28, "None unless augment.test is five_crop or ten_crop"),
-        ("model", "dropout", 1.0, "from 0 to below 1"),
-        ("loss", "name", "hinge", "one of cross_entropy, binary, mse"),
-        ("loss", "label_smoothing", 1.0, "from 0 to below 1"),
-        ("loss", "dso", -0.025, "at least 0 and finite"),
-        ("optim", "name", "lion", "one of sgd, rmsprop, "),
-        ("optim", "dampening", 1.1, "from 0 to 1"),
-        ("optim", "betas", (0.9, 1.0), "two numbers from 0 to below 1"),
-        ("optim", "betas", (0.9,), "two numbers from 0 to below 1"),
-        ("optim", "alpha", 1.0, "from 0 to below 1"),
-        ("optim", "eps", -1e-8, "at least 0 and finite"),
-        ("optim", "decay", "kernels", "one of all, weights, not_depthwise"),
-        ("optim", "clip_norm", 0.0, "above 0 and finite"),
-        ("optim", "accumulate", 0, "at least 1"),
-        ("optim", "ema", 1.0, "from 0 to below 1"),
-        ("optim", "schedule", "cosines", "one of constant, multistep, "),
-        ("optim", "gamma", float("nan"), "at least 0 and finite"),
-        ("optim", "milestones", (3, 3), "strictly increasing"),
-        ("optim", "power", 0.0, "above 0 and finite"),
-        ("optim", "warmup", -1.0, "at least 0 and finite"),
-        ("optim", "warmup_start", 2.0, "from 0 to 1"),
-        ("run", "recalibrate", -1, "at least 0"),
+        ("augment.lighting", -0.1, "at least 0 and finite"),
+        ("augment.erasing", 1.5, "from 0 to 1"),
+        ("augment.mixup", float("inf"), "at least 0 and finite"),
+        ("augment.cutmix", -1.0, "at least 0 and finite"),
+        ("augment.test", "six_crop", "one of none, flip, five_crop, ten_crop"),
+        ("augment.test_crop", 28, "None unless augment.test is five_crop or ten_crop"),
+        ("model.dropout", 1.0, "from 0 to below 1"),
+        ("loss.name", "hinge", "one of cross_entropy, binary, mse"),
+        ("loss.label_smoothing", 1.0, "from 0 to below 1"),
+        ("loss.dso", -0.025, "at least 0 and finite"),
+        ("optim.lr", float("nan"), "above 0 and finite"),
+        ("optim.lr", float("inf"), "above 0 and finite"),
+        ("optim.name", "lion", "one of sgd, rmsprop, "),
+        ("optim.dampening", 1.1, "from 0 to 1"),
+        ("optim.betas", (0.9, 1.0), "two numbers from 0 to below 1"),
+        ("optim.betas", (0.9,), "two numbers from 0 to below 1"),
+        ("optim.alpha", 1.0, "from 0 to below 1"),
+        ("optim.eps", -1e-8, "at least 0 and finite"),
+        ("optim.decay", "kernels", "one of all, weights, not_depthwise"),
+        ("optim.clip_norm", 0.0, "above 0 and finite"),
+        ("optim.accumulate", 0, "at least 1"),
+        ("optim.ema", 1.0, "from 0 to below 1"),
+        ("optim.schedule", "cosines", "one of constant, multistep, "),
+        ("optim.gamma", float("nan"), "at least 0 and finite"),
+        ("optim.milestones", (3, 3), "strictly increasing"),
+        ("optim.power", 0.0, "above 0 and finite"),
+        ("optim.warmup", -1.0, "at least 0 and finite"),
+        ("optim.warmup_start", 2.0, "from 0 to 1"),
+        ("run.recalibrate", -1, "at least 0"),
     ],
 )
-def test_value_out_of_its_range_is_refused_with_what_is_allowed(
-    section: str, field: str, value: Any, allowed: str
-) -> None:
+def test_value_out_of_its_range_is_refused_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
     with pytest.raises(UsageError) as error:
-        validate(unchecked(section, field, value))
-    shown = value if field == "test_crop" else repr(value)
-    assert str(error.value).startswith(f"{section}.{field} is {shown} but must be {allowed}")
+        validate(unchecked(*name.split("."), value))
+    shown = value if name == "augment.test_crop" else repr(value)
+    assert str(error.value).startswith(f"{name} is {shown} but must be {allowed}")
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("section", "fields", "message"),
     [
-        (
-            Config(optim=OptimConfig(nesterov=True, momentum=0.0)),
-            "optim.nesterov is True but must be off without momentum and with dampening",
+        *(
+            ("optim", {"nesterov": True, **off}, "nesterov is True but must be off without momentum and with dampening")
+            for off in ({"momentum": 0.0}, {"dampening": 0.1})
         ),
-        (
-            Config(optim=OptimConfig(nesterov=True, dampening=0.1)),
-            "optim.nesterov is True but must be off without momentum and with dampening",
-        ),
-        (Config(optim=OptimConfig(name="lbfgs", accumulate=2)), "optim.accumulate is 2 but must be 1 for lbfgs"),
-        (
-            Config(loss=LossConfig(name="mse", label_smoothing=0.1)),
-            "loss.label_smoothing is 0.1 but must be 0 for mse",
-        ),
+        ("optim", {"name": "lbfgs", "accumulate": 2}, "accumulate is 2 but must be 1 for lbfgs"),
+        ("loss", {"name": "mse", "label_smoothing": 0.1}, "label_smoothing is 0.1 but must be 0 for mse"),
     ],
 )
-def test_field_that_is_wrong_beside_another_is_refused(config: Config, message: str) -> None:
+def test_field_that_is_wrong_beside_another_is_refused(section: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as error:
-        validate(config)
-    assert str(error.value) == message
+        validate(changed(section, **fields))
+    assert str(error.value) == f"{section}.{message}"
 
 
 def test_every_number_of_a_config_has_a_bound() -> None:
@@ -286,12 +256,6 @@ def test_every_number_of_a_config_has_a_bound() -> None:
     numbers = {name for name, hint in hints.items() if re.search(r"\b(int|float)\b", str(hint))}
     free = {name for name in numbers if bound_of(hints[name]) is None}
     assert free == {"model.head_seed", "model.maps", "data.mean", "data.std"}
-
-
-@pytest.mark.parametrize("lr", [float("nan"), float("inf")])
-def test_rate_that_is_no_number_is_refused(lr: float) -> None:
-    with pytest.raises(UsageError, match=r"optim\.lr"):
-        validate(changed("optim", "lr", lr))
 
 
 def test_unknown_lists_valid_names_in_order_and_guesses_only_near_ones() -> None:

@@ -43,9 +43,9 @@ def test_the_network_trains_under_every_form_of_last_layer(example: str, monkeyp
 
 
 def test_the_heads_matrix_is_a_fixed_simplex(example: str) -> None:
-    model = jaxclf.create_model("tests.tiny:Tiny", num_classes=4, head=f"{example}.head:Simplex")
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    head = jaxclf.create_model("tests.tiny:Tiny", num_classes=4, head=f"{example}.head:Simplex").head
+    variables = head.init(jax.random.key(0), jnp.zeros((1, 8)))
     (rows,) = jax.tree.leaves(variables["fixed"])
     expected = np.where(np.eye(4), 1, -1 / 3)
     np.testing.assert_allclose(rows @ rows.T, expected, atol=1e-6)
-    assert set(variables["params"]["head"]) == {"bias"}
+    assert set(variables["params"]) == {"bias"}

@@ -74,7 +74,8 @@ def test_pure_rooms_reach_no_files_clocks_or_processes() -> None:
     assert not {name: found for name, found in reaching.items() if found}
 
 
-def test_training_imports_neither_tensorflow_nor_torch(tmp_path: Path) -> None:
+def test_training_and_its_page_import_neither_tensorflow_nor_torch_nor_pyplot(tmp_path: Path) -> None:
+    """And another process finds a network of somebody else's in the directory that it stands in."""
     script = """
         import sys
         import jaxclf
@@ -83,9 +84,12 @@ def test_training_imports_neither_tensorflow_nor_torch(tmp_path: Path) -> None:
         config = Config(data=DataConfig(batch_size=338), model=model, run=run)
         result = jaxclf.train(config, sys.argv[1], quiet=True)
         assert result.step == 4, result.step
-        print("loaded:", sorted({"tensorflow", "torch", "torchvision", "keras", "ray"} & set(sys.modules)))
+        assert "matplotlib" not in sys.modules
+        import jaxclf.report.page
+        heavy = {"tensorflow", "torch", "torchvision", "keras", "ray", "matplotlib.pyplot"}
+        print("loaded:", sorted(heavy & set(sys.modules)))
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded: []"

@@ -1,10 +1,6 @@
 """Networks, heads and data sets of others, by package.module:Name and by entry points."""
 
-import dataclasses
 import importlib.metadata
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxclf
-from jaxclf.config import AugmentConfig, DataConfig, Loader, ModelConfig
+from jaxclf.config import AugmentConfig, DataConfig, Loader
 from jaxclf.data.datasets import Images, ResidentSet, resolve
 from jaxclf.data.facts import RESIDENT
 from jaxclf.data.pipeline import open_data
@@ -20,8 +16,6 @@ from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.heads import HeadEntry, Learned
 from tests.tiny import Tiny
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Unfinished(Backbone):
@@ -110,10 +104,3 @@ def test_entry_points_are_listed_and_built_and_do_not_replace_ours(monkeypatch: 
     assert jaxclf.create_model("resnet8", num_classes=5).backbone.features == 64
     with pytest.raises(UsageError, match="did you mean 'wide'"):
         jaxclf.create_model("wied", num_classes=5)
-
-
-def test_another_process_finds_the_class_from_the_directory_it_stands_in() -> None:
-    config = dataclasses.replace(ModelConfig(), backbone="tests.tiny:Tiny")
-    code = f"import jaxclf; print(jaxclf.create_model({config.backbone!r}, num_classes=5).backbone.features)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "8\n"

@@ -1,9 +1,10 @@
-"""The smallest network that has all that a run handles, "tests.tiny:Tiny" by name: for tests of order and files."""
+"""The smallest network that has all that a run handles, "tests.tiny:Tiny" by name, and its recipe."""
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.backbones.densenet_cifar import CifarDenseNet
 from jaxclf.models.layers import BatchNorm, conv
@@ -29,3 +30,14 @@ class Tiny(Backbone):
 
 SHALLOW_DENSENET = Variant(CifarDenseNet, dict(depth=16, growth=12))
 """DenseNet-BC with two layers in each block."""
+
+
+def get_config() -> Config:
+    """Return an epoch of the digits, 21 steps: this file is a recipe."""
+    return Config(
+        data=DataConfig(batch_size=64, drop_last=True),
+        augment=AugmentConfig(pad=1, flip=False),
+        model=ModelConfig(backbone="tests.tiny:Tiny"),
+        optim=OptimConfig(lr=0.05, milestones=(1,)),
+        run=RunConfig(epochs=1),
+    )

@@ -24,19 +24,7 @@ from jaxclf.config import Cluster, Config, Loader, Request, Watching
 from jaxclf.data.facts import RESIDENT, STREAMED
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = """
-from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-
-def get_config():
-    return Config(
-        data=DataConfig(batch_size=64, drop_last=True), augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="tests.tiny:Tiny"),
-        optim=OptimConfig(lr=0.05, milestones=(1,)),
-        run=RunConfig(epochs=1),
-    )
-"""
-
-
+TINY = str(ROOT / "tests" / "tiny.py")
 PARTS = {"request": Request, "loader": Loader, "cluster": Cluster, "watching": Watching}
 """Arguments that are fields of their own."""
 
@@ -198,10 +186,9 @@ def test_preparing_the_digits_needs_nothing(capsys: pytest.CaptureFixture[str]) 
 def test_flags_override_the_recipe_and_the_run_can_be_evaluated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe, workdir = tmp_path / "tiny.py", tmp_path / "w"
-    recipe.write_text(RECIPE)
+    workdir = tmp_path / "w"
     flags = ["--optim.lr", "0.2", "--run.seed", "4", "--data.eval-batch-size", "100", "--optim.milestones", "2", "3"]
-    assert main(["train", str(recipe), "--workdir", str(workdir), *flags]) == 0
+    assert main(["train", TINY, "--workdir", str(workdir), *flags]) == 0
     out, err = capsys.readouterr()
     config = json.loads((workdir / "config.json").read_text())
     assert config["optim"]["lr"] == 0.2
@@ -274,12 +261,10 @@ def test_fields_of_a_recipe_are_checked_as_those_of_json(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_truncated_entries_of_the_compilation_cache_are_compiled_again(tmp_path: Path) -> None:
     """As a process leaves them that is killed while it writes."""
-    recipe, cache = tmp_path / "recipes" / "tiny.py", tmp_path / "cache"
-    recipe.parent.mkdir()
-    recipe.write_text(RECIPE)
+    cache = tmp_path / "cache"
     ended = []
     for name in ("whole", "truncated"):
-        command = [sys.executable, "-m", "jaxclf", "train", str(recipe), "--workdir", str(tmp_path / name)]
+        command = [sys.executable, "-m", "jaxclf", "train", TINY, "--workdir", str(tmp_path / name)]
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0
