@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from jaxclf.data import order
 
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 def test_the_order_is_pinned() -> None:

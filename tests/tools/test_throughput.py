@@ -18,7 +18,8 @@ from jaxclf.tools.throughput import rate, stream_verdict
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
 from tests.data.streamed import without_split
 
-TINY = ("--seconds", "0.1", "--backbone", "resnet8", "--batch-size", "8", "--image-size", "24")
+BACKBONE = "tests.tiny:Tiny"
+TINY = ("--seconds", "0.1", "--backbone", BACKBONE, "--batch-size", "8", "--image-size", "24")
 STAGES = ["read", "decode", "transform", "transfer", "stream", "step"]
 
 
@@ -47,7 +48,7 @@ def test_every_stage_of_a_stream_has_a_rate(photo_folder: Path, capsys: pytest.C
     out, err = capsys.readouterr()
     first, *lines, verdict = out.splitlines()
     assert err == ""
-    assert first == f"folder:{photo_folder}, 24 x 24, batches of 8, resnet8 on cpu"
+    assert first == f"folder:{photo_folder}, 24 x 24, batches of 8, {BACKBONE} on cpu"
     found = rates(lines)
     assert [*found] == STAGES
     assert min(found.values()) > 0
@@ -63,7 +64,7 @@ def test_every_stage_of_a_stream_has_a_rate(photo_folder: Path, capsys: pytest.C
 def test_a_resident_set_has_a_step_and_its_augmentation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(bench("digits")) == 0
     first, nothing, *lines, verdict = capsys.readouterr().out.splitlines()
-    assert first == "digits, 24 x 24, batches of 8, resnet8 on cpu"
+    assert first == f"digits, 24 x 24, batches of 8, {BACKBONE} on cpu"
     assert nothing == "its images are in the device's memory before the first step: there is nothing to stream"
     found = rates(lines)
     assert [*found] == ["augment", "step"]
@@ -74,7 +75,7 @@ def test_a_resident_set_has_a_step_and_its_augmentation(capsys: pytest.CaptureFi
 def test_a_set_without_test_images_is_measured(own_imagenet: Path) -> None:
     without_split(own_imagenet, "validation")
     config = throughput.bench_config(
-        "synthetic_imagenet", data_dir=str(own_imagenet), image_size=24, batch_size=8, backbone="resnet8"
+        "synthetic_imagenet", data_dir=str(own_imagenet), image_size=24, batch_size=8, backbone=BACKBONE
     )
     with set_up(config) as setup:
         lines = itertools.islice(measured(setup), 6)
@@ -96,10 +97,10 @@ def test_broken_images_do_not_stop_it(photo_folder: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    "loader", [Loader(threads=2), pytest.param(Loader(workers=2), marks=pytest.mark.slow)], ids=str
+    "loader", [Loader(threads=2), pytest.param(Loader(workers=1), marks=pytest.mark.slow)], ids=str
 )
 def test_nothing_is_left_when_it_ends_or_is_left_early(loader: Loader, photo_folder: Path) -> None:
-    config = throughput.bench_config(f"folder:{photo_folder}", image_size=24, batch_size=8, backbone="resnet8")
+    config = throughput.bench_config(f"folder:{photo_folder}", image_size=24, batch_size=8, backbone=BACKBONE)
     threads = set(threading.enumerate())
     for count in (8, 6):  # all; as far as the stream
         with set_up(config, loader) as setup:
@@ -132,66 +133,56 @@ def test_what_is_refused_is_one_line(args: tuple[str, ...], message: str, capsys
 
 def test_what_is_not_said_depends_on_the_set(photo_folder: Path) -> None:
     streamed, resident = (throughput.bench_config(name) for name in (f"folder:{photo_folder}", "digits"))
-    assert (streamed.data.image_size, streamed.model.backbone, streamed.augment.crop) == (
-        *(224, "resnet18"),
-        "random_resized",
-    )
-    assert (resident.data.image_size, resident.model.backbone, resident.augment.crop) == (None, "resnet20", "none")
+    assert [(one.data.image_size, one.model.backbone, one.augment.crop) for one in (streamed, resident)] == [
+        (224, "resnet18", "random_resized"),
+        (None, "resnet20", "none"),
+    ]
 
 
 # The clock
 
 
-def test_a_rate_is_the_median_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    costs = iter([1.0] * 10 + [5.0] * 2 + [2.0] * 5)  # windows of 10 seconds: 10, 2 and 5 times
+@pytest.mark.parametrize(
+    ("costs", "images", "seconds", "expected"),
+    [
+        ([1.0] * 10 + [5.0] * 2 + [2.0] * 5, 6, 30.0, 3.0),  # windows of 10 seconds: 10, 2 and 5 times
+        ([100.0], 50, 3.0, 0.5),  # what takes longer than the seconds is done once
+    ],
+)
+def test_a_rate_is_the_median_of_windows(
+    costs: list[float], images: int, seconds: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, left = 0.0, iter(costs)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
 
     def work() -> int:
-        now[0] += next(costs)
-        return 6
+        nonlocal now
+        now += next(left)
+        return images
 
-    assert rate(work, 30.0) == 3.0
-    assert next(costs, None) is None
-
-
-def test_what_takes_longer_than_the_seconds_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-
-    def work() -> int:
-        now[0] += 100.0
-        return 50
-
-    assert rate(work, 3.0) == 0.5
-    assert now == [100.0]
+    assert rate(work, seconds) == expected
+    assert next(left, None) is None
 
 
 # What is said of the rates
 
 SLOW = {"read": 8000.0, "decode": 1000.0, "transform": 2000.0, "transfer": 9e4, "stream": 500.0, "step": 1000.0}
+DECODE = "the slowest stage is decode, 62 % of a thread's time"
+ONLY_HALF = f"The input gives only 50 % of what the step takes; {DECODE}."
 
 
-def test_an_input_that_is_slower_says_how_many_threads_are_needed() -> None:
-    assert stream_verdict(SLOW, cpu=False) == (
-        "The input gives only 50 % of what the step takes; the slowest stage is decode, 62 % of a thread's time. "
-        "About 2 threads with a core each would keep the device busy."
-    )
-
-
-def test_a_slow_copy_is_said_instead() -> None:
-    assert stream_verdict(SLOW | {"transfer": 999.0}, cpu=False).endswith(
-        " Copying to the device alone is slower than the step."
-    )
-
-
-def test_where_the_step_needs_the_same_cores_no_number_is_given() -> None:
-    said = stream_verdict(SLOW, cpu=True)
-    assert said.endswith(" Here both need the same cores, and a run is slower than either.")
-    assert "threads" not in said
-
-
-def test_an_input_that_is_faster_says_how_much() -> None:
-    assert stream_verdict(SLOW | {"stream": 1500.0}, cpu=False).startswith(
-        "The input keeps the device busy: it gives 1.5 times what the step takes; the slowest stage is decode"
-    )
+@pytest.mark.parametrize(
+    ("changed", "cpu", "said"),
+    [
+        ({}, False, ONLY_HALF + " About 2 threads with a core each would keep the device busy."),
+        ({"transfer": 999.0}, False, ONLY_HALF + " Copying to the device alone is slower than the step."),
+        ({}, True, ONLY_HALF + " Here both need the same cores, and a run is slower than either."),
+        (
+            {"stream": 1500.0},
+            False,
+            f"The input keeps the device busy: it gives 1.5 times what the step takes; {DECODE}.",
+        ),
+    ],
+)
+def test_the_verdict_says_what_would_help(changed: dict[str, float], cpu: bool, said: str) -> None:
+    assert stream_verdict(SLOW | changed, cpu=cpu) == said
