@@ -1,6 +1,7 @@
 """Runs on streamed sets: what stops them, what they leave, and that they go on with the same bits, whoever reads."""
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -26,6 +27,8 @@ from jaxclf.data.sources import Folder
 from jaxclf.errors import RunError, UsageError
 from jaxclf.training import loop
 from jaxclf.training.evaluation import evaluate
+from tests.conftest import script
+from tests.training.runs import complete_steps, ended, recipe_of, rows_of, stop_before_step
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.long
@@ -58,35 +61,6 @@ def folder(photo_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(photo_folder, tmp_path / "images")
 
 
-def ended(workdir: Path) -> list[Any]:
-    """Return all that two runs of one config must share."""
-    result = json.loads((workdir / "result.json").read_text())
-    with np.load(workdir / "predictions.npz") as file:
-        predictions = [file[name].tolist() for name in sorted(file)]
-    rows = (workdir / "metrics.jsonl").read_bytes()
-    return [result["sha256"], result["top1"], result["loss"], result["skipped"], rows, predictions]
-
-
-class Stop(BaseException):
-    """Stands for a kill inside this process: nothing catches it."""
-
-
-def stop_before_step(config: Config, workdir: Path, step: int, loader: Loader) -> None:
-    """Train up to a step and no further."""
-    real = loop.train_steps
-
-    def stopping(program: Any, state: Any, *batch: Any) -> Any:
-        if int(state.step) >= step:
-            raise Stop
-        return real(program, state, *batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train_steps", stopping)
-        with pytest.raises(Stop):
-            loop.train(config, workdir, loader=loader, quiet=True)
-    assert not (workdir / "result.json").exists()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that nothing stopped."""
@@ -101,8 +75,7 @@ def test_a_run_says_what_its_images_are(undisturbed: Path, photo_folder: Path) -
     assert {split: part["images"] for split, part in stated["splits"].items()} == {"train": 32, "test": 12}
     assert stated["splits"]["test"]["sha256"] == Folder(photo_folder / "val").fingerprint()
     assert not (undisturbed / "skipped.jsonl").exists()
-    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [PER_EPOCH, 2 * PER_EPOCH, 3 * PER_EPOCH]
+    assert [row["step"] for row in rows_of(undisturbed)] == [PER_EPOCH, 2 * PER_EPOCH, 3 * PER_EPOCH]
     with np.load(undisturbed / "predictions.npz") as file:
         assert file["labels"].tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
 
@@ -163,7 +136,7 @@ def test_a_broken_image_stops_the_run_and_costs_nothing_that_was_done(
     for file, data in images.items():
         file.write_bytes(data)
     loop.train(plain, workdir, quiet=True)
-    assert ended(workdir)[:5] == ended(undisturbed)[:5]
+    assert ended(workdir) == ended(undisturbed)
 
 
 @pytest.fixture
@@ -247,21 +220,6 @@ def test_a_dead_worker_stops_the_run_and_costs_nothing_that_was_done(
 # Real processes
 
 
-RECIPE = """
-from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-
-def get_config():
-    return Config(
-        data=DataConfig("synthetic_imagenet", data_dir={directory!r}, image_size=16, batch_size=400,
-                        eval_batch_size=500),
-        augment=AugmentConfig(crop="random_resized", pad=0),
-        model=ModelConfig("resnet8"),
-        optim=OptimConfig(lr=0.05),
-        run=RunConfig(checkpoint_every=3),
-    )
-"""
-
-
 def start(
     recipe: Path, workdir: Path, *flags: str, devices: int = 1, variables: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.Popen[str]:
@@ -310,23 +268,24 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def newest(workdir: Path) -> int:
-    """Return the step of the newest whole checkpoint."""
-    directory = workdir / "checkpoints"
-    names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
-    return max((int(name) for name in names if name.isdigit()), default=0)
+@pytest.fixture(scope="module")
+def imagenet(tiny_imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a recipe over a synthetic ImageNet of some classes and some kB an image; skips as `tiny_imagenet` does."""
 
+    @functools.cache
+    def write(classes: int, kilobytes: int) -> Path:
+        root = tmp_path_factory.mktemp("imagenet")
+        script("synthetic_imagenet").build(root / "tfds", classes=classes, kilobytes=kilobytes)
+        given = Config(
+            data=DataConfig("synthetic_imagenet", data_dir=str(root / "tfds"), image_size=16, batch_size=400),
+            augment=AugmentConfig(crop="random_resized", pad=0),
+            model=ModelConfig("resnet8"),
+            optim=OptimConfig(lr=0.05),
+            run=RunConfig(checkpoint_every=3),
+        )
+        return recipe_of(given, root / "recipes")
 
-@pytest.fixture(scope="session")
-def synthetic_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A TFDS directory with the whole synthetic ImageNet: 1,000 classes, 5,000 JPEGs of about 110 kB."""
-    directory = Path(os.environ.get("JAXCLF_SYNTHETIC_IMAGENET") or tmp_path_factory.mktemp("synthetic"))
-    command = [sys.executable, "benchmarks/synthetic_imagenet.py", str(directory)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    if "needs" in done.stderr and done.returncode == 2:
-        pytest.skip(done.stderr)
-    assert done.returncode == 0, done.stderr
-    return directory
+    return write
 
 
 @pytest.mark.slow
@@ -335,27 +294,23 @@ def synthetic_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("classes", "batch", "epochs", "saved"), [(1000, 400, 1, 3), (100, 50, 2, 9)], ids=["1000", "100"]
 )
 def test_imagenet_killed_and_resumed_elsewhere_ends_with_the_same_bits(
-    classes: int, batch: int, epochs: int, saved: int, synthetic_imagenet: Path, tmp_path: Path
+    classes: int, batch: int, epochs: int, saved: int, imagenet: Callable[..., Path], tmp_path: Path
 ) -> None:
     """All classes are killed inside the first epoch, the first hundred inside the second."""
-    recipe, steps = tmp_path / "recipe.py", 4 * classes // batch
-    recipe.write_text(RECIPE.format(directory=str(synthetic_imagenet)))
-    flags = ["--run.epochs", str(epochs), "--data.batch-size", str(batch)]
+    recipe, steps, killed = imagenet(1000, 3), 4 * classes // batch, tmp_path / "killed"
+    flags = ["--run.epochs", str(epochs), "--data.batch-size", str(batch), "--data.eval-batch-size", "500"]
     flags += [] if classes == 1000 else ["--data.classes", str(classes)]
     finish(start(recipe, tmp_path / "undisturbed", *flags))
-    killed = tmp_path / "killed"
     process = start(recipe, killed, *flags, "--loader.workers", "2", devices=4)
-    kill_after(process, lambda: newest(killed) >= saved)
-    assert (epochs - 1) * steps < newest(killed) < epochs * steps
+    kill_after(process, lambda: max(complete_steps(killed), default=0) >= saved)
+    assert (epochs - 1) * steps < complete_steps(killed)[-1] < epochs * steps
     assert not (killed / "result.json").exists()
     finish(start(recipe, killed, *flags, "--loader.workers", "1", "--loader.threads", "3", devices=2))
     assert ended(killed) == ended(tmp_path / "undisturbed")
     assert json.loads((killed / "result.json").read_text())["step"] == epochs * steps
     stated = json.loads((killed / "data.json").read_text())
-    assert {split: part["images"] for split, part in stated["splits"].items()} == {
-        "train": 4 * classes,
-        "test": classes,
-    }
+    images = {split: part["images"] for split, part in stated["splits"].items()}
+    assert images == {"train": 4 * classes, "test": classes}
     assert len(stated["class_names"]) == classes
 
 
@@ -400,11 +355,10 @@ def held(process: psutil.Process, rows: Path) -> dict[int, list[Used]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_memory_files_and_threads_stay_flat_over_twenty_epochs(
-    workers: int, synthetic_imagenet: Path, tmp_path: Path
+    workers: int, imagenet: Callable[..., Path], tmp_path: Path
 ) -> None:
-    recipe, workdir = tmp_path / "recipe.py", tmp_path / "run"
-    recipe.write_text(RECIPE.format(directory=str(synthetic_imagenet)))
-    flags = ["--data.classes", "20", "--data.batch-size", "8", "--run.epochs", "20"]
+    recipe, workdir = imagenet(20, 110), tmp_path / "run"
+    flags = ["--data.eval-batch-size", "500", "--data.batch-size", "8", "--run.epochs", "20"]
     # What is freed goes back to the system at once. By itself, glibc kept 20 to 30 MB more over these epochs, and of 60
     # gave them back after the 30th.
     malloc = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
