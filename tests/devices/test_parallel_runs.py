@@ -4,7 +4,7 @@ Training is chaotic: at the digits recipe's rate, rounding doubles every few ste
 two machines, so these runs take a small rate. Measured there in float32, over all layouts and 66 steps of 64 images:
 losses 4e-7, parameters 2e-6 and running statistics 8e-6, each collection by its norm (a bias that starts at zero has no
 relative distance). PyTorch's own float32 is 3e-5 from its float64 after 20 steps at this rate
-(test_resnet20_training.py). What float64 tells of every single variable is in test_parallel.py: 1e-6 after 50 steps at
+(test_training_steps.py). What float64 tells of every single variable is in test_parallel.py: 1e-6 after 50 steps at
 a rate of 0.1.
 
 Four stacked seeds of `table --stack` are compared with their single runs in the same way. Measured: parameters of three

@@ -34,12 +34,6 @@ def functional(torchvision: Any) -> Any:
     return importlib.import_module("torchvision.transforms.functional")
 
 
-@pytest.fixture(scope="module")
-def transforms(torchvision: Any) -> Any:
-    importlib.import_module("torch").manual_seed(0)
-    return importlib.import_module("torchvision.transforms")
-
-
 def pictures(channels: int = 3) -> np.ndarray:
     """Noise, a dark and narrow range, a ramp of few levels, one colour, and mostly saturated pixels."""
     rng = np.random.default_rng(0)
@@ -138,7 +132,7 @@ def test_every_hue_turns_as_in_torchvision(functional: Any) -> None:
         )
 
 
-def check_rand_augment(torchvision: Any, images: np.ndarray, magnitude: int) -> None:
+def check_rand_augment(images: np.ndarray, magnitude: int, *, compiled: bool) -> None:
     """Compare every operation and sign at this magnitude, on every image."""
     autoaugment = importlib.import_module("torchvision.transforms.autoaugment")
     policy = autoaugment.RandAugment(magnitude=magnitude)
@@ -147,12 +141,12 @@ def check_rand_augment(torchvision: Any, images: np.ndarray, magnitude: int) -> 
     cases = [(kind, negative) for kind in range(14) for negative in (False, True)]
     kinds, negatives = (np.array(column)[:, None] for column in zip(*cases, strict=True))
 
-    @jax.jit
     def apply(drawn: Operations) -> jax.Array:
         one = jax.vmap(lambda image, drawn: apply_rand_augment(magnitude, image, drawn), (0, None))
         return jax.vmap(one, (None, 0))(jnp.asarray(images), drawn)
 
-    got = np.asarray(apply(Operations(jnp.asarray(kinds, jnp.int32), jnp.asarray(negatives))))
+    drawn = Operations(jnp.asarray(kinds, jnp.int32), jnp.asarray(negatives))
+    got = np.asarray((jax.jit(apply) if compiled else apply)(drawn))
     for (kind, negative), results in zip(cases, got, strict=True):
         name, (magnitudes, signed) = space[kind]
         level = float(magnitudes[magnitude]) if magnitudes.ndim else 0.0
@@ -168,7 +162,7 @@ def check_rand_augment(torchvision: Any, images: np.ndarray, magnitude: int) -> 
 def test_each_operation_of_rand_augment_gives_torchvisions_pixels(
     magnitude: int, channels: int, torchvision: Any
 ) -> None:
-    check_rand_augment(torchvision, pictures(channels), magnitude)
+    check_rand_augment(pictures(channels), magnitude, compiled=True)
 
 
 def test_levels_are_those_of_torch_to_the_last_bit(torchvision: Any) -> None:
@@ -186,7 +180,7 @@ def test_every_magnitude_of_rand_augment_gives_torchvisions_pixels(size: tuple[i
     rng = np.random.default_rng(1)
     images = np.stack([rng.integers(0, 256, (*size, 3)), rng.integers(30, 200, (*size, 3))]).astype(np.uint8)
     for magnitude in range(31) if size[0] < 200 else (5, 10, 23):
-        check_rand_augment(torchvision, images, magnitude)
+        check_rand_augment(images, magnitude, compiled=True)
 
 
 @pytest.mark.parametrize("pad", [3, 7])
@@ -354,6 +348,7 @@ def test_rectangles_to_erase_are_drawn_as_by_torchvision(transforms: Any) -> Non
     same_distribution(mine.left / (32 - columns), left / (32 - width))
 
 
+@pytest.mark.slow
 def test_rectangles_to_erase_keep_to_torchvisions_bounds_and_come_near_them() -> None:
     mine = draws(lambda key: ours.draw_erasing(1.0, key, 2000, 2000))
     rows, columns = mine.bottom - mine.top, mine.right - mine.left
@@ -362,6 +357,7 @@ def test_rectangles_to_erase_keep_to_torchvisions_bounds_and_come_near_them() ->
         assert high * 0.99 < values.max() < high * 1.01
 
 
+@pytest.mark.slow
 def test_without_a_rectangle_that_fits_nothing_is_erased(transforms: Any) -> None:
     image = torch_images(np.zeros((2, 30, 3), np.float32))
     parameters = transforms.RandomErasing.get_params
@@ -415,14 +411,14 @@ def test_operations_are_drawn_as_by_torchvision(transforms: Any, monkeypatch: py
     assert stats.chi2_contingency(table).pvalue > LEVEL
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+@pytest.mark.parametrize("alpha", [0.2, *(pytest.param(alpha, marks=pytest.mark.slow) for alpha in (1.0, 3.0))])
 def test_mixups_share_is_drawn_as_by_torchvision(alpha: float, transforms: Any) -> None:
     theirs = importlib.import_module("torchvision.transforms.v2").MixUp(alpha=alpha, num_classes=2)
     mine = draws(lambda key: ours.draw_mixup(alpha, key))
     same_distribution(mine, np.array([theirs.make_params([])["lam"] for _ in range(THEIRS)]))
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("alpha", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_cutmixs_rectangle_is_drawn_as_by_torchvision(alpha: float, transforms: Any) -> None:
     theirs = importlib.import_module("torchvision.transforms.v2").CutMix(alpha=alpha, num_classes=2)
     image = torch_images(np.zeros((2, HEIGHT, WIDTH, 3), np.float32))

@@ -1,7 +1,6 @@
 """Every loss and regulariser against torch's own: values and gradients, in float64 and in float32."""
 
 import dataclasses
-import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -11,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+# Not "torch": without PyTorch, the folder of this file would be found as a namespace package of that name.
+pytest.importorskip("torch.nn", reason="parity with PyTorch needs the extra `parity`")
+import torch
+
 from jaxclf.config import LossConfig
 from jaxclf.training import losses
+from tests.parity import torch_twin
 
 CLASSES, EXAMPLES = 7, 5
 TOLERANCE = {np.float64: 1e-10, np.float32: 1e-6}
-
-
-@pytest.fixture(scope="module")
-def torch() -> Any:
-    pytest.importorskip("torch.nn", reason="parity with PyTorch needs the extra `parity`")
-    return importlib.import_module("torch")
 
 
 @pytest.fixture(params=[np.float64, np.float32], ids=["float64", "float32"])
@@ -46,51 +44,30 @@ def assert_close(ours: Any, theirs: Any, dtype: Any) -> None:
     assert np.abs(ours - theirs).max() < TOLERANCE[dtype] * np.abs(theirs).max()
 
 
-def torch_loss(torch: Any, config: LossConfig, logits: Any, targets: Any) -> Any:
-    if config.name == "cross_entropy":
-        return torch.nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)(logits, targets)
-    if config.name == "mse":
-        return torch.nn.MSELoss()(logits, targets)
-    targets = (1 - config.label_smoothing) * targets + config.label_smoothing / CLASSES
-    return torch.nn.BCEWithLogitsLoss()(logits, targets)
-
-
 @pytest.mark.parametrize("kind", ["hard", "mixed"])
 @pytest.mark.parametrize(
     ("name", "smoothing"),
     [("cross_entropy", 0.0), ("cross_entropy", 0.1), ("binary", 0.0), ("binary", 0.1), ("mse", 0.0)],
 )
-def test_losses_and_gradients_are_torchs(
-    torch: Any, dtype: Any, name: Literal["cross_entropy", "binary", "mse"], smoothing: float, kind: str
+def test_losses_of_each_example_and_gradients_are_torchs(
+    dtype: Any, name: Literal["cross_entropy", "binary", "mse"], smoothing: float, kind: str
 ) -> None:
     config = LossConfig(name, label_smoothing=smoothing)
     logits = 3 * np.random.default_rng(0).standard_normal((EXAMPLES, CLASSES)).astype(dtype)
-    targets = labels_of(kind).astype(dtype)
-    leaf = torch.from_numpy(logits).requires_grad_()
-    theirs = torch_loss(torch, config, leaf, torch.from_numpy(targets))
-    theirs.backward()
+    targets, leaf = labels_of(kind).astype(dtype), torch.from_numpy(logits).requires_grad_()
+    theirs = torch_twin.example_losses(config, leaf, torch.from_numpy(targets))
+    theirs.mean().backward()
 
-    def loss(logits: jax.Array) -> jax.Array:
-        return losses.example_losses(config, logits, jnp.asarray(targets)).mean()
+    def loss(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        each = losses.example_losses(config, logits, jnp.asarray(targets))
+        return each.mean(), each
 
-    ours, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
+    gradient, ours = jax.grad(loss, has_aux=True)(jnp.asarray(logits))
     assert_close(ours, theirs, dtype)
     assert_close(gradient, leaf.grad, dtype)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "binary", "mse"])
-def test_losses_of_single_examples_are_torchs(
-    torch: Any, dtype: Any, name: Literal["cross_entropy", "binary", "mse"]
-) -> None:
-    logits = 3 * np.random.default_rng(0).standard_normal((EXAMPLES, CLASSES)).astype(dtype)
-    targets = labels_of("mixed").astype(dtype)
-    given = (torch.from_numpy(logits), torch.from_numpy(targets))
-    own = torch.stack([torch_loss(torch, LossConfig(name), *(part[i : i + 1] for part in given)) for i in range(5)])
-    ours = losses.example_losses(LossConfig(name), jnp.asarray(logits), jnp.asarray(targets))
-    assert_close(ours, own, dtype)
-
-
-def test_hard_labels_are_torchs_class_indices(torch: Any, dtype: Any) -> None:
+def test_hard_labels_are_torchs_class_indices(dtype: Any) -> None:
     logits = np.random.default_rng(0).standard_normal((EXAMPLES, CLASSES)).astype(dtype)
     labels = labels_of("hard").argmax(1)
     theirs = torch.nn.functional.cross_entropy(
@@ -101,7 +78,7 @@ def test_hard_labels_are_torchs_class_indices(torch: Any, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "so", "dso"])
-def test_regularisers_and_gradients_are_torchs(torch: Any, dtype: Any, name: str) -> None:
+def test_regularisers_and_gradients_are_torchs(dtype: Any, name: str) -> None:
     rng = np.random.default_rng(0)
     kernel, bias = rng.standard_normal((3, 3, 4, 8)).astype(dtype), np.array([-1.0, 0.0, 2.0], dtype)
     params = {"backbone": {"conv1": {"kernel": jnp.asarray(kernel)}}, "head": {"bias": jnp.asarray(bias)}}
@@ -115,15 +92,8 @@ def test_regularisers_and_gradients_are_torchs(torch: Any, dtype: Any, name: str
     weight = leaves[0].reshape(8, -1)
     columns = ((weight.T @ weight - torch.eye(36, dtype=weight.dtype)) ** 2).sum()
     rows = ((weight @ weight.T - torch.eye(8, dtype=weight.dtype)) ** 2).sum()
-    theirs = (
-        0.025
-        * {
-            "l1": sum(leaf.abs().sum() for leaf in leaves),
-            "l2": sum((leaf**2).sum() for leaf in leaves) / 2,
-            "so": columns,
-            "dso": columns + rows,
-        }[name]
-    )
+    terms = {"l1": sum(leaf.abs().sum() for leaf in leaves), "l2": sum((leaf**2).sum() for leaf in leaves) / 2}
+    theirs = 0.025 * (terms | {"so": columns, "dso": columns + rows})[name]
     ours, gradient = jax.value_and_grad(term)(params)
     gradients = torch.autograd.grad(theirs, leaves, materialize_grads=True)
     assert_close(ours, theirs, dtype)

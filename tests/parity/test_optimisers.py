@@ -13,6 +13,7 @@ rmsprop_tf is compared with its documented formula.
 
 import dataclasses
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch.optim import lr_scheduler, swa_utils
 from jaxclf.config import OptimConfig
 from jaxclf.training.optim import average, transformation
 from jaxclf.training.schedules import Timeline, learning_rate
+from tests.parity import torch_twin
 
 STEPS, PER_EPOCH, CLASSES = 50, 20, 5
 TIMELINE = Timeline(PER_EPOCH, epochs=3, examples=320)
@@ -46,10 +48,7 @@ def network() -> nn.Sequential:
     layers |= {"relu1": nn.ReLU(), "backbone/conv2": nn.Conv2d(8, 8, 3, stride=2, padding=1, bias=False)}
     layers |= {"backbone/bn2": nn.BatchNorm2d(8), "relu2": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1)}
     layers |= {"flat": nn.Flatten(), "head": nn.Linear(8, CLASSES)}
-    net = nn.Sequential()
-    for name, layer in layers.items():
-        net.add_module(name, layer)
-    return net.double().train()
+    return nn.Sequential(OrderedDict(layers)).double().train()
 
 
 def linen_name(name: str) -> str:
@@ -140,32 +139,16 @@ class TensorFlowRMSProp(torch.optim.Optimizer):
 
 def optimiser(config: OptimConfig, net: nn.Sequential) -> torch.optim.Optimizer:
     """Return torch's, with its own defaults for all that the config leaves at None."""
-    named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    spared = [p for _, p in named if config.decay == "weights" and p.ndim == 1]
-    groups = [{"params": [p for _, p in named if not any(p is other for other in spared)]}]
+    trained = [p for p in net.parameters() if p.requires_grad]
+    spared = [p for p in trained if config.decay == "weights" and p.ndim == 1]
+    groups: list[dict[str, Any]] = [{"params": [p for p in trained if not any(p is other for other in spared)]}]
     groups += [{"params": spared, "weight_decay": 0.0}] if spared else []
-    given = {"eps": config.eps, "initial_accumulator_value": config.accumulator if config.name == "adagrad" else None}
-    given |= {"rho" if config.name == "adadelta" else "alpha": config.alpha}
-    common: Any = {"lr": config.lr, "weight_decay": config.weight_decay}
-    common |= {name: value for name, value in given.items() if value is not None}
-    momentum: Any = {"momentum": config.momentum}
-    moments: Any = {"betas": config.betas}
-    match config.name:
-        case "sgd":
-            return torch.optim.SGD(groups, dampening=config.dampening, nesterov=config.nesterov, **common, **momentum)
-        case "rmsprop":
-            return torch.optim.RMSprop(groups, **common, **momentum)
-        case "rmsprop_tf":
-            return TensorFlowRMSProp(groups, **({"alpha": 0.9, "eps": 1.0} | common | momentum))
-        case "adagrad":
-            return torch.optim.Adagrad(groups, **common)
-        case "adadelta":
-            return torch.optim.Adadelta(groups, **common)
-        case "lbfgs":
-            return torch.optim.LBFGS(net.parameters(), config.lr, max_iter=1)
-        case _:
-            kinds: Any = {"adam": "Adam", "adamw": "AdamW", "adamax": "Adamax", "nadam": "NAdam"}
-            return getattr(torch.optim, kinds[config.name])(groups, **common, **moments)
+    if config.name == "lbfgs":
+        return torch.optim.LBFGS(net.parameters(), config.lr, max_iter=1)
+    if config.name == "rmsprop_tf":
+        given = {"alpha": config.alpha or 0.9, "eps": config.eps or 1.0, "momentum": config.momentum}
+        return TensorFlowRMSProp(groups, config.lr, weight_decay=config.weight_decay, **given)
+    return torch_twin.optimiser_of(config, groups)
 
 
 def by_torch(config: OptimConfig, net: nn.Sequential, same_batch: bool) -> Iterator[Flat]:
@@ -191,16 +174,12 @@ def by_torch(config: OptimConfig, net: nn.Sequential, same_batch: bool) -> Itera
                 nn.utils.clip_grad_norm_([p for p in net.parameters() if p.requires_grad], config.clip_norm)
             return loss
 
-        rates = [group["lr"] for group in opt.param_groups]
-        for group in opt.param_groups:
-            group["lr"] = float(np.float32(group["lr"]))  # jaxclf's rates are float32, which shows in float64
-        if config.name == "lbfgs":
-            opt.step(closure)
-        else:
-            closure()
-            opt.step()
-        for group, rate in zip(opt.param_groups, rates, strict=True):
-            group["lr"] = rate
+        with torch_twin.float32_rates(opt):
+            if config.name == "lbfgs":
+                opt.step(closure)
+            else:
+                closure()
+                opt.step()
         scheduler.step()
         yield arrays(net)
 
@@ -278,17 +257,8 @@ def rates_of(make: Scheduler, lr: float, steps: int, every: int = 1) -> list[flo
 
 
 def main(config: OptimConfig, unit: int, total: int) -> Scheduler:
-    """Return torch's scheduler, for `unit` scheduler steps an epoch and `total` of them."""
-    kinds: dict[str, Scheduler] = {
-        "constant": lambda sgd: lr_scheduler.ConstantLR(sgd, factor=1.0),
-        "multistep": lambda sgd: lr_scheduler.MultiStepLR(sgd, [unit * m for m in config.milestones], config.gamma),
-        "step": lambda sgd: lr_scheduler.StepLR(sgd, round(unit * config.step_size), config.gamma),
-        "exponential": lambda sgd: lr_scheduler.ExponentialLR(sgd, config.gamma ** (1 / unit)),
-        "linear": lambda sgd: lr_scheduler.LambdaLR(sgd, lambda step: 1 - step / total),
-        "cosine": lambda sgd: lr_scheduler.CosineAnnealingLR(sgd, total),
-        "polynomial": lambda sgd: lr_scheduler.PolynomialLR(sgd, total, config.power),
-    }
-    return kinds[config.schedule]
+    """Return what makes torch's scheduler, for `unit` scheduler steps an epoch and `total` of them."""
+    return functools.partial(torch_twin.scheduler_of, config, unit=unit, total=total)
 
 
 def check_rates(config: OptimConfig, theirs: list[float]) -> None:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxclf.data.transforms import TORCHVISION, center_crop, preprocess, resize
+from jaxclf.data.transforms import TORCHVISION, preprocess
 from jaxclf.models.classifier import create_model
 from jaxclf.models.torch_weights import load_torch, to_torch
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", pytest.param("densenet121", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet_v2", "densenet121"))]
+)
 def test_answers_are_those_of_torchvisions_own_module(name: str, torchvision: Any, golden: Any) -> None:
     torch: Any = importlib.import_module("torch")
     torch.manual_seed(0)
@@ -35,16 +37,11 @@ def test_answers_are_those_of_torchvisions_own_module(name: str, torchvision: An
 
 
 @pytest.mark.parametrize("size", [(600, 400), (301, 457), (224, 900), (256, 256), (150, 90)])
-def test_pixels_are_those_of_torchvision(size: tuple[int, int], torchvision: Any) -> None:
+def test_the_input_of_a_network_is_torchvisions(size: tuple[int, int], torchvision: Any) -> None:
     transforms = importlib.import_module("torchvision.transforms")
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    for mode in ("bilinear", "bicubic"):
-        scale = transforms.Resize(256, transforms.InterpolationMode(mode))
-        np.testing.assert_array_equal(np.asarray(resize(image, 256, mode)), np.asarray(scale(image)))
-    crop = transforms.CenterCrop(224)
-    np.testing.assert_array_equal(np.asarray(center_crop(image, 224)), np.asarray(crop(image)))
-    steps = [transforms.Resize(256), crop, transforms.ToTensor()]
+    steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()]
     steps.append(transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     expected = transforms.Compose(steps)(image).numpy().transpose(1, 2, 0)
     np.testing.assert_array_equal(preprocess(image, TORCHVISION), expected)

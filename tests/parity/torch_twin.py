@@ -15,6 +15,7 @@ and results.jsonl: one `jaxclf.report.experiment.Record`. Given a table, the lin
 gathered in one file, its `baseline_results`. There are no checkpoints: a run that was stopped starts again.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -57,16 +58,40 @@ OPTIMISERS: dict[str, tuple[str, Callable[[OptimConfig], dict[str, Any]]]] = {
     "adadelta": ("Adadelta", lambda c: {"rho": c.alpha, "eps": c.eps}),
 }
 """optim.name -> torch.optim's class and its arguments; what is None is left to torch's own default."""
-SCHEDULES: dict[str, tuple[str, Callable[[OptimConfig, int], dict[str, Any]]]] = {
-    "constant": ("LambdaLR", lambda c, epochs: {"lr_lambda": lambda epoch: 1.0}),
-    "multistep": ("MultiStepLR", lambda c, epochs: {"milestones": list(c.milestones), "gamma": c.gamma}),
-    "step": ("StepLR", lambda c, epochs: {"step_size": c.step_size, "gamma": c.gamma}),
-    "exponential": ("ExponentialLR", lambda c, epochs: {"gamma": c.gamma}),
-    "linear": ("LambdaLR", lambda c, epochs: {"lr_lambda": lambda epoch: 1 - epoch / epochs}),
-    "cosine": ("CosineAnnealingLR", lambda c, epochs: {"T_max": epochs}),
-    "polynomial": ("PolynomialLR", lambda c, epochs: {"total_iters": epochs, "power": c.power}),
+SCHEDULES: dict[str, tuple[str, Callable[[OptimConfig, int, int], dict[str, Any]]]] = {
+    "constant": ("ConstantLR", lambda c, unit, total: {"factor": 1.0}),
+    "multistep": ("MultiStepLR", lambda c, unit, _: {"milestones": [unit * m for m in c.milestones], "gamma": c.gamma}),
+    "step": ("StepLR", lambda c, unit, total: {"step_size": round(unit * c.step_size), "gamma": c.gamma}),
+    "exponential": ("ExponentialLR", lambda c, unit, total: {"gamma": c.gamma ** (1 / unit)}),
+    "linear": ("LambdaLR", lambda c, unit, total: {"lr_lambda": lambda step: 1 - step / total}),
+    "cosine": ("CosineAnnealingLR", lambda c, unit, total: {"T_max": total}),
+    "polynomial": ("PolynomialLR", lambda c, unit, total: {"total_iters": total, "power": c.power}),
 }
-"""optim.schedule -> torch's class and its arguments, stepped after every epoch."""
+"""optim.schedule -> torch's class and its arguments for so many steps an epoch and so many in all."""
+
+
+def scheduler_of(optim: OptimConfig, optimiser: torch.optim.Optimizer, *, unit: int, total: int) -> Any:
+    """Return torch's scheduler, to be stepped `unit` times an epoch and `total` times in all."""
+    name, arguments = SCHEDULES[optim.schedule]
+    return getattr(torch.optim.lr_scheduler, name)(optimiser, **arguments(optim, unit, total))
+
+
+def optimiser_of(optim: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return torch's optimiser, with its own defaults for all that the config leaves at None."""
+    name, arguments = OPTIMISERS[optim.name]
+    given = {key: value for key, value in arguments(optim).items() if value is not None}
+    return getattr(torch.optim, name)(groups, lr=optim.lr, weight_decay=optim.weight_decay, **given)
+
+
+@contextlib.contextmanager
+def float32_rates(optimiser: torch.optim.Optimizer) -> Iterator[None]:
+    """Round the rates, as jaxclf's are, which shows when all else is float64; schedulers find what they left."""
+    rates = [group["lr"] for group in optimiser.param_groups]
+    for group in optimiser.param_groups:
+        group["lr"] = float(np.float32(group["lr"]))
+    yield
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def require_twin(config: Config) -> None:
@@ -95,10 +120,11 @@ class Twin:
     clip_norm: float | None
     optimiser: torch.optim.Optimizer
     scheduler: Any
+    """Stepped after every epoch."""
 
     def step(self, images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Take one training step on [n h w c] and [n k]; return the losses [n] and logits [n k] before it."""
-        dtype, group = next(self.net.parameters()).dtype, self.optimiser.param_groups
+        dtype = next(self.net.parameters()).dtype
         self.net.train()
         logits = self.net(torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype))
         each = example_losses(self.loss, logits, torch.from_numpy(targets).to(dtype))
@@ -106,17 +132,9 @@ class Twin:
         each.mean().backward()
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
-        rates = [part["lr"] for part in group]
-        for part in group:
-            part["lr"] = float(np.float32(part["lr"]))  # as jaxclf's, which shows when all else is float64
-        self.optimiser.step()
-        for part, rate in zip(group, rates, strict=True):
-            part["lr"] = rate  # some schedulers go on from what they find here
+        with float32_rates(self.optimiser):
+            self.optimiser.step()
         return each.detach().numpy(), logits.detach().numpy()
-
-    def end_epoch(self) -> None:
-        """Let the schedule move on."""
-        self.scheduler.step()
 
 
 def example_losses(config: LossConfig, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -131,17 +149,13 @@ def example_losses(config: LossConfig, logits: torch.Tensor, targets: torch.Tens
 
 def make_twin(program: Program, net: torch.nn.Module) -> Twin:
     """Give a network the optimiser and the schedule of a program."""
-    optim = program.optim
-    name, arguments = OPTIMISERS[optim.name]
-    given = {key: value for key, value in arguments(optim).items() if value is not None}
-    stem = program.model.backbone.stem.replace("_", ".")
+    optim, stem = program.optim, program.model.backbone.stem.replace("_", ".")
     decayed, others = [], []
     for key, value in net.named_parameters():
         (decayed if _decays(optim, key, value, stem) else others).append(value)
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimiser = getattr(torch.optim, name)([group for group in groups if group["params"]], lr=optim.lr, **given)
-    schedule, arguments = SCHEDULES[optim.schedule]
-    scheduler = getattr(torch.optim.lr_scheduler, schedule)(optimiser, **arguments(optim, program.timeline.epochs))
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimiser = optimiser_of(optim, [group for group in groups if group["params"]])
+    scheduler = scheduler_of(optim, optimiser, unit=1, total=program.timeline.epochs)
     return Twin(net, program.loss, optim.clip_norm, optimiser, scheduler)
 
 
@@ -152,23 +166,17 @@ def _decays(optim: OptimConfig, key: str, value: torch.Tensor, stem: str) -> boo
     return not (optim.decay == "not_depthwise" and depthwise)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def batch_of(
-    program: Program,
-    num_classes: int,
-    seed: jax.Array,
-    step: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    rows: jax.Array,
-    examples: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Return pixels [n h w c] and targets [n k] of a step, as jaxclf.training.step.train_step makes them."""
-    key = jax.random.key(seed)
+@functools.partial(jax.jit, static_argnums=0)
+def batch_of(program: Program, seed: jax.Array, step: jax.Array, *given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return pixels [n h w c] and targets [n k] of a step, as jaxclf.training.step.train_step makes them.
+
+    Given are the images, their labels, the step's rows of them and its examples' numbers.
+    """
+    (images, labels, rows, examples), key = given, jax.random.key(seed)
     epoch_key = jax.random.fold_in(key, step // program.timeline.steps_per_epoch)
     batch = augment.augment(program.augment, images, rows, epoch_key, program.mean, program.std, examples=examples)
     mixing = jax.random.fold_in(jax.random.fold_in(key, MIXING_STREAM), step)
-    return augment.mix(program.augment, batch, jax.nn.one_hot(labels[rows], num_classes), mixing)
+    return augment.mix(program.augment, batch, jax.nn.one_hot(labels[rows], program.model.head.num_classes), mixing)
 
 
 def start(setup: Setup) -> Twin:
@@ -194,38 +202,19 @@ def train(config: Config, workdir: Path, label: str, say: Callable[[str], None] 
         twin = start(setup)
         facts = environment() | {"implementation": "torch", "torch": torch.__version__}
         directory.write("environment.json", json.dumps(facts, indent=2) + "\n")
-        clock, rows = Clock(), []
+        rows, timed = [], []
         for epoch in range(config.run.epochs):
-            rows.append(_epoch(setup, twin, epoch, clock))
+            rows.append(_epoch(setup, twin, epoch, timed))
             directory.write_rows(rows)
             say("  ".join(f"{name} {value:.5g}" for name, value in rows[-1].items() if value is not None))
         test = evaluate(setup, twin.net, "test")
         directory.write_predictions(test.labels, test.predictions)
-        result = _result(setup, twin.net, test, clock.images_per_second, directory.path)
+        images, seconds = np.sum(timed[1:], axis=0) if timed[1:] else (0, 1)  # the first step warms up
+        result = _result(setup, twin.net, test, float(images / seconds), directory.path)
         record = tables.record_of(label, config.run.seed, result, rows=rows, environment=facts)
         directory.write("results.jsonl", json.dumps(dataclasses.asdict(record)) + "\n")
         directory.write("result.json", result.to_json())
     return result
-
-
-@dataclasses.dataclass
-class Clock:
-    """Training time without the first step of the run."""
-
-    images: int = 0
-    seconds: float = 0.0
-    started: bool = False
-
-    def count(self, images: int, seconds: float) -> None:
-        """Add a step."""
-        if self.started:
-            self.images, self.seconds = self.images + images, self.seconds + seconds
-        self.started = True
-
-    @property
-    def images_per_second(self) -> float:
-        """0 before the second step."""
-        return self.images / self.seconds if self.seconds else 0.0
 
 
 def batches(setup: Setup, epoch: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
@@ -234,22 +223,22 @@ def batches(setup: Setup, epoch: int) -> Iterator[tuple[int, np.ndarray, np.ndar
     seed = jnp.asarray(setup.config.run.seed, jnp.uint32)
     for step, batch in enumerate(setup.data.train_batches(setup.order, first, 1), first):
         given = (batch.images, batch.labels, batch.rows[0], batch.examples[0])
-        made = batch_of(program, program.model.head.num_classes, seed, jnp.asarray(step), *given)
+        made = batch_of(program, seed, jnp.asarray(step), *given)
         pixels, targets = (np.array(part) for part in made)
         yield step, np.asarray(batch.labels)[batch.rows[0]], pixels, targets
 
 
-def _epoch(setup: Setup, twin: Twin, epoch: int, clock: Clock) -> dict[str, Any]:
-    """Train for an epoch; return its row of metrics, as a run of jaxclf writes it."""
+def _epoch(setup: Setup, twin: Twin, epoch: int, timed: list[tuple[int, float]]) -> dict[str, Any]:
+    """Train for an epoch, time its steps; return its row of metrics, as a run of jaxclf writes it."""
     sums, rate, step = losses.zeros(), twin.optimiser.param_groups[0]["lr"], 0
     for step, labels, pixels, targets in batches(setup, epoch):
         begin = time.perf_counter()
         each, logits = twin.step(pixels, targets)
-        clock.count(len(labels), time.perf_counter() - begin)
+        timed.append((len(labels), time.perf_counter() - begin))
         if not np.isfinite(each).all():
             raise RunError(f"step {step + 1}: loss is not finite (lr {rate:g})")
         sums = jax.tree.map(jnp.add, sums, _sums(logits, labels, each))
-    twin.end_epoch()
+    twin.scheduler.step()
     run, split = setup.config.run, pipeline.evaluated(setup.data)
     due = epoch + 1 == run.epochs or (epoch + 1) % run.eval_every == 0
     train, held_out = losses.means(sums), evaluate(setup, twin.net, split).metrics if due else {}
@@ -282,13 +271,7 @@ def _pixels(program: Program, images: jax.Array) -> np.ndarray:
     return np.array(augment.normalise(images, program.mean, program.std))
 
 
-def _result(
-    setup: Setup,
-    net: torch.nn.Module,
-    test: Evaluation,
-    images_per_second: float,
-    path: Path,
-) -> Result:
+def _result(setup: Setup, net: torch.nn.Module, test: Evaluation, images_per_second: float, path: Path) -> Result:
     state = net.state_dict()
     buffers = {name: value.numel() for name, value in net.named_buffers() if not name.endswith("num_batches_tracked")}
     statistics = sum(count for name, count in buffers.items() if name.rpartition(".running_")[1])

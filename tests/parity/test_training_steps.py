@@ -1,0 +1,167 @@
+"""Twenty steps of SGD beside PyTorch: the same start, the same batches, a drop of the learning rate inside.
+
+Ours is training.parallel.train_steps itself, theirs the twin of torch_twin.py. Distances are relative:
+max|a - b| / max|b| per tensor, |a / b - 1| for a step's loss.
+
+Training with BatchNorm is chaotic. At rate 0.1 rounding grows tenfold a step: after 20 steps of ResNet-20 from its
+start, PyTorch in float32 is 20 % away from PyTorch in float64 in the loss and 100 % in some parameters, so float32
+could not tell a right step from a wrong one. Hence two comparisons, both from a network that has settled for 20 steps:
+the recipe's rate with both sides in float64 (measured: loss 7e-14; variables 6e-8, the float32 in which load_torch
+hands them over), and float32, as users run it, at a rate that leaves rounding below the tolerance.
+"""
+
+import dataclasses
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+# Not "torch": without PyTorch, the folder of this file would be found as a namespace package of that name.
+pytest.importorskip("torch.nn", reason="parity with PyTorch needs the extra `parity`")
+from torch import nn
+
+from benchmarks import torch_networks
+from jaxclf.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
+from jaxclf.models.backbones import mobilenet_v2, shufflenet_v2
+from jaxclf.models.stages import blocks
+from jaxclf.models.torch_weights import load_torch
+from jaxclf.training import losses
+from jaxclf.training.parallel import train_steps
+from jaxclf.training.schedules import Timeline
+from jaxclf.training.step import Program
+from tests.parity import torch_twin
+from tests.parity.pairs import BATCH, MEAN, STD, digits, first_state, normalised, pair
+
+STEPS = 20
+RECIPE = OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-4, milestones=(1,))
+
+
+def run_torch(net: Any, program: Program, side: int) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Train in place; return the losses and a copy of the last state dict."""
+    twin, targets = torch_twin.make_twin(program, net), np.eye(10, dtype=np.float32)[digits(side)[1]]
+    history = []
+    for step in range(STEPS):
+        part = slice(step * BATCH, (step + 1) * BATCH)
+        history.append(float(twin.step(normalised(side)[part], targets[part])[0].mean()))
+        if (step + 1) % program.timeline.steps_per_epoch == 0:
+            twin.scheduler.step()
+    return history, {key: value.numpy().copy() for key, value in net.state_dict().items()}
+
+
+def run_jax(program: Program, start: Any, side: int) -> tuple[list[float], Any]:
+    """Return the losses and the last state; the dtype is that of `start`."""
+    images, labels = (jnp.asarray(part) for part in digits(side))
+    state, history = first_state(program, start), []
+    for step in range(STEPS):
+        indices = np.arange(step * BATCH, (step + 1) * BATCH, dtype=np.int32)[None]
+        state = train_steps(program, state.replace(sums=losses.zeros()), images, labels, indices)
+        history.append(losses.means(state.sums)["loss"])
+    return history, state
+
+
+class Case(NamedTuple):
+    """A network and how it is compared."""
+
+    config: ModelConfig
+    side: int = 16
+    rate: float = 3e-4
+    """In float32."""
+    moved: float = 0.75
+    """Share of the variables that move in float32 by more than the tolerance."""
+    linear: bool = False
+    """Whether no activation stands between two of its normalisations."""
+
+
+CASES = {
+    "resnet20": Case(ModelConfig("resnet20"), 32, rate=1e-3, moved=0.9),
+    "identity": Case(ModelConfig("resnet8", "identity", maps=10, maps_shortcut="A")),
+    "learned": Case(ModelConfig("resnet8", "learned", maps=16, maps_shortcut="B")),
+    "orthogonal": Case(ModelConfig("resnet8", "orthogonal", maps=16, maps_shortcut="C")),
+    "hadamard": Case(ModelConfig("resnet8", "hadamard", maps=16, maps_shortcut="D")),
+    "densenet_bc_16_12": Case(ModelConfig("tests.tiny:SHALLOW_DENSENET"), rate=1e-3),
+    "mobilenet_v2": Case(ModelConfig("mobilenet_v2", dropout=0.0), linear=True),
+    "shufflenet_v2_x0_5": Case(ModelConfig("shufflenet_v2_x0_5", dropout=0.0), rate=1e-3, linear=True),
+}
+
+
+@pytest.fixture
+def shallow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave ImageNet networks two blocks of each kind: more of the same is more compiling."""
+    for family in (mobilenet_v2, shufflenet_v2):
+        monkeypatch.setattr(family, "blocks", lambda *given: blocks(*given[:2]))
+    monkeypatch.setattr(mobilenet_v2, "STAGES", mobilenet_v2.STAGES[:3])
+    make = torch_networks._torchvision
+
+    def shortened(name: str) -> Any:
+        request.getfixturevalue("torchvision")
+        net = make(name)
+        if name == "mobilenet_v2":
+            kept = {"0": net.features[0], **{str(place): net.features[place] for place in range(1, 6)}}
+            last = nn.Sequential(nn.Conv2d(32, 1280, 1, bias=False), *list(net.features[18])[1:])
+            net.features = nn.Sequential(OrderedDict(kept | {"18": last}))
+        else:
+            net.stage2, net.stage3, net.stage4 = (stage[:2] for stage in (net.stage2, net.stage3, net.stage4))
+        return net
+
+    monkeypatch.setattr(torch_networks, "_torchvision", shortened)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", CASES)
+def test_twenty_steps_are_torchs(name: str) -> None:
+    case = CASES[name]
+    model, _, net = pair(case.config, (case.side, case.side, 3))
+    plain, timeline = AugmentConfig(pad=0, flip=False), Timeline(STEPS // 2, 2, BATCH * STEPS // 2)
+    program = Program(model, RECIPE, timeline, LossConfig(), plain, MEAN, STD)
+    _, settled = run_torch(net, dataclasses.replace(program, optim=OptimConfig(lr=0.05)), case.side)
+    start: Any = load_torch(model, settled)
+    # The images stay float32 and are promoted, so strictness must give way where all else is float64.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), start)
+        check(case, program, wide, net, settled, tolerance=1e-6)
+    small = dataclasses.replace(program, optim=dataclasses.replace(RECIPE, lr=case.rate))
+    check(case, small, start, net, settled, tolerance=1e-4)
+
+
+def check(case: Case, program: Program, start: Any, net: Any, settled: Any, *, tolerance: float) -> None:
+    """Train on, PyTorch in float64, and compare every loss and every variable at the end."""
+    net.double().load_state_dict({key: torch_twin.torch.from_numpy(value) for key, value in settled.items()})
+    their_losses, state_dict = run_torch(net, program, case.side)
+    our_losses, state = run_jax(program, start, case.side)
+    off = np.abs(np.array(our_losses) / np.array(their_losses) - 1)
+    dtype = np.dtype(jax.tree.leaves(start)[0].dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats))} == {dtype}
+    assert len(off) == STEPS
+    assert off.max() < tolerance, f"losses are off by {off}"
+    a: dict[str, Any] = traverse_util.flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
+    b: dict[str, Any] = traverse_util.flatten_dict(load_torch(program.model, state_dict), sep="/")
+    c: dict[str, Any] = traverse_util.flatten_dict(start, sep="/")
+    b = {name: value for name, value in b.items() if not name.startswith("fixed/")}
+    assert a.keys() == b.keys()
+    far = {name: float((np.abs(np.asarray(a[name]) - b[name]) / unit(name, b, case, dtype)).max()) for name in b}
+    moved = np.mean([np.abs(b[name] - c[name]).max() > tolerance * np.abs(b[name]).max() for name in b])
+    worst = max(far, key=lambda name: far[name])
+    print(f"{dtype}: loss {off.max():.1e}, {worst} {far[worst]:.1e}, {moved:.2f} of them moved")
+    assert far[worst] < tolerance, f"{worst} is off by {far[worst]:.1e}"
+    assert moved > (case.moved if dtype == np.float32 else 0.9)  # what did not move would prove nothing
+
+
+def unit(name: str, values: dict[str, Any], case: Case, dtype: np.dtype) -> Any:
+    """Return what a distance is measured in, the largest value of the tensor.
+
+    But in float32, where no activation stands between two normalisations, the running standard deviations for running
+    means, and BatchNorm's weights for its biases: the second one's means and the first one's bias gradients are zero
+    but for rounding, means of 1e-8, in which PyTorch's own float32 is as far from its float64 as ours is.
+    """
+    layer = name.partition("/")[2].rpartition("/")[0]
+    if case.linear and dtype == np.float32 and f"batch_stats/{layer}/running_var" in values:
+        if name.endswith("running_mean"):
+            return np.sqrt(values[f"batch_stats/{layer}/running_var"])
+        if name.endswith("bias"):
+            return np.abs(values[f"params/{layer}/weight"]).max()
+    return np.abs(values[name]).max()
