@@ -6,6 +6,7 @@ a convolution here (a backbone's `linear_layers`) is flattened channels first th
 [k d]; the attention pool's linear layers are Conv1d there [k d 1].
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -140,6 +141,11 @@ def _channels(model: Classifier, flat: Flat) -> int:
     return np.shape(stem)[2] if stem is not None and np.ndim(stem) == 4 else 3
 
 
+# A trace takes seconds, and one network is often read, changed and written.
+_cached: Any = functools.lru_cache(maxsize=8)  # Any: pyright does not see that Linen's modules are hashable
+
+
+@_cached
 def _shapes(model: Classifier | Backbone, channels: int) -> Shapes:
     """Return the shapes of all variables, for images with that many channels."""
     body = model.backbone if isinstance(model, Classifier) else model
