@@ -85,35 +85,18 @@ class LeNet(Backbone):
 
 
 VARIANTS = {
-    "lenet5": Variant(
-        LeNet,
-        dict(
-            kind="lenet5",
-            convs=(6, 16),
-            hidden=(120, 84),
-            names=("features_0", "features_3", "classifier_0", "classifier_2", "classifier.4"),
+    kind: Variant(LeNet, dict(kind=kind, names=names, **fields))
+    for kind, names, fields in (
+        (
+            "lenet5",
+            ("features_0", "features_3", "classifier_0", "classifier_2", "classifier.4"),
+            dict(convs=(6, 16), hidden=(120, 84)),
         ),
-    ),
-    "lenet5_sigmoid": Variant(
-        LeNet,
-        dict(
-            kind="lenet5_sigmoid",
-            convs=(6, 16),
-            hidden=(120, 84),
-            names=("conv1", "conv2", "fc1", "fc2", "fc3"),
-            padding=2,
-            activation=jax.nn.sigmoid,
-            pool=avg_pool,
+        (
+            "lenet5_sigmoid",
+            ("conv1", "conv2", "fc1", "fc2", "fc3"),
+            dict(convs=(6, 16), hidden=(120, 84), padding=2, activation=jax.nn.sigmoid, pool=avg_pool),
         ),
-    ),
-    "lenet_like": Variant(
-        LeNet,
-        dict(
-            kind="lenet_like",
-            convs=(32, 64),
-            hidden=(200,),
-            names=("conv1", "conv2", "fc1", "fc2"),
-            shrink=(3, 2),
-        ),
-    ),
+        ("lenet_like", ("conv1", "conv2", "fc1", "fc2"), dict(convs=(32, 64), hidden=(200,), shrink=(3, 2))),
+    )
 }
