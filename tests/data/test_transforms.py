@@ -118,11 +118,7 @@ def test_decoding_gives_literal_pixels() -> None:
     assert decode(encoded(image, "PNG")).tolist() == [[[255, 0, 0], [10, 20, 30]]]
     assert decode(encoded(image, "PNG"), channels=1).tolist() == [[[76], [18]]]
     assert decode(encoded(Image.new("RGB", (8, 8), (200, 100, 50)))).reshape(-1, 3).tolist() == [[200, 100, 50]] * 64
-
-
-def test_an_image_is_not_turned_by_its_exif_data() -> None:
-    assert decode(FILES["JPEG turned"]).shape == (47, 61, 3)
-    np.testing.assert_array_equal(decode(FILES["JPEG turned"]), decode(FILES["JPEG 75 2"]))
+    np.testing.assert_array_equal(decode(FILES["JPEG turned"]), decode(FILES["JPEG 75 2"]))  # not turned by its EXIF
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -340,19 +336,16 @@ def test_a_networks_own_preparation_has_the_same_pixels() -> None:
     np.testing.assert_array_equal(preprocess(Image.open(io.BytesIO(data)), TORCHVISION), values)
 
 
-EVERY = [
-    RandomResizedCrop(24, scale=(0.2, 0.9), interpolation="bicubic"),
-    ResizeCenterCrop(resize=28, size=24, channels=1),
-]
-
-
-@pytest.mark.parametrize("transform", EVERY)
-def test_transforms_are_values(transform: Any) -> None:
-    copy = pickle.loads(pickle.dumps(transform))
-    assert copy == transform
-    assert len({copy, transform}) == 1
-    data = FILES["JPEG 75 2"]
-    np.testing.assert_array_equal(copy(data, np.random.default_rng(5)), transform(data, np.random.default_rng(5)))
+def test_transforms_are_values() -> None:
+    transforms: list[Any] = [
+        RandomResizedCrop(24, scale=(0.2, 0.9), interpolation="bicubic"),
+        ResizeCenterCrop(resize=28, size=24, channels=1),
+    ]
+    for transform in transforms:
+        copy = pickle.loads(pickle.dumps(transform))
+        assert len({copy, transform}) == 1
+        one, other = (crop(FILES["JPEG 75 2"], np.random.default_rng(5)) for crop in (copy, transform))
+        np.testing.assert_array_equal(one, other)
 
 
 def test_faulty_fields_are_named() -> None:
