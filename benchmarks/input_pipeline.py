@@ -103,6 +103,8 @@ class Plan:
     small_images: int = 10_000
     batch: int = 64
     small_batch: int = 128
+    network: str = "resnet20"
+    """Whose step pays for the resident path."""
 
     def batch_size(self, which: str) -> int:
         """Return the images in a batch of a set."""
@@ -221,7 +223,7 @@ def resident(plan: Plan) -> Iterator[int]:
 
 
 def _resident_run(plan: Plan) -> tuple[Any, Any, Iterator[Any]]:
-    """Return ResNet-20's program on the small images, the images, and endless batches of them."""
+    """Return a network's program on the small images, the images, and endless batches of them."""
     from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig
     from jaxclf.data.datasets import Images
     from jaxclf.data.order import Order
@@ -231,7 +233,7 @@ def _resident_run(plan: Plan) -> tuple[Any, Any, Iterator[Any]]:
     from jaxclf.training.step import Program
 
     data = DataConfig(batch_size=plan.small_batch, drop_last=True)
-    config = Config(data, AugmentConfig(pad=PAD), ModelConfig("resnet20"))
+    config = Config(data, AugmentConfig(pad=PAD), ModelConfig(plan.network))
     split = Images(*small_images(plan))
     held = Resident(tuple(map(str, range(CLASSES))), MEAN, STD, {"train": split, "test": split})
     order = Order(0, plan.small_images, plan.small_batch, drop_last=True)
@@ -251,7 +253,7 @@ def _augmentation(program: Any) -> Callable[[Any, Any], Any]:
 
 
 def step_costs(plan: Plan) -> Callable[[float], dict[str, float]]:
-    """Return what measures, for so many seconds, the resident path's part of a ResNet-20 step."""
+    """Return what measures, for so many seconds, the resident path's part of a training step."""
     import jax
 
     from jaxclf.config import AugmentConfig
@@ -685,7 +687,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     same = ", ".join(f"{count} of {which}" for which, count in report["same_pixels"].items())
     yield f"crops with the same pixels as torchvision's: {same or 'not checked, torchvision is not installed'}"
     yield from table(report["contestants"])
-    yield from step_lines(report["resident_step"], report["settings"]["small_batch"])
+    yield from step_lines(report["resident_step"], *(report["settings"][name] for name in ("small_batch", "network")))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -708,11 +710,11 @@ def _cell(values: Mapping[str, Any] | None, digits: int, factor: float = 1, unit
     return f"{median}{unit} ({low} to {high})" if unit else f"{median} ({low}-{high})"
 
 
-def step_lines(costs: Mapping[str, Mapping[str, Any]], batch: int) -> Iterator[str]:
+def step_lines(costs: Mapping[str, Mapping[str, Any]], batch: int, network: str) -> Iterator[str]:
     """Yield what a training step pays for its input."""
     ms = {name: _cell(costs[name], 3, unit=" ms") for name in costs if name.endswith("_ms")}
     percent = {name: _cell(costs[name], 2, 100, " %") for name in costs if name.endswith("share")}
-    yield f"A training step of ResNet-20 on cifar, batch {batch}, on the same cores:"
+    yield f"A training step of {network} on cifar, batch {batch}, on the same cores:"
     yield f"  with the resident path {ms['step_ms']}, on a fixed batch {ms['fixed_ms']}"
     yield f"  the difference is {percent['share']} of the step"
     yield f"  the path compiled alone, with normalisation, {ms['path_alone_ms']}: {percent['path_alone_share']}"
@@ -748,7 +750,8 @@ def run(chosen: Arguments) -> dict[str, Any]:
     cores, rounds, seconds = tuple(allowed[: chosen.cores]), chosen.rounds, chosen.seconds
     plan, recipe = Plan(str(chosen.directory.absolute()), cores), {}
     if chosen.quick:
-        plan = Plan(str(chosen.directory.absolute() / "quick"), cores, small_images=256, batch=16, small_batch=16)
+        small = {"small_images": 256, "batch": 16, "small_batch": 16, "network": "resnet8"}
+        plan = Plan(str(chosen.directory.absolute() / "quick"), cores, **small)
         recipe, rounds, seconds = QUICK, 1, 0.2
     report: dict[str, Any] = {"environment": environment()}
     report["settings"] = dataclasses.asdict(plan) | {"rounds": rounds, "seconds": seconds, "quick": chosen.quick}
