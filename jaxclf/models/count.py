@@ -79,7 +79,7 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     biased = {"/".join(path[1:-1]) for path in flat if path[-1] == "bias" and path[1] == "backbone"}
     norms = {path for path, row in rows.items() if row["statistics"]}
     outputs: dict[str, tuple[int, ...]] = {}
-    for eqn, path in _equations(closed.jaxpr, ()):
+    for eqn, path in equations(closed.jaxpr):
         macs = _multiplications(eqn)
         rows[path]["macs"] += macs
         rows[path]["flops_2020"] += macs + _activations_and_pools(eqn, path, model)
@@ -94,7 +94,7 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     return Count(tuple(layers))
 
 
-def _equations(jaxpr: Any, outer: tuple[str, ...]) -> Iterator[tuple[Any, str]]:
+def equations(jaxpr: Any, outer: tuple[str, ...] = ()) -> Iterator[tuple[Any, str]]:
     """Yield every equation, those of inner functions too, with the path of the module that it stands in."""
     for eqn in jaxpr.eqns:
         scope = (*outer, *str(eqn.source_info.name_stack).split("/"))
@@ -103,7 +103,7 @@ def _equations(jaxpr: Any, outer: tuple[str, ...]) -> Iterator[tuple[Any, str]]:
         if eqn.params.get("name") not in ACTIVATIONS:
             for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
                 if hasattr(value, "eqns"):
-                    yield from _equations(getattr(value, "jaxpr", value), scope)
+                    yield from equations(getattr(value, "jaxpr", value), scope)
 
 
 def _multiplications(eqn: Any) -> int:

@@ -28,7 +28,12 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
             "| resnet50 | 4,121,924,096 | 4,121,924,096 | 118,013,952 | 118,013,952 "
             "| 2,048,000 | 2,048,000 | 0.05 | 0.05 |",
         ),
-        ("figure_1_1", "Source: Z. Qian", "| mobilenet_v2 | 3,504,872 | – | 1,281,000 | – | 36.55 | – |"),
+        pytest.param(
+            "figure_1_1",
+            "Source: Z. Qian",
+            "| mobilenet_v2 | 3,504,872 | – | 1,281,000 | – | 36.55 | – |",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_counted_table_is_rendered(name: str, verdict: str, row: str, tmp_path: Path) -> None:

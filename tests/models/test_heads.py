@@ -13,6 +13,7 @@ from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
 from jaxclf.models.heads import HeadWarning, create_head, head_matrix, list_heads
 from jaxclf.models.matrices import matrix
+from tests.models.drawn import drawn
 
 HEADS = ["learned", "orthogonal", "hadamard", "hadamard_printed", "identity"]
 """Heads on pooled features; conv3x3, which stands before the pool, is tested in test_variants.py."""
@@ -20,7 +21,13 @@ HEADS = ["learned", "orthogonal", "hadamard", "hadamard_printed", "identity"]
 
 def head_and_variables(name: str, k: int, d: int, **options: Any) -> tuple[Any, Any]:
     head = create_head(name, k, d, **options)
-    return head, jax.jit(head.init)(jax.random.key(3), jnp.zeros((1, d)))
+    return head, jax.tree.map(jnp.asarray, drawn(head, d))
+
+
+def start(name: str, k: int, d: int) -> dict[str, np.ndarray]:
+    """Initial parameters of a head with a bias."""
+    head = create_head(name, k, d, bias=True)
+    return jax.tree.map(np.asarray, jax.jit(head.init)(jax.random.key(3), jnp.zeros((1, d)))["params"])
 
 
 def features(*shape: int) -> np.ndarray:
@@ -48,27 +55,21 @@ def test_the_learned_head_is_a_linear_layer() -> None:
 def test_the_orthogonal_head_is_a_fixed_linear_layer_and_a_learned_bias(k: int, d: int) -> None:
     head, variables = head_and_variables("orthogonal", k, d, seed=9)
     h = features(7, d)
-    want = h @ head_matrix("orthogonal", k, d, seed=9).T + np.asarray(variables["params"]["bias"])
+    want = h @ np.asarray(variables["fixed"]["orthogonal"]).T + np.asarray(variables["params"]["bias"])
     assert np.allclose(head.apply(variables, jnp.asarray(h)), want, atol=1e-5)
-    assert np.array_equal(variables["fixed"]["orthogonal"], matrix("orthogonal", k, d, 9).astype(np.float32))
+    own = head.clone(bias=False).init(jax.random.key(3), jnp.asarray(h))["fixed"]["orthogonal"]
+    assert np.array_equal(own, head_matrix("orthogonal", k, d, seed=9).astype(np.float32))
 
 
 @pytest.mark.parametrize(("k", "d"), [(10, 64), (64, 64), (3, 16)])
-def test_the_hadamard_head_is_the_formula_of_the_reference_code(k: int, d: int) -> None:
+def test_the_hadamard_heads_are_the_formulas_of_the_reference_code_and_of_the_thesis(k: int, d: int) -> None:
     head, variables = head_and_variables("hadamard", k, d)
-    h, params = features(7, d), variables["params"]
+    h, (scale, bias) = features(7, d), (np.asarray(variables["params"][name]) for name in ("scale", "bias"))
     rows = scipy.linalg.hadamard(d)[:k, :d]
-    assert np.asarray(params["scale"]) == pytest.approx(k**-0.5)
     norm = np.sqrt((h.astype(np.float64) ** 2).sum(1, keepdims=True))
-    want = -(k**-0.5) * h / (norm + 1e-8) @ rows.T + np.asarray(params["bias"])
-    assert np.allclose(head.apply(variables, jnp.asarray(h)), want, atol=1e-5)
-
-
-def test_the_printed_hadamard_head_has_neither_norm_nor_minus_sign() -> None:
-    head, variables = head_and_variables("hadamard_printed", 10, 64)
-    h = features(7, 64)
-    want = 10**-0.5 * h @ scipy.linalg.hadamard(64)[:10].T + np.asarray(variables["params"]["bias"])
-    assert np.allclose(head.apply(variables, jnp.asarray(h)), want, atol=1e-4)
+    assert np.allclose(head.apply(variables, jnp.asarray(h)), -scale * h / (norm + 1e-8) @ rows.T + bias, atol=1e-5)
+    printed: Any = create_head("hadamard_printed", k, d)  # neither norm nor minus sign
+    assert np.allclose(printed.apply(variables, jnp.asarray(h)), scale * h @ rows.T + bias, atol=1e-4)
 
 
 def test_the_hadamard_heads_gradient_at_zero_features_is_a_number() -> None:
@@ -112,16 +113,16 @@ def test_what_a_head_learns_and_what_is_fixed(
     [("learned", 1024**-0.5), ("orthogonal", 1024**-0.5), ("hadamard", 512**-0.5), ("identity", 1024**-0.5)],
 )
 def test_biases_start_uniform_within_their_bound(name: str, bound: float) -> None:
-    _, variables = head_and_variables(name, 512, 1024, bias=True)
-    bias = np.asarray(variables["params"]["bias"])
+    params = start(name, 512, 1024)
+    bias = params["bias"]
+    assert params.get("scale", 512**-0.5) == pytest.approx(512**-0.5)  # the Hadamard head's
     assert np.abs(bias).max() <= bound
     assert np.abs(bias).max() > 0.95 * bound  # false alarm .95^512 < 1e-11
     assert abs(bias.mean()) < 0.15 * bound  # 5.9 sigma
 
 
 def test_the_learned_kernel_starts_uniform_within_one_over_root_n() -> None:
-    _, variables = head_and_variables("learned", 100, 64)
-    kernel = np.asarray(variables["params"]["kernel"])
+    kernel = start("learned", 100, 64)["kernel"]
     assert np.abs(kernel).max() <= 1 / 8
     assert kernel.std() == pytest.approx(1 / 8 / np.sqrt(3), rel=0.05)
 
@@ -136,15 +137,13 @@ def test_class_maps_average_to_the_logits(name: str, bias: bool) -> None:
     assert np.allclose(answer.mean((1, 2)), head.apply(variables, maps.mean((1, 2))), atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:hadamard")
 @pytest.mark.parametrize("name", ["hadamard", "identity"])
 def test_a_models_class_maps_average_to_its_logits(name: str) -> None:
-    model = create_model("lenet5", num_classes=10, head=name)
-    images = jnp.asarray(features(2, 40, 32, 1))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    maps = jax.jit(lambda v, x: model.apply(v, x, method="class_maps"))(variables, images)
-    assert maps.shape == (2, 4, 2, 10)
-    assert np.allclose(maps.mean((1, 2)), jax.jit(model.apply)(variables, images), atol=1e-5)
+    model: Any = create_model("tests.tiny:Tiny", num_classes=8, head=name)
+    images, variables = jnp.asarray(features(2, 8, 6, 1)), jax.tree.map(jnp.asarray, drawn(model, 8, 6, 1))
+    maps = model.apply(variables, images, method="class_maps")
+    assert maps.shape == (2, 4, 3, 8)
+    assert np.allclose(maps.mean((1, 2)), model.apply(variables, images), atol=1e-5)
 
 
 def test_hadamard_past_its_width_warns_how_many_classes_can_be_predicted() -> None:
