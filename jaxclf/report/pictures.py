@@ -103,18 +103,9 @@ def _note(
     axes: Axes, at: tuple[float, float], points: tuple[float, float], text: str, *, colour: str = "ink", **more
 ) -> None:
     """Write literal text at a share of the width and a height in data, moved by some points."""
-    axes.annotate(
-        text,
-        at,
-        points,
-        xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points",
-        color=COLOURS[colour],
-        fontsize=9.75,
-        va="center",
-        parse_math=False,
-        **more,
-    )
+    units = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+    style = {"color": COLOURS[colour], "fontsize": 9.75, "va": "center", "parse_math": False}
+    axes.annotate(text, at, points, **units, **style, **more)
 
 
 def draw_scores(
@@ -293,15 +284,6 @@ def draw_confusion(matrix: Int[ndarray, "k k"], class_names: Sequence[str], *, s
         axes.axhline(edge, color=COLOURS["line"], linewidth=1)
         axes.axvline(edge, color=COLOURS["line"], linewidth=1)
     for i, j in zip(*np.nonzero(matrix), strict=True) if named else ():
-        size = 7.5 if k <= 12 else 5
-        write(
-            axes,
-            int(j),
-            int(i),
-            str(matrix[i, j]),
-            colour="muted" if i == j else "ink",
-            size=size,
-            ha="center",
-            va="center",
-        )
+        colour, size = "muted" if i == j else "ink", 7.5 if k <= 12 else 5
+        write(axes, int(j), int(i), str(matrix[i, j]), colour=colour, size=size, ha="center", va="center")
     return figure

@@ -216,11 +216,12 @@ def render(table: Table, all_jobs: Sequence[Job], workdir: Path, *, root: Path) 
     maps = [_class_maps(job) for job in finished if job.config.model.head == "identity" and job.seed == table.seeds[0]]
     twin = root / table.baseline_results if table.baseline_results else None
     summaries = summarise(table, records, read_records(twin) if twin and twin.exists() else ())
-    texts = {
-        "results.jsonl": "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records),
-        "table.md": markdown(table, summaries),
-        "index.html": page.render(table, summaries, records, confusions=confusions, class_names=names, class_maps=maps),
-    }
+    html = page.render(table, summaries, records, confusions=confusions, class_names=names, class_maps=maps)
+    lines = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records)
+    return _write(workdir, {"results.jsonl": lines, "table.md": markdown(table, summaries), "index.html": html})
+
+
+def _write(workdir: Path, texts: Mapping[str, str]) -> list[Path]:
     workdir.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (workdir / name).write_text(text)
@@ -240,11 +241,7 @@ def read_records(file: Path) -> list[Record]:
 
 def render_counts(table: CountTable, workdir: Path) -> list[Path]:
     """Write table.md and index.html of a table of counts; return their paths."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    texts = {"table.md": count_markdown(table), "index.html": page.render_counts(table)}
-    for name, text in texts.items():
-        (workdir / name).write_text(text)
-    return [workdir / name for name in texts]
+    return _write(workdir, {"table.md": count_markdown(table), "index.html": page.render_counts(table)})
 
 
 def _record(job: Job) -> Record:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import json
 import math
 from functools import cache
 from pathlib import Path
@@ -245,24 +244,19 @@ def test_thesis_rmsprop_has_three_forms(form: str, constants: tuple[Any, ...]) -
 def test_slim_recipe(gpus: int, batch: int, lr: float) -> None:
     config = get("slim_mobilenet_v2", gpus=gpus)
     optim = config.optim
-    assert (config.data.batch_size, optim.lr, config.run.epochs) == (batch, pytest.approx(lr, rel=1e-12), 420)
-    assert (optim.name, optim.momentum, optim.alpha, optim.eps, optim.accumulator) == ("rmsprop_tf", 0.9, 0.9, 1.0, 1.0)
-    assert (optim.weight_decay, optim.decay, optim.gamma) == (4e-5, "not_depthwise", 0.98)
+    assert (config.data.batch_size, optim.lr, config.model.dropout) == (batch, pytest.approx(lr, rel=1e-12), 0.2)
+    assert (optim.alpha, optim.eps, optim.accumulator, optim.gamma) == (0.9, 1.0, 1.0, 0.98)
     assert (optim.ema, optim.ema_every, optim.ema_warmup) == (0.9999, 1, True)
-    assert (config.loss.label_smoothing, config.model.dropout) == (0.1, 0.2)
     assert (optim.schedule, optim.schedule_every, optim.step_size) == ("step", "step", 2.5)
 
 
 def test_megvii_recipe_beside_its_optimiser() -> None:
     config = get("megvii_shufflenet_v2")
-    assert config.optim.schedule_every == "step"
-    assert config.run.recalibrate == 1250
-    assert config.augment.jitter == (0.4, 0.4, 0.4, 0.0)
-    assert config.model.bias is False
-    assert config.model.dropout is None
+    data, model = config.data, config.model
+    assert (config.optim.schedule_every, config.run.recalibrate) == ("step", 1250)
+    assert (config.augment.jitter, model.bias, model.dropout) == ((0.4, 0.4, 0.4, 0.0), False, None)
     assert get("megvii_shufflenet_v2", backbone="shufflenet_v2_x2_0").model.dropout == 0.2
-    assert config.data.mean == (0, 0, 0)
-    assert config.data.std == (1 / 255, 1 / 255, 1 / 255)
+    assert (data.mean, data.std) == ((0, 0, 0), (1 / 255, 1 / 255, 1 / 255))
 
 
 @pytest.mark.parametrize(
@@ -279,6 +273,8 @@ def test_hyperrule_follows_from_the_data_set(dataset: str, epochs: int, mixup: f
     config = get("bit_finetune", dataset=dataset)
     assert (config.run.epochs, config.augment.mixup, config.data.image_size) == (epochs, mixup, size)
     assert config.model.weights == "weights/resnet50.safetensors"
+    crops = (config.augment.crop, config.augment.pad, config.data.resize)
+    assert crops == ("none", 16, None) or dataset not in RESIDENT  # whose crops stay in the step
 
 
 BOXES = {"slim_mobilenet_v2": ((0.1, 1.0), (0.75, 1.33))}
@@ -308,17 +304,6 @@ def test_streamed_images_are_cropped_and_resized_as_in_the_source(file: str, axe
     assert left.jitter == ((0.4, 0.4, 0.4, 0.0) if file == "megvii_shufflenet_v2" else (0.0, 0.0, 0.0, 0.0))
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_crops_of_resident_sets_stay_in_the_step(dataset: str) -> None:
-    config = get("bit_finetune", dataset=dataset)
-    assert (config.augment.crop, config.augment.pad, config.data.image_size, config.data.resize) == (
-        "none",
-        16,
-        128,
-        None,
-    )
-
-
 def test_folder_is_fine_tuned_at_another_rate_and_length() -> None:
     for weights, lr, epochs in ((None, 0.025, 90), ("my.safetensors", 0.01, 40)):
         config = get("folder", weights=weights)
@@ -334,16 +319,10 @@ def test_folder_says_which_directory_is_not_there(tmp_path: Path, capsys: pytest
     assert f"there is no directory {tmp_path}/pictures" in capsys.readouterr().err
 
 
-def own_images(photo_folder: Path, workdir: Path) -> list[str]:
-    """The command that the header gives, on tiny images."""
-    command = ["train", str(ROOT / "configs" / "folder.py"), "--workdir", str(workdir)]
-    command += ["--data.dataset", f"folder:{photo_folder}", "--data.image-size", "24", "--run.epochs", "1"]
-    return [*command, "--model.backbone", "resnet8", "--model.head", "identity"]
-
-
 def test_folder_takes_images_of_ones_own_by_flag(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the header's command; test_streamed_runs.py trains on a folder."""
     given: list[Config] = []
 
     def stop(config: Config, *_: Any, **__: Any) -> None:
@@ -351,29 +330,18 @@ def test_folder_takes_images_of_ones_own_by_flag(
         raise UsageError("far enough")
 
     monkeypatch.setattr(loop, "train", stop)
-    assert main(own_images(photo_folder, tmp_path)) == 2
+    flags = ["--data.dataset", f"folder:{photo_folder}", "--data.image-size", "24", "--run.epochs", "1"]
+    flags += ["--model.backbone", "resnet8", "--model.head", "identity"]
+    assert main(["train", str(ROOT / "configs" / "folder.py"), "--workdir", str(tmp_path), *flags]) == 2
     (config,) = given
-    assert config.augment == get("folder").augment
-    assert config.optim == get("folder").optim
+    assert (config.augment, config.optim) == (get("folder").augment, get("folder").optim)
+    assert (config.model.backbone, config.model.head, config.run.epochs) == ("resnet8", "identity", 1)
     with set_up(config) as setup:
         assert setup.data.sizes == {"train": 32, "test": 12}
         assert setup.data.class_names == ("ant", "bee", "cat", "dog")
         assert setup.data.image_shape == (24, 24, 3)
         assert (setup.order.batch_size, setup.order.steps_per_epoch) == (64, 1)
         assert setup.program.mean == TORCHVISION[0]
-
-
-@pytest.mark.slow
-def test_folder_trains_on_images_of_ones_own(
-    photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(own_images(photo_folder, tmp_path)) == 0
-    assert "test top-1 " in capsys.readouterr().out
-    config = Config.from_json((tmp_path / "config.json").read_text())
-    assert (config.data.dataset, config.data.image_size) == (f"folder:{photo_folder}", 24)
-    assert (config.model.backbone, config.model.head, config.run.epochs) == ("resnet8", "identity", 1)
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["step"], len(result["per_class"])) == (1, 4)
 
 
 BEARPAW = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))

@@ -12,7 +12,6 @@ from jaxclf.report.experiment import (
     Row,
     Score,
     Table,
-    evaluated_on,
     markdown,
     paired_difference,
     score,
@@ -136,17 +135,6 @@ def test_only_common_seeds_are_paired() -> None:
     assert paired_difference({}, {1: 1.0}) is None
 
 
-def test_interval_agrees_with_scipys_paired_test() -> None:
-    from scipy import stats
-
-    ours, theirs = [91.2, 92.9, 90.4, 93.3], [90.1, 92.5, 90.6, 91.8]
-    found = paired_difference(dict(enumerate(ours)), dict(enumerate(theirs)))
-    assert found is not None
-    assert found.half_width is not None
-    low, high = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
-
-
 def test_score_text() -> None:
     assert [score(values).text for values in ([], [1.0], [1.0, 2.0])] == ["–", "1.00", "1.50 ± 0.71"]
 
@@ -163,13 +151,6 @@ def test_the_twins_column_stands_between_the_printed_one_and_ours() -> None:
 def test_what_no_row_has_printed_is_no_column() -> None:
     bare = Table("t", "", "", "", recipe, tuple(Row(label, "g", {}) for label in ("plain", "none")))
     assert "printed" not in markdown(bare, summarise(bare, RECORDS))
-
-
-def test_a_row_says_what_it_was_evaluated_on() -> None:
-    assert evaluated_on({"epoch": 1, "test_top1": 0.0}) == "test"
-    assert evaluated_on({"epoch": 1, "validation_top1": 50.0}) == "validation"
-    assert evaluated_on({"epoch": 1, "validation_top1": None}) is None
-    assert evaluated_on({"epoch": 1}) is None
 
 
 def held_out(label: str, seed: int, validation: float, test: float) -> Record:

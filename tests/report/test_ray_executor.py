@@ -30,49 +30,24 @@ from jaxclf.report import ray_executor
 from jaxclf.report.ray_executor import Outcome, RayCluster, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-MIDDLE = 300
-"""Steps to the first of the two checkpoints of a run: 60 epochs of 100."""
-EXPERIMENT = """
-from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-from jaxclf.report.experiment import Row, Table
+TINY = str(ROOT / "tests" / "tiny.py")
+MIDDLE = 160
+"""Steps to the first of the two checkpoints of a run, 64 epochs of five."""
+RUNS = ("learned-head/seed0", "learned-head/seed1")
 
-def recipe(head="learned", lr=0.1):
-    return Config(
-        data=DataConfig(batch_size=256, drop_last=True, image_size=8), augment=AugmentConfig(pad=0, flip=False),
-        model=ModelConfig("tests.tiny:Tiny", head, maps=10 if head == "identity" else None),
-        optim=OptimConfig(lr=lr),
-        run=RunConfig(epochs=100, eval_every=100, checkpoint_every=300),
-    )
 
-def table(rows, seeds):
-    return Table(name="tiny", title="Tiny", caption="", source="", recipe=recipe, rows=rows, seeds=seeds)
-"""
-HEADS = """
-def get_table():
-    heads = (Row("learned", "digits", {"head": "learned"}), Row("identity", "digits", {"head": "identity"}))
-    return table(heads, (0, 1))
-"""
-RATES = """
-def get_table():
-    return table((Row("too fast", "digits", {"lr": 1e30}), Row("slower", "digits", {"lr": 0.1})), (0,))
-"""
-RUNS = ("learned/seed0", "learned/seed1", "identity/seed0", "identity/seed1")
+def table(workdir: Path, *flags: str) -> list[str]:
+    """Return the command that runs the two long runs of a row."""
+    length = ["--run.epochs", "64", "--run.eval-every", "64", "--run.checkpoint-every", str(MIDDLE)]
+    file = Path(__file__).with_name("two_heads.py")
+    return ["table", str(file), "--workdir", str(workdir), "--rows", "Learned head", *length, *flags]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("project") / "experiments"
-    directory.mkdir()
-    (directory / "heads.py").write_text(EXPERIMENT + HEADS)
-    (directory / "rates.py").write_text(EXPERIMENT + RATES)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def serial(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def serial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The table, one run after another in this process."""
     workdir = tmp_path_factory.mktemp("serial")
-    assert main(["table", str(project / "heads.py"), "--workdir", str(workdir)]) == 0
+    assert main(table(workdir)) == 0
     return workdir
 
 
@@ -151,10 +126,10 @@ def kill_worker(root: Path, pattern: str) -> tuple[int, float]:
     return json.loads((directory / "config.json").read_text())["run"]["seed"], found.stat().st_mtime
 
 
-def ended(workdir: Path, runs: tuple[str, ...] = RUNS) -> dict[str, Any]:
+def ended(workdir: Path) -> dict[str, Any]:
     """Return the results that must be the same however a table was run."""
     found = {}
-    for run in runs:
+    for run in RUNS:
         result = json.loads((workdir / run / "result.json").read_text())
         environment = json.loads((workdir / run / "environment.json").read_text())
         parts = (result["sha256"], result["top1"], result["loss"], environment["xla_threads"])
@@ -172,7 +147,6 @@ def records(workdir: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("shared", [True, False], ids=["shared directory", "no shared directory"])
 def test_a_table_that_loses_a_worker_equals_the_serial_one(
     shared: bool,
-    project: Path,
     serial: Path,
     cluster: Started,
     tmp_path: Path,
@@ -180,31 +154,30 @@ def test_a_table_that_loses_a_worker_equals_the_serial_one(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(ROOT)
-    root, pattern = tmp_path / "table", "learned/seed[01]"
+    root, pattern = tmp_path / "table", "learned-head/seed[01]"
     if not shared:
         root, pattern = cluster.temporary, f"jaxclf-{os.getuid()}/*"
         hidden = contextlib.nullcontext(str(tmp_path / "of another machine"))
         monkeypatch.setattr(ray_executor, "_token", lambda _: hidden)
-    command = ["table", str(project / "heads.py"), "--workdir", str(tmp_path / "table")]
-    command += ["--executor", "ray", "--address", cluster.address, "--jobs", "2"]
+    command = table(tmp_path / "table", "--executor", "ray", "--address", cluster.address, "--jobs", "2")
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         killed = pool.submit(kill_worker, root, pattern)
         code = main(command)
     out, err = capfd.readouterr()
     assert code == 0, err
     seed, written = killed.result()
-    lost = f"jaxclf: learned, seed {seed}: its worker was lost (WorkerCrashedError); another takes the run over"
+    lost = f"jaxclf: Learned head, seed {seed}: its worker was lost (WorkerCrashedError); another takes the run over"
     assert [line for line in err.splitlines() if line.startswith("jaxclf")] == [lost]
     assert "Traceback" not in err
     said = sorted(line.split(":")[0] for line in out.splitlines() if ": test top-1" in line)
-    assert said == ["identity, seed 0", "identity, seed 1", "learned, seed 0", "learned, seed 1"]
+    assert said == ["Learned head, seed 0", "Learned head, seed 1"]
     assert ended(tmp_path / "table") == ended(serial)
     assert records(tmp_path / "table") == records(serial)
     assert (tmp_path / "table" / "table.md").read_text() == (serial / "table.md").read_text()
-    manifest = tmp_path / "table" / "learned" / f"seed{seed}" / "checkpoints" / str(MIDDLE) / "sha256.json"
+    manifest = tmp_path / "table" / "learned-head" / f"seed{seed}" / "checkpoints" / str(MIDDLE) / "sha256.json"
     assert manifest.stat().st_mtime == pytest.approx(written, abs=1e-3)  # it went on from there
     names = sorted(path.name for path in (tmp_path / "table").iterdir())
-    assert names == ["identity", "index.html", "learned", "results.jsonl", "table.md"]
+    assert names == ["index.html", "learned-head", "results.jsonl", "table.md"]
     assert not any(cluster.temporary.glob(f"jaxclf-{os.getuid()}/*"))
 
 
@@ -212,9 +185,9 @@ def test_a_table_that_loses_a_worker_equals_the_serial_one(
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the workers in /proc")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=lambda sent: sent.name)
 def test_a_signal_ends_the_workers_and_the_same_command_goes_on(
-    sent: signal.Signals, project: Path, serial: Path, cluster: Started, tmp_path: Path
+    sent: signal.Signals, serial: Path, cluster: Started, tmp_path: Path
 ) -> None:
-    command = ["table", str(project / "heads.py"), "--workdir", str(tmp_path), "--rows", "learned", "--no-render"]
+    command = table(tmp_path, "--no-render")
     driver = subprocess.Popen(
         [sys.executable, "-m", "jaxclf", *command, "--executor", "ray", "--address", cluster.address],
         cwd=ROOT,
@@ -222,7 +195,7 @@ def test_a_signal_ends_the_workers_and_the_same_command_goes_on(
         stderr=subprocess.PIPE,
         text=True,
     )
-    checkpoint = tmp_path / "learned" / "seed0" / "checkpoints" / str(MIDDLE) / "sha256.json"
+    checkpoint = tmp_path / RUNS[0] / "checkpoints" / str(MIDDLE) / "sha256.json"
     wait_for(lambda: checkpoint.exists() or driver.poll() is not None, "a checkpoint")
     driver.send_signal(sent)
     out, err = driver.communicate(timeout=120)
@@ -234,36 +207,36 @@ def test_a_signal_ends_the_workers_and_the_same_command_goes_on(
     assert not list(tmp_path.glob("*/*/result.json"))
     assert main(command) == 0
     assert checkpoint.stat().st_mtime == written
-    assert ended(tmp_path, RUNS[:2]) == {run: ended(serial)[run] for run in RUNS[:2]}
+    assert ended(tmp_path) == ended(serial)
 
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_complete(
-    project: Path, tmp_path: Path, secret: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, secret: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """On a cluster of its own; a run that diverges is not tried again."""
     monkeypatch.chdir(ROOT)
-    command = ["table", str(project / "rates.py"), "--workdir", str(tmp_path), "--run.epochs", "1"]
+    command = ["sweep", TINY, "--grid", "optim.lr=1e30,0.1", "--seeds", "0", "--workdir", str(tmp_path)]
     assert main([*command, "--executor", "ray", "--jobs", "2", "--cpus", "1"]) == 2
     out, err = capfd.readouterr()
     first, last = (line for line in err.splitlines() if line.startswith("jaxclf"))
-    assert first.startswith("jaxclf: too fast, seed 0: step ")
+    assert first.startswith("jaxclf: lr=1e30, seed 0: step ")
     assert "loss or update is not finite (lr 1e+30)" in first
-    assert last == "jaxclf: 1 of 2 runs failed: too fast, seed 0; their messages are above"
+    assert last == "jaxclf: 1 of 2 runs failed: lr=1e30, seed 0; their messages are above"
     assert "Traceback" not in err
-    assert out.startswith("slower, seed 0: test top-1 ")
-    assert not (tmp_path / "too-fast" / "seed0" / "result.json").exists()
-    environment = json.loads((tmp_path / "slower" / "seed0" / "environment.json").read_text())
+    assert out.startswith("lr=0.1, seed 0: test top-1 ")
+    assert not (tmp_path / "lr-1e30" / "seed0" / "result.json").exists()
+    environment = json.loads((tmp_path / "lr-0-1" / "seed0" / "environment.json").read_text())
     assert environment["xla_threads"] == "1"  # --cpus
 
 
 @pytest.mark.slow
 def test_a_fault_that_all_runs_share_is_said_once(
-    project: Path, tmp_path: Path, cluster: Started, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, cluster: Started, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    command = ["table", str(project / "heads.py"), "--workdir", str(tmp_path), "--data.batch-size", "2000"]
-    assert main([*command, "--executor", "ray", "--address", cluster.address]) == 2
+    command = table(tmp_path, "--data.batch-size", "2000", "--executor", "ray", "--address", cluster.address)
+    assert main(command) == 2
     assert capfd.readouterr().err == "jaxclf: data.batch_size 2000 leaves no whole batch of 1352\n"
     assert list(tmp_path.iterdir()) == []
 
@@ -272,11 +245,10 @@ def test_a_fault_that_all_runs_share_is_said_once(
 
 
 def test_without_ray_the_extra_is_named(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    command = ["table", str(project / "heads.py"), "--workdir", str(tmp_path / "w"), "--executor", "ray"]
-    assert main(command) == 2
+    assert main(table(tmp_path / "w", "--executor", "ray")) == 2
     said = "jaxclf: --executor ray needs Ray, which is not installed: pip install 'jaxclf[ray]'\n"
     assert capsys.readouterr().err == said
     assert not (tmp_path / "w").exists()
@@ -285,19 +257,16 @@ def test_without_ray_the_extra_is_named(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            ["--address", "auto", "--gpus", "1"],
-            "--address, --gpus given with --executor local, but only ray takes them",
-        ),
-        (["--executor", "ray", "--jobs", "0"], "--jobs is 0 but must be at least 1"),
-        (["--executor", "ray", "--cpus", "0"], "--cpus is 0 but must be at least 1"),
-        (["--executor", "ray", "--gpus", "-1"], "--gpus is -1 but must be at least 0"),
+        ("--address auto --gpus 1", "--address, --gpus given with --executor local, but only ray takes them"),
+        ("--jobs 0", "--jobs is 0 but must be at least 1"),
+        ("--executor ray --cpus 0", "--cpus is 0 but must be at least 1"),
+        ("--executor ray --gpus -1", "--gpus is -1 but must be at least 0"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(
-    flags: list[str], message: str, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["table", str(project / "heads.py"), "--workdir", str(tmp_path), *flags]) == 2
+    assert main(table(tmp_path, *flags.split())) == 2
     assert capsys.readouterr().err == f"jaxclf: {message}\n"
     assert list(tmp_path.iterdir()) == []
 
@@ -313,7 +282,7 @@ def test_the_driver_leaves_its_gpu_to_the_runs(tmp_path: Path) -> None:
         sys.exit(main(["sweep", recipe, "--grid", "optim.lr=1,2", "--seeds", "0", "--workdir", workdir,
                        "--executor", "ray", "--no-render"]))
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(ROOT / "configs" / "digits.py"), str(tmp_path)]
+    command = [sys.executable, "-c", textwrap.dedent(script), TINY, str(tmp_path)]
     environment = {**os.environ, "JAX_PLATFORMS": "nowhere"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "lr=1, seed 0; lr=2, seed 0\n"), done.stderr
