@@ -191,11 +191,9 @@ def test_flags_override_the_recipe_and_the_run_can_be_evaluated(
     assert main(["train", TINY, "--workdir", str(workdir), *flags]) == 0
     out, err = capsys.readouterr()
     config = json.loads((workdir / "config.json").read_text())
-    assert config["optim"]["lr"] == 0.2
-    assert config["optim"]["milestones"] == [2, 3]
+    assert (config["optim"]["lr"], config["optim"]["milestones"]) == (0.2, [2, 3])
     assert config["run"] == dataclasses.asdict(Config().run) | {"epochs": 1, "seed": 4}
-    assert config["data"]["eval_batch_size"] == 100
-    assert config["data"]["batch_size"] == 64  # what the recipe says
+    assert (config["data"]["eval_batch_size"], config["data"]["batch_size"]) == (100, 64)  # 64 is the recipe's
     result = json.loads((workdir / "result.json").read_text())
     assert f"test top-1 {result['top1']:.2f} %" in out
     assert f"sha256 {result['sha256']}  {workdir}" in out

@@ -91,12 +91,9 @@ def test_seeds_are_different_integers(text: str) -> None:
 
 def test_a_row_per_point_in_the_order_given() -> None:
     table = sweep("optim.lr=0.1,0.01", "model.head=learned,hadamard", seeds=(0, 3))
-    assert [row.label for row in table.rows] == [
-        "lr=0.1 head=learned",
-        "lr=0.1 head=hadamard",
-        "lr=0.01 head=learned",
-        "lr=0.01 head=hadamard",
-    ]
+    assert ", ".join(row.label for row in table.rows) == (
+        "lr=0.1 head=learned, lr=0.1 head=hadamard, lr=0.01 head=learned, lr=0.01 head=hadamard"
+    )
     config = table.config(table.rows[3], 3)
     assert (config.optim.lr, config.model.head, config.run.seed) == (0.01, "hadamard", 3)
     assert config.optim.milestones == (1,)  # the recipe's
@@ -143,17 +140,11 @@ def test_points_with_one_directory_are_refused(tmp_path: Path) -> None:
         tables.jobs(table, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("axis", "message"),
-    [
-        ("model.head=learned,identiy", "jaxclf: head=identiy: unknown head 'identiy'; did you mean 'identity'?"),
-        ("optim.lrr=1", "jaxclf: unknown config field 'optim.lrr'; did you mean 'optim.lr'"),
-    ],
-)
-def test_a_bad_grid_trains_nothing(axis: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", TINY, "--workdir", str(tmp_path / "w"), "--grid", axis]) == 2
+def test_a_bad_grid_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", TINY, "--workdir", str(tmp_path / "w"), "--grid", "model.head=learned,identiy"]) == 2
     out, err = capsys.readouterr()
-    assert (err.startswith(message), err.count("\n"), out) == (True, 1, "")
+    assert err.startswith("jaxclf: head=identiy: unknown head 'identiy'; did you mean 'identity'?")
+    assert (err.count("\n"), out) == (1, "")
     assert not (tmp_path / "w").exists()
 
 
