@@ -103,9 +103,18 @@ def _note(
     axes: Axes, at: tuple[float, float], points: tuple[float, float], text: str, *, colour: str = "ink", **more
 ) -> None:
     """Write literal text at a share of the width and a height in data, moved by some points."""
-    units = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-    style = {"color": COLOURS[colour], "fontsize": 9.75, "va": "center", "parse_math": False}
-    axes.annotate(text, at, points, **units, **style, **more)
+    axes.annotate(
+        text,
+        at,
+        points,
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        color=COLOURS[colour],
+        fontsize=9.75,
+        va="center",
+        parse_math=False,
+        **more,
+    )
 
 
 def draw_scores(
