@@ -26,7 +26,7 @@ from jaxclf.cli.main import main
 from jaxclf.config import AugmentConfig, DataConfig, Loader
 from jaxclf.data import fast_transforms
 from jaxclf.data.decoding import decode
-from jaxclf.data.order import Order
+from jaxclf.data.order import Batch, Order
 from jaxclf.data.stream import ReadError, Stream
 from tests.data.streamed import Example, inside, replace_shards, streamed
 
@@ -287,19 +287,26 @@ def test_the_command_names_every_broken_file_once_and_exits_with_2(
     )
 
 
+def open_stream(name: str, **fields: Any) -> Stream:
+    if fields.get("pixels") == "fast":
+        pytest.importorskip("cv2", reason="needs the extra fast")
+    config = DataConfig(name, image_size=24, **fields)
+    return Stream(streamed(config), AugmentConfig(crop="random_resized", pad=0), Loader(threads=2))
+
+
+def both_splits(opened: Stream) -> tuple[list[Batch], list[Batch]]:
+    """Return an epoch of training batches and the evaluation batches."""
+    order = Order(0, opened.sizes["train"], 32, drop_last=False)
+    trained = within(lambda: list(opened.train_batches(order, 0, 1)))
+    tested = within(lambda: list(opened.eval_batches("test", 32)))
+    opened.close()
+    return trained, tested
+
+
 @pytest.mark.parametrize("pixels", PIXELS)
 def test_a_stream_that_skips_names_every_broken_file(pixels: Any, case: Case) -> None:
-    if pixels == "fast":
-        pytest.importorskip("cv2", reason="needs the extra fast")
-    config = DataConfig(case.name, image_size=24, on_error="skip", pixels=pixels)
-    opened = Stream(streamed(config), AugmentConfig(crop="random_resized", pad=0), Loader(threads=2))
-    order = Order(0, opened.sizes["train"], 32, drop_last=False)
-    batches = {
-        "train": within(lambda: list(opened.train_batches(order, 0, 1))),
-        "val": within(lambda: list(opened.eval_batches("test", 32))),
-    }
-    opened.close()
-    for (split, found), source in zip(batches.items(), (opened.sources["train"], opened.sources["test"]), strict=True):
+    opened = open_stream(case.name, on_error="skip", pixels=pixels)
+    for split, found, source in zip(case.broken, both_splits(opened), opened.sources.values(), strict=True):
         faults = [fault for batch in found for fault in batch.faults]
         assert {fault.name for fault in faults} == case.broken[split]
         assert all(fault.error.startswith(f"{fault.name} cannot be read (") for fault in faults)
@@ -312,8 +319,7 @@ def test_a_stream_that_skips_names_every_broken_file(pixels: Any, case: Case) ->
 
 
 def test_a_stream_that_raises_names_each_broken_file(case: Case) -> None:
-    config = DataConfig(case.name, image_size=24)
-    opened = Stream(streamed(config), AugmentConfig(crop="random_resized", pad=0), Loader(threads=1))
+    opened = open_stream(case.name)
     task = opened.task("test", 1)
 
     def check() -> None:
@@ -462,24 +468,15 @@ def test_the_command_names_every_broken_record_and_shard_once_and_exits_with_2(
 
 @pytest.mark.parametrize("pixels", PIXELS)
 def test_a_stream_that_skips_names_every_broken_record(pixels: Any, record_case: RecordCase) -> None:
-    if pixels == "fast":
-        pytest.importorskip("cv2", reason="needs the extra fast")
-    config = DataConfig("synthetic_imagenet", data_dir=str(record_case.data_dir), image_size=24, pixels=pixels)
-    config = dataclasses.replace(config, on_error="skip", test_split="train")
-    opened = Stream(streamed(config), AugmentConfig(crop="random_resized", pad=0), Loader(threads=2))
-    order = Order(0, opened.sizes["train"], 32, drop_last=False)
-    trained = within(lambda: list(opened.train_batches(order, 0, 1)))
-    tested = within(lambda: list(opened.eval_batches("test", 32)))
-    opened.close()
+    where = {"data_dir": str(record_case.data_dir), "test_split": "train"}
+    trained, tested = both_splits(open_stream("synthetic_imagenet", on_error="skip", pixels=pixels, **where))
     assert {fault.index for batch in trained for fault in batch.faults} == {*record_case.unreadable}
     assert not {*record_case.unreadable} & {int(index) for batch in trained for index in np.asarray(batch.examples)}
     assert sorted(fault.index for batch in tested for fault in batch.faults) == record_case.unreadable
 
 
 def test_a_stream_that_raises_names_each_broken_record(record_case: RecordCase) -> None:
-    config = DataConfig("synthetic_imagenet", data_dir=str(record_case.data_dir), image_size=24)
-    opened = Stream(streamed(config), AugmentConfig(crop="random_resized", pad=0), Loader(threads=1))
-    task = opened.task("train", 1)
+    task = open_stream("synthetic_imagenet", data_dir=str(record_case.data_dir)).task("train", 1)
     for index in range(RECORDS):
         row = np.array([index], np.int32)
         if index in record_case.unreadable:

@@ -191,17 +191,6 @@ def test_class_sizes_of_records_come_from_the_index_or_from_reading_all(own_imag
         assert lines_of(given, sample=63)["class size"].startswith("unknown")
 
 
-def test_a_broken_index_is_built_again(own_imagenet: Path) -> None:
-    source = Records(str(inside(own_imagenet)), "train")
-    expected = source.labels().tolist()
-    index = inside(own_imagenet) / "jaxclf-labels-train.npy"
-    whole = index.read_bytes()
-    for other in (whole[:100], b"", b"\0" * 400):
-        index.write_bytes(other)
-        assert source.labels().tolist() == expected
-        assert index.read_bytes() == whole
-
-
 def test_a_set_without_test_images_is_described(own_imagenet: Path) -> None:
     without_split(own_imagenet, "validation")
     lines = lines_of(("synthetic_imagenet", str(own_imagenet)))

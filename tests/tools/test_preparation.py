@@ -50,6 +50,10 @@ def encoded(number: int, kind: str = "png") -> bytes:
     return file.getvalue()
 
 
+QUIETLY = staticmethod(lambda split, number: None)
+"""A `between` that does nothing."""
+
+
 class JaxclfToy(tfds.core.GeneratorBasedBuilder):
     """Three splits of images of different sizes."""
 
@@ -57,7 +61,7 @@ class JaxclfToy(tfds.core.GeneratorBasedBuilder):
     SIZES: ClassVar[dict[str, int]] = {"train": 23, "test": 9, "extra": 1}
     log: ClassVar[Path | None] = None
     """Gets a line for every example that is generated."""
-    between: ClassVar[Any] = staticmethod(lambda split, number: None)
+    between: ClassVar[Any] = QUIETLY
     """Called before every example."""
     order: ClassVar[Any] = range
     """Takes the size of a split; returns its numbers in the order in which they are generated."""
@@ -167,7 +171,7 @@ def test_sets_that_are_not_shuffled_keep_their_order(tmp_path, monkeypatch):
     JaxclfToy.between = stop_at("train", 11)
     with pytest.raises(RunError):
         preparation.prepare("jaxclf_toy", data_dir=tmp_path / "ours")
-    JaxclfToy.between = staticmethod(lambda split, number: None)
+    JaxclfToy.between = QUIETLY
     assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path / "ours")) == expected
 
 
@@ -184,7 +188,7 @@ def test_failure_says_what_is_kept_and_the_same_call_goes_on(tmp_path):
     with pytest.raises(UsageError, match="jaxclf_toy is not prepared"):
         _ = datasets.StreamedTfds(DataConfig("jaxclf_toy", data_dir=str(tmp_path))).directory
     assert generated(JaxclfToy.log) == {"train": 23, "test": 4, "extra": 0}
-    JaxclfToy.between = staticmethod(lambda split, number: None)
+    JaxclfToy.between = QUIETLY
     assert tree(preparation.prepare("jaxclf_toy", data_dir=tmp_path)) == expected
     assert generated(JaxclfToy.log) == {"train": 23, "test": 13, "extra": 1}
 
@@ -234,11 +238,7 @@ def test_another_process_is_kept_out(tmp_path):
     [
         (OSError(errno.ENOSPC, "No space left on device"), RunError, "the disk of .*1.2.0.parts is full; finished"),
         (RuntimeError("write() failed: No space left on device; writing x"), RunError, "the disk of .* is full; fin"),
-        (
-            PermissionError(errno.EACCES, "Permission denied", "/x/y"),
-            UsageError,
-            "no permission for /x/y; finished",
-        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), UsageError, "no permission for /x/y; finished"),
     ],
 )
 def test_disk_and_permissions_are_said_in_one_line(tmp_path, monkeypatch, error, kind, line):
@@ -304,16 +304,11 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
             tar.addfile(member, io.BytesIO(data))
 
 
-def write_zip(path: Path) -> None:
-    """Write an empty zip."""
-    path.write_bytes(b"PK\x05\x06" + bytes(18))
-
-
 def test_configs_and_files_fetched_by_hand_and_other_files_than_at_first(tmp_path):
     files = tmp_path / "files"
     files.mkdir()
     write_tar(files / "toy_images.tar", {"a": b"1"})
-    write_zip(files / "toy-labels.zip")
+    (files / "toy-labels.zip").write_bytes(b"PK\x05\x06" + bytes(18))  # an empty one
     expected = by_tfds(JaxclfToyByHand(data_dir=files, config="fancy"))
     JaxclfToy.between = stop_at("train", 3)
     where: Any = {"data_dir": tmp_path / "ours", "downloads": files}
@@ -324,13 +319,12 @@ def test_configs_and_files_fetched_by_hand_and_other_files_than_at_first(tmp_pat
     with pytest.raises(UsageError, match=r"fancy/2.0.0.parts was begun with another toy_images.tar; go on with what"):
         preparation.prepare("jaxclf_toy_by_hand/fancy", **where)
     (files / "toy_images.tar").write_bytes(original)  # its time is another, its content is not
-    JaxclfToy.between = staticmethod(lambda split, number: None)
+    JaxclfToy.between = QUIETLY
     directory = preparation.prepare("jaxclf_toy_by_hand/fancy", **where)
     assert directory == tmp_path / "ours" / "jaxclf_toy_by_hand" / "fancy" / "2.0.0"
     assert tree(directory) == expected
-    assert json.loads((directory.parents[1] / ".config" / "metadata.json").read_text()) == {
-        "default_config_name": "plain"
-    }
+    metadata = (directory.parents[1] / ".config" / "metadata.json").read_text()
+    assert json.loads(metadata) == {"default_config_name": "plain"}
 
 
 def test_sets_that_are_no_image_classification_and_unknown_names_are_refused(tmp_path, monkeypatch):
@@ -354,9 +348,8 @@ def child(data_dir: Path, until: Callable[[], bool] | None = None, *, events: in
             nonlocal count
             writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             inside = str(data_dir) in str(args[0]) if args else False
-            inside = inside or (
-                event in ("os.remove", "os.rmdir") and args[1] != -1
-            )  # shutil.rmtree goes by descriptors
+            # shutil.rmtree goes by descriptors.
+            inside = inside or (event in ("os.remove", "os.rmdir") and args[1] != -1)
             if inside and (writes or event in ("os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")):
                 if count == events:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -448,10 +441,8 @@ def test_imagenet_in_small_through_the_real_builder(tmp_path, monkeypatch):
     for synset in ("n01440764", "n01443537"):
         images = {f"{synset}_{number}.JPEG": encoded(number, "jpeg") for number in range(7)}
         write_tar(files / f"{synset}.tar", images)
-    write_tar(
-        files / "ILSVRC2012_img_train.tar",
-        {path.name: path.read_bytes() for path in sorted(files.glob("n*.tar"))},
-    )
+    classes = {path.name: path.read_bytes() for path in sorted(files.glob("n*.tar"))}
+    write_tar(files / "ILSVRC2012_img_train.tar", classes)
     images = {f"ILSVRC2012_val_0000000{number}.JPEG": encoded(number, "jpeg") for number in range(1, 6)}
     write_tar(files / "ILSVRC2012_img_val.tar", images)
     monkeypatch.delitem(facts.STREAMED, "imagenet2012")

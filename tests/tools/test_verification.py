@@ -68,11 +68,6 @@ def divide(data_dir: Path, first: int) -> list[Path]:
 # A set in folders
 
 
-def test_a_whole_folder_is_readable(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, lines, err = verified(f"folder:{photo_folder}", None, capsys)
-    assert (code, lines, err) == (0, ["train: 32 images", "val: 12 images", "44 images, all readable"], "")
-
-
 def test_every_broken_file_is_named_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (folder / "train" / "bee" / "2.jpg").read_bytes()
     broken = {
@@ -131,9 +126,13 @@ def test_what_stops_a_run_is_said_before_anything_is_read(
 # A set of TFDS
 
 
-def test_a_whole_set_is_readable(tiny_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, lines, err = verified("synthetic_imagenet", tiny_imagenet, capsys)
-    assert (code, lines, err) == (0, ["train: 64 images", "validation: 16 images", "80 images, all readable"], "")
+def test_whole_sets_are_readable(tiny_imagenet: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, data_dir, said in (
+        ("digits", None, ["train: 1,352 images", "test: 445 images", "1,797 images, all readable"]),
+        (f"folder:{photo_folder}", None, ["train: 32 images", "val: 12 images", "44 images, all readable"]),
+        ("synthetic_imagenet", tiny_imagenet, ["train: 64 images", "validation: 16 images", "80 images, all readable"]),
+    ):
+        assert verified(name, data_dir, capsys) == (0, said, "")
 
 
 def test_every_broken_record_is_named_once(own_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,36 +205,21 @@ def test_the_other_records_of_a_damaged_shard_are_read(own_imagenet: Path, capsy
     second.write_bytes(data)
     code, lines, _ = verified("synthetic_imagenet", own_imagenet, capsys)
     assert code == 2
-    assert re.match(
-        rf"{inside(own_imagenet)}, split train, record 4\d cannot be read \(RuntimeError: Corrupted Riegeli", lines[0]
-    )
+    said = "split train, record 4\\d cannot be read \\(RuntimeError: Corrupted Riegeli"
+    assert re.match(f"{inside(own_imagenet)}, {said}", lines[0])
     assert lines[1:] == ["train: 64 images, 1 of them cannot be used", "validation: 16 images"]
 
 
-def test_a_shard_of_too_few_records_is_one_line(own_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("count", "lost"), [(37, 3), (80, 0)])
+def test_a_shard_of_too_few_or_too_many_records_is_one_line(
+    count: int, lost: int, own_imagenet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, _ = divide(own_imagenet, 40)
-    write_shard(first, [one.SerializeToString() for one in read_shard(first)[:37]])
-    code, lines, _ = verified("synthetic_imagenet", own_imagenet, capsys)
-    assert code == 2
-    assert lines[0] == f"{first} holds 37 records instead of 40"
-    assert lines[1] == "train: 64 images, 3 of them cannot be used"
-
-
-def test_a_shard_of_too_many_records_is_one_line(own_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, _ = divide(own_imagenet, 40)
-    write_shard(first, [one.SerializeToString() for one in read_shard(first) * 2])
+    write_shard(first, [one.SerializeToString() for one in (read_shard(first) * 2)[:count]])
     code, lines, err = verified("synthetic_imagenet", own_imagenet, capsys)
-    assert code == 2
-    assert lines == [f"{first} holds 80 records instead of 40", "train: 64 images", "validation: 16 images"]
-    assert err == "jaxclf: synthetic_imagenet: 0 of 80 images cannot be used; lines above: 1\n"
-
-
-def test_a_missing_shard_is_said_at_once(own_imagenet: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, _ = divide(own_imagenet, 40)
-    first.unlink()
-    code, lines, err = verified("synthetic_imagenet", own_imagenet, capsys)
-    assert (code, lines) == (2, [])
-    assert f"{first.name} is missing" in err
+    told = f"train: 64 images{f', {lost} of them cannot be used' if lost else ''}"
+    assert (code, lines) == (2, [f"{first} holds {count} records instead of 40", told, "validation: 16 images"])
+    assert err == f"jaxclf: synthetic_imagenet: {lost} of 80 images cannot be used; lines above: 1\n"
 
 
 def test_a_set_that_is_not_prepared_says_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,11 +236,6 @@ def test_a_set_that_is_not_prepared_says_the_command(tmp_path: Path, capsys: pyt
 
 
 # Resident sets
-
-
-def test_the_digits_are_readable(capsys: pytest.CaptureFixture[str]) -> None:
-    code, lines, _ = verified("digits", None, capsys)
-    assert (code, lines) == (0, ["train: 1,352 images", "test: 445 images", "1,797 images, all readable"])
 
 
 @pytest.fixture
