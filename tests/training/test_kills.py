@@ -7,7 +7,6 @@ restart is one process with two devices instead of two processes with one.
 
 import dataclasses
 import itertools
-import json
 import os
 import random
 import signal
@@ -17,26 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+
+from tests.training.runs import complete_steps, config, ended, recipe_of, rows_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.usefixtures("own_cache")]
 KILLS = int(os.environ.get("JAXCLF_KILLS", "6"))
 PER_EPOCH = 22
 SECONDS = 20
 """After which what a kill left is killed too, as launchers do: a process waits minutes for others that never start."""
-
-RECIPE = """
-from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-
-def get_config():
-    return Config(
-        data=DataConfig(batch_size=64), augment=AugmentConfig(pad=1, flip=False),
-        model=ModelConfig(backbone="tests.tiny:Tiny", head="orthogonal"),
-        optim=OptimConfig(lr=0.1, milestones=(2,)),
-        run=RunConfig(epochs={epochs}, checkpoint_every=3, eval_every=2),
-    )
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +39,6 @@ class Hit:
     """Of the newest checkpoint afterwards."""
 
 
-def steps(workdir: Path) -> list[int]:
-    directory = workdir / "checkpoints"
-    names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def disturb(
     start: Callable[[int], list[subprocess.Popen[str]]], workdir: Path, target: int, number: int, rng: random.Random
 ) -> Hit:
@@ -66,7 +48,7 @@ def disturb(
     if number % 5 == 4:
         time.sleep(rng.uniform(0, 8))  # while it starts, connects, or compiles
     else:
-        while max(steps(workdir), default=0) < target and all(one.poll() is None for one in started):
+        while max(complete_steps(workdir), default=0) < target and all(one.poll() is None for one in started):
             assert time.monotonic() < deadline
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.3))
@@ -83,20 +65,13 @@ def disturb(
         assert "no readable checkpoint" not in errors
         assert "damaged" not in errors
     codes = tuple(one.returncode for one in started)
-    return Hit(kind.name, victims, processes, codes, max(steps(workdir), default=0))
-
-
-def ended(workdir: Path) -> tuple[Any, ...]:
-    result = json.loads((workdir / "result.json").read_text())
-    with np.load(workdir / "predictions.npz") as file:
-        predictions = file["predictions"].tolist()
-    return result["sha256"], result["top1"], (workdir / "metrics.jsonl").read_bytes(), predictions
+    return Hit(kind.name, victims, processes, codes, max(complete_steps(workdir), default=0))
 
 
 def test_kills_of_one_and_of_all_processes_change_no_bit(tmp_path: Path, launch: Callable[..., Any]) -> None:
     epochs, rng = max(4, KILLS // 5), random.Random(6)
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(RECIPE.format(epochs=epochs))
+    given = config(drop_last=False, epochs=epochs, checkpoint_every=3, eval_every=2)
+    recipe = recipe_of(given, tmp_path / "recipes")
 
     def run(workdir: Path, processes: int) -> list[subprocess.Popen[str]]:
         return launch(
@@ -118,8 +93,9 @@ def test_kills_of_one_and_of_all_processes_change_no_bit(tmp_path: Path, launch:
         assert not (killed / "result.json").exists(), hits
     finish(killed)
     assert ended(killed) == ended(tmp_path / "undisturbed")
-    rows = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["epoch"], row["step"]) for row in rows] == [(e, e * PER_EPOCH) for e in range(1, epochs + 1)]
+    assert [(row["epoch"], row["step"]) for row in rows_of(killed)] == [
+        (e, e * PER_EPOCH) for e in range(1, epochs + 1)
+    ]
     assert not (killed / "damaged_checkpoints").exists()
     assert {hit.signal for hit in hits} == {"SIGKILL", "SIGTERM"}
     assert all(later.step >= hit.step for hit, later in itertools.pairwise(hits)), hits
