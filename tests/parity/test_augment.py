@@ -180,7 +180,7 @@ def test_every_magnitude_of_rand_augment_gives_torchvisions_pixels(size: tuple[i
     rng = np.random.default_rng(1)
     images = np.stack([rng.integers(0, 256, (*size, 3)), rng.integers(30, 200, (*size, 3))]).astype(np.uint8)
     for magnitude in range(31) if size[0] < 200 else (5, 10, 23):
-        check_rand_augment(images, magnitude, compiled=True)
+        check_rand_augment(images, magnitude, compiled=False)  # op by op: nothing is compiled anew
 
 
 @pytest.mark.parametrize("pad", [3, 7])
