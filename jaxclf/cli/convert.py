@@ -2,17 +2,16 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-BARE = (".pth", ".pt")
-"""Suffixes of files that say nothing about themselves; their last layer is taken for a learned one."""
+from jaxclf.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Convert weights between .safetensors, .pth, .pt and a directory of ours, or out of a run directory."""
+    """Convert weights between .safetensors, PyTorch's files and a directory of ours, or out of a run directory."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """The file or directory to read; of a run, its newest checkpoint."""
@@ -35,12 +34,17 @@ class Convert:
     class_names: Path | None = None
     """A text file with one class name a line, in class order; None is what the source says."""
 
+    weights_key: str | None = None
+    """Key of the state dict in a PyTorch file that holds several, as model_ema."""
+    checkpoint: Literal["last", "best"] | int = "last"
+    """Checkpoint of a run directory: the newest, the best on its test images, or that of a step."""
+
     def run(self) -> None:
         """Write the target and print what it holds."""
         from jaxclf.training import weights
 
         given = {name: value for name, value in vars(self).items() if value is not None}
-        if self.source.suffix in BARE:
+        if weights.is_bare(self.source):
             given.setdefault("head", "learned")
         given["class_names"] = read_names(self.class_names)
         record = weights.convert(given.pop("source"), given.pop("target"), **given)
@@ -49,4 +53,7 @@ class Convert:
 
 def read_names(file: Path | None) -> tuple[str, ...] | None:
     """Return the class names in a text file, one a line."""
-    return None if file is None else tuple(file.read_text().splitlines())
+    try:
+        return None if file is None else tuple(file.read_text().splitlines())
+    except ValueError as error:
+        raise UsageError(f"{file} is no text of class names, one a line: {error}") from error

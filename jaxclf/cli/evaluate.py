@@ -14,8 +14,8 @@ class Evaluate:
 
     workdir: Path
     """The run directory."""
-    checkpoint: Literal["last", "best"] = "last"
-    """best: the checkpoint with the highest test accuracy, a diagnosis rather than a result."""
+    checkpoint: Literal["last", "best"] | int = "last"
+    """The newest one, or that of a step. best is that with the highest test accuracy: a diagnosis, not a result."""
     loader: Loader = dataclasses.field(default_factory=Loader)
     cluster: Machines = dataclasses.field(default_factory=Cluster)
 

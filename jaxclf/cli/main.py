@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import sys
 import warnings
@@ -17,7 +18,7 @@ from jaxclf.cli.convert import Convert
 from jaxclf.cli.data import Data
 from jaxclf.cli.evaluate import Evaluate
 from jaxclf.cli.predict import Predict
-from jaxclf.cli.recipe import with_recipe
+from jaxclf.cli.recipe import read_flags, with_recipe
 from jaxclf.cli.summary import Outline, Summary
 from jaxclf.cli.sweep import Sweep
 from jaxclf.cli.table import RunTable
@@ -45,7 +46,7 @@ STOPPED = 75
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 2 after one line on stderr that says what was wrong, or 75 for `Stopped`.
 
-    Raises `SystemExit` after help, and with 2 after what tyro says about flags that it cannot read.
+    Raises `SystemExit` after help.
     """
     args = sys.argv[1:] if args is None else args
     if list(args) == ["--version"]:
@@ -69,7 +70,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(args: Sequence[str]) -> int:
     try:
-        parse(args).run()
+        command = parse(args)
+        import absl.logging  # noqa: F401  # makes its logger, whose level would otherwise be set anew
+
+        for name in ("absl", "asyncio"):  # Orbax logs the traceback of what it raises, once per array, as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        command.run()
     except Stopped as error:
         print(f"jaxclf: {error}", file=sys.stderr)
         return STOPPED
@@ -83,7 +89,9 @@ def _run(args: Sequence[str]) -> int:
 
 
 def parse(args: Sequence[str]) -> Any:
-    """Return the command with its flags; raises `UsageError`, and `SystemExit` after help or flags that it lacks."""
+    """Return the command with its flags; raises `UsageError`, and `SystemExit` after help."""
+    if "" in args:
+        raise UsageError(f"argument {list(args).index('') + 1} is empty; give a path, a name or a number")
     commands = dict(COMMANDS)
     name = args[0] if args else ""
     if name and not name.startswith("-") and name not in commands:
@@ -94,8 +102,8 @@ def parse(args: Sequence[str]) -> Any:
     markers = (tyro.conf.PositionalMetavarFromFieldName,)
     given: dict[str, Any] = {"prog": "jaxclf", "description": DESCRIPTION, "args": args, "config": markers}
     if not hasattr(commands.get(name), "overrides"):
-        return tyro.cli(form, **given)
-    chosen, overrides = tyro.cli(form, **given, return_unknown_args=True)
+        return read_flags(form, **given)
+    chosen, overrides = read_flags(form, **given, return_unknown_args=True)
     return dataclasses.replace(chosen, overrides=tuple(overrides))
 
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from jaxclf.cli.convert import BARE, read_names
+from jaxclf.cli.convert import read_names
 from jaxclf.errors import UsageError
 
 
@@ -24,6 +24,10 @@ class Predict:
     """Name of the head; None is what the weights say, or learned where they say nothing."""
     class_names: Path | None = None
     """A text file with one class name a line, in class order; None is what the weights say."""
+    weights_key: str | None = None
+    """Key of the state dict in a PyTorch file that holds several, as model_ema."""
+    checkpoint: Literal["last", "best"] | int = "last"
+    """Checkpoint of a run directory: the newest, the best on its test images, or that of a step."""
     top: int = 5
     """Classes to show."""
 
@@ -32,9 +36,10 @@ class Predict:
         from jaxclf.tools.predict import predict
         from jaxclf.training import weights
 
-        head = self.head or ("learned" if self.weights.suffix in BARE else None)
+        head = self.head or ("learned" if weights.is_bare(self.weights) else None)
         names = read_names(self.class_names)
-        loaded = weights.read(self.weights, model=self.model, head=head, class_names=names)
+        which = {"weights_key": self.weights_key, "checkpoint": self.checkpoint}
+        loaded = weights.read(self.weights, model=self.model, head=head, class_names=names, **which)
         record = loaded.record
         if record.preprocessing is None:
             raise UsageError(f"{self.weights} does not say how {record.model} wants its images prepared")

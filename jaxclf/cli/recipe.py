@@ -1,8 +1,11 @@
 """Recipe and experiment files, and a config's fields as flags."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxclf.config import Config
-from jaxclf.errors import UsageError
+from jaxclf.errors import UsageError, one_line
 
 RecipeFile = Annotated[Path, tyro.conf.Positional]
 Fields = Annotated[Config, tyro.conf.arg(name="")]
@@ -21,7 +24,10 @@ COMMAND = (sys.executable, "-m", "jaxclf")
 
 
 def load(file: Path, function: str) -> Callable[..., Any]:
-    """Return a function of a recipe or experiment file; what such a file imports is found beside its directory."""
+    """Return a function of a recipe or experiment file; what such a file imports is found beside its directory.
+
+    Whatever it raises, when it is read or called, becomes a `UsageError` with its line.
+    """
     if not file.is_file():
         raise UsageError(f"there is no file {file}")
     sys.path.insert(0, str(file.resolve().parent.parent))
@@ -29,10 +35,26 @@ def load(file: Path, function: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise UsageError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, function):
+    _locating(file, spec.loader.exec_module)(module)
+    if not callable(found := getattr(module, function, None)):
         raise UsageError(f"{file} defines no {function}()")
-    return getattr(module, function)
+    return _locating(file, found)
+
+
+def _locating(file: Path, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a file whose errors are `UsageError`s that say the line of the file."""
+
+    def call(*args: Any, **given: Any) -> Any:
+        try:
+            return function(*args, **given)
+        except Exception as error:  # whatever a recipe's code raises
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == file.resolve()]
+            line = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
+            said = one_line(str(error)) if isinstance(error, UsageError) else one_line(error)
+            raise UsageError(f"{file}{'' if line is None else f', line {line}'}: {said}") from error
+
+    return call
 
 
 def config_of(recipe: Path) -> Config:
@@ -65,6 +87,24 @@ def with_recipe(kind: type, args: Sequence[str]) -> type:
     return dataclasses.make_dataclass(kind.__name__, default, bases=(kind,), namespace=namespace, frozen=True)
 
 
+def read_flags(form: Any, **given: Any) -> Any:
+    """Return what tyro makes of flags; `UsageError`, in one line, for those that it cannot read.
+
+    Raises `SystemExit` after help.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(form, **given)
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        # tyro frames its words: a title, parts between rules.
+        inside = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
+        parts = "\n".join("\f" if set(line) == {"─"} else line for line in inside).split("\f")
+        raise UsageError("; ".join(map(one_line, parts)) or one_line(said.getvalue())) from None
+
+
 def override(config: Config, flags: Sequence[str], *, prog: str) -> Config:
     """Return the config under flags such as `--run.epochs 1`."""
-    return tyro.cli(Config, prog=prog, args=flags, default=config)
+    return read_flags(Config, prog=prog, args=flags, default=config)

@@ -12,6 +12,8 @@ def print_result(result: Result) -> None:
     known = [top1 for top1 in result.per_class if top1 is not None]
     per_class = f"{min(known):.2f} to {max(known):.2f} %"
     print(f"test top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  per class {per_class}")
+    if result.plain_top1 is not None:
+        print(f"of the parameters themselves, not their moving average: top-1 {result.plain_top1:.2f} %")
     counts = "  ".join(f"{name} {count:,}" for name, count in result.parameters.items())
     speed = f"  {result.images_per_second:,.0f} training images/s" if result.images_per_second else ""
     print(f"step {result.step:,}  {counts}{speed}")

@@ -1,7 +1,6 @@
 """jaxclf train: one run."""
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +33,6 @@ class Train:
         from jaxclf.devices import cluster
         from jaxclf.training import loop
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of what it raises as well
         cluster.join(self.cluster)
         given = {"loader": self.loader, "devices": self.cluster.devices, "watching": self.watching}
         print_result(loop.train(self.config, self.workdir, **given))

@@ -309,7 +309,7 @@ class Folders(StreamedSet):
         super().__init__(config)
         self.location = root = Path(config.dataset.removeprefix(FOLDER)).expanduser().absolute()
         if not root.is_dir():
-            raise UsageError(f"{config.dataset}: there is no directory {root}")
+            raise UsageError(f"{config.dataset}: there is no directory {root}, or no permission to enter it")
         inside = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         train = next((split for split in TRAIN_NAMES if split in inside), None)
         test = next((split for split in TEST_NAMES if split in inside), None)
@@ -335,16 +335,20 @@ class Folders(StreamedSet):
             inside = (entry.name for entry in self._root.iterdir() if entry.is_dir())
             raise unknown(f"split of {self._root}", name, inside)
         source = Folder(directory)
-        if differing := sorted(set(source.class_names) ^ set(self.facts.class_names)):
-            more = f" and {len(differing) - 10} more" if len(differing) > 10 else ""
-            raise UsageError(
-                f"the classes of {directory} are not those of the training images: {', '.join(differing[:10])}{more}"
-            )
+        train, here = set(self.facts.class_names), set(source.class_names)
+        sides = ((directory, train - here), (self._root / self.facts.splits[0], here - train))
+        if lacking := [f"{side} lacks {_first(names)}" for side, names in sides if names]:
+            raise UsageError(f"the classes of {directory} are not those of the training images: {'; '.join(lacking)}")
         return source
 
     def stored_splits(self) -> dict[str, Source]:
         """Open every directory that is taken for a split."""
         return {split: self.open_split(split) for split in TRAIN_NAMES + TEST_NAMES if (self._root / split).is_dir()}
+
+
+def _first(names: set[str], count: int = 10) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(sorted(names)[:count]) + more
 
 
 # 3. Names
@@ -379,4 +383,6 @@ def resolve(config: DataConfig) -> ResidentSet | StreamedSet:
         return Folders(config)
     if IMPORTED.fullmatch(name) or name in SETS.names():
         return SETS.resolve(name)(config)
+    if name.startswith(("/", "./", "../", "~")) or ("/" in name and Path(name).is_dir()):
+        raise UsageError(f"data.dataset is {name!r} but images in a directory are {FOLDER + name!r}")
     return StreamedTfds(config)

@@ -5,18 +5,25 @@ from io import BytesIO
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 PIL_DECODES_WITH_LIBJPEG_TURBO = bool(features.check_feature("libjpeg_turbo"))
 """Only then are simplejpeg's pixels PIL's: IJG's libjpeg since 7 upsamples chroma otherwise. Pillow's wheels: yes."""
+
+SIXTEEN_BITS_AS_I = ("PNG", "PPM")
+"""Formats whose greys of 16 bits PIL gives as mode I, of 32 bits: some of its versions for PNG, all for PGM."""
 
 
 def decode(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
     """Return the pixels of an image file as RGB (3 channels) or grey (1): PIL's, exactly.
 
-    Those of torchvision's ImageFolder (pil_loader in datasets/folder.py, 0.28), `Image.open(file).convert("RGB")`: not
-    turned by EXIF, the first of several frames, whatever PIL makes of other modes. The result may be read-only. Raises
-    what PIL raises for the file; safe in threads.
+    Training, evaluation, prediction and `jaxclf data` read every image here. The pixels are those of torchvision's
+    ImageFolder (pil_loader in datasets/folder.py, 0.28), `Image.open(file).convert("RGB")`: not turned by EXIF, the
+    first of several frames, without transparency, whatever PIL makes of other modes. Only greys of 16 bits differ:
+    PIL's convert would clip them to white, and here their upper 8 bits are kept. The result may be read-only. Safe in
+    threads.
+
+    Raises what PIL raises for the file, and `ValueError` for pixels of 32 bits or floats, whose range is unknown.
     """
     image = open_lazily(data)  # the header alone, but PIL has a say on it
     if channels == 3 and image.format == "JPEG" and image.mode == "RGB" and PIL_DECODES_WITH_LIBJPEG_TURBO:
@@ -28,6 +35,7 @@ def decode(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
         if pixels is not None and pixels.shape[:2] == (image.height, image.width):
             return pixels
     image.load()  # some formats know their mode only now
+    image = _eight_bits(image)
     mode = {3: "RGB", 1: "L"}[channels]
     if image.mode != mode:
         # convert warns that a palette's alpha is lost, and drops it: dropped before, the pixels are the same without a
@@ -36,6 +44,20 @@ def decode(data: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
             del image.info["transparency"]
         image = image.convert(mode)
     return to_array(image)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image whose pixels have 8 bits: of 16, the upper ones."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, whose range is unknown; images have 8 or 16 bits")
+    if image.mode == "I" and image.format not in SIXTEEN_BITS_AS_I:
+        raise ValueError("its pixels have 32 bits, whose range is unknown; images have 8 or 16 bits")
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I") else image
+
+
+def is_turned(data: bytes) -> bool:
+    """Tell whether a file says by EXIF that its stored pixels lie on a side, on their head or are mirrored."""
+    return open_lazily(data).getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
 
 
 def open_lazily(data: bytes) -> Image.Image:

@@ -69,9 +69,11 @@ class Folder:
         """List the images; `UsageError` for a directory without classes and for classes without images."""
         self.directory = str(directory)
         self.class_names = class_directories(directory)
-        files, labels, empty = [], [], []
+        files, labels, empty, hidden = [], [], [], _hidden(directory)
         for label, name in enumerate(self.class_names):
-            own = _images_below(directory / name)
+            found = _images_below(directory / name)
+            own = [file for file in found if not Path(file).name.startswith(".")]
+            hidden += len(found) - len(own)
             files += own
             labels += [label] * len(own)
             empty += [] if own else [name]
@@ -80,6 +82,8 @@ class Folder:
                 f"{directory} has classes without an image ({', '.join(EXTENSIONS)}): {', '.join(empty[:10])}"
                 + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
             )
+        if hidden:
+            warnings.warn(f"{directory}: {hidden} hidden directories and images (.name) are left out", stacklevel=2)
         self._files = np.array([os.fsencode(file) for file in files])  # a million strings would be slow to send
         self._labels = np.array(labels, np.int32)
 
@@ -107,20 +111,35 @@ class Folder:
 
 
 def class_directories(directory: Path) -> tuple[str, ...]:
-    """Return the sorted names of the directories in a directory; `UsageError` without any."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
-    except OSError as error:
-        raise UsageError(f"cannot read {directory}: {error.strerror}") from error
+    """Return the sorted names of the directories in a directory, hidden ones left out; `UsageError` without any."""
+    names = sorted(name for name in _directories(directory) if not name.startswith("."))
     if not names:
         raise UsageError(f"{directory} has no directories; each class must be one, with its images in it")
     return tuple(names)
 
 
+def _hidden(directory: Path) -> int:
+    return sum(name.startswith(".") for name in _directories(directory))
+
+
+def _directories(directory: Path) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(directory) if entry.is_dir()]
+    except OSError as error:
+        raise _cannot_read(error) from error
+
+
+def _cannot_read(error: OSError) -> UsageError:
+    return UsageError(f"cannot read {error.filename}: {error.strerror}")
+
+
 def _images_below(directory: Path) -> list[str]:
+    def stop(error: OSError) -> None:
+        raise _cannot_read(error) from error
+
     return [
         str(Path(root) / file)
-        for root, _, files in sorted(os.walk(directory, followlinks=True))
+        for root, _, files in sorted(os.walk(directory, onerror=stop, followlinks=True))
         for file in sorted(files)
         if file.lower().endswith(EXTENSIONS)
     ]

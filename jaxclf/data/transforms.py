@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from jaxclf.config import DataConfig
 from jaxclf.config.fields import Bound, Count, Natural, build, faults
@@ -127,23 +128,10 @@ def padded_center_crop(image: Image.Image, side: int, padding: int, interpolatio
     return image.crop((left, top, left + square, top + square)).resize((side, side), FILTERS[interpolation])
 
 
-def open_image(file: Any, channels: int) -> Image.Image:
-    """Read an image file as RGB (3 channels) or grey (1), 8 bits, upright by its EXIF orientation.
-
-    Transparency is dropped, as torchvision's loader does; of 16 bits the upper 8 are kept; of several frames the
-    first is read. Raises OSError and whatever else PIL raises for files it cannot decode, and `UsageError` for
-    images of floats, whose range nobody knows.
-    """
-    with Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened)
-        image.load()
-    if image.mode == "F":
-        raise UsageError("its pixels are floats, whose range is unknown")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
-    if image.mode == "P":
-        image = image.convert("RGBA")  # convert("RGB") warns about some palettes with transparency
-    return image.convert("RGB" if channels == 3 else "L")
+def open_image(file: str | Path, channels: int) -> Image.Image:
+    """Read an image file as RGB (3 channels) or grey (1) as training does; raises OSError and what `decode` raises."""
+    pixels = decode(Path(file).read_bytes(), channels)
+    return _cut(pixels, Box(0, 0, *pixels.shape[:2]))
 
 
 def resize_center_crop(image: Image.Image, resize_to: int, side: int, interpolation: str = "bilinear") -> Image.Image:

@@ -36,6 +36,8 @@ class Backbone(nn.Module, kw_only=True):
     """Fields that `create_model` may set; `maps` and `remat` only where the network honours them."""
     head_names: ClassVar[tuple[str, ...]] = ("fc",)
     """Names of the last layer in reference state dicts, ours for writing first."""
+    older_keys: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Regular expressions of keys in older published state dicts, and what stands for them today."""
     linear_layers: ClassVar[tuple[str, ...]] = ()
     """Paths of convolutions that are Linear in the reference."""
     head_dropout: ClassVar[float] = 0.0

@@ -55,6 +55,8 @@ class Classifier(nn.Module):
 
     def _features(self, images: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j d"]:
         """Compute the feature map in `dtype`: layers follow their input (`as_input`), so the images alone are cast."""
+        if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+            raise UsageError(f"images have the shape {images.shape}, channels first; they must be NHWC, channels last")
         return self.backbone(images if self.dtype == "float32" else images.astype(self.dtype), train)
 
     def _widen(self, logits: Float[Array, "n *ij k"]) -> Float[Array, "n *ij k"]:

@@ -17,10 +17,13 @@ from flax import traverse_util
 
 from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone
+from jaxclf.models.backbones import OWN, create_backbone
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.heads import Identity
 from jaxclf.models.matrices import MATRICES, matrix
 
+SHOWN = 5
+"""Differences that an error lists."""
 Path = tuple[str, ...]
 Flat = dict[Path, Any]
 Shapes = dict[Path, tuple[int, ...]]
@@ -35,6 +38,7 @@ def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[
     missing; where it is given it must be ours. A random one is taken from the state dict, and an orthogonal one must
     be semi-orthogonal within 1e-3: a learned matrix of the same shape is no such head.
     """
+    state_dict = _todays_keys(model.backbone, state_dict)
     head = head_name(model, state_dict)
     stem = state_dict.get(_torch_key(_stem(model), ""))
     channels = np.shape(stem)[1] if stem is not None and np.ndim(stem) == 4 else 3
@@ -45,7 +49,8 @@ def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[
         faults.remove(f"unexpected {key}")
         if not np.array_equal(state_dict[key], unit):
             faults.append(f"{key} is not the unit matrix, but the model's head is identity")
-    _raise_for(faults, "the state dict does not fit the model")
+    if faults:
+        _raise_for(faults, "the state dict does not fit the model", _fitting(model.backbone, state_dict, head))
     return traverse_util.unflatten_dict(flat)
 
 
@@ -92,15 +97,17 @@ def transfer_torch(
     Raises `UsageError` with every difference between the state dict and the plain backbone (the one without `maps`).
     """
     own: Flat = traverse_util.flatten_dict(dict(variables))
+    state_dict, adapted = _with_channels(model, _todays_keys(model.backbone, state_dict), _channels(model, own))
     head, channels = head_name(model, state_dict), _channels(model, own)
     last = {key: value for key, value in state_dict.items() if key.startswith(head + ".")}
     rest = {key: value for key, value in state_dict.items() if key not in last}
     given, faults = _read(_plain_shapes(model.backbone, channels), rest, head)
-    _raise_for(faults, "the state dict does not fit the model's backbone")
+    if faults:
+        _raise_for(faults, "the state dict does not fit the model's backbone", _fitting(model.backbone, rest, head))
 
     kept = {path: value for path, value in given.items() if path in own and np.shape(own[path]) == value.shape}
     left = [path for path in own if path[1] == "backbone" and path not in kept]
-    text = [f"loaded {len(kept)} variables of the backbone"]
+    text = [f"loaded {len(kept)} variables of the backbone", *adapted]
     if left:
         text.append(f"left at their initial values, because maps rebuilds them: {_keys(left, head)}")
     if unused := [path for path in given if path not in kept]:
@@ -122,9 +129,64 @@ def head_name(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> str:
     return next((name for name in names if any(key.startswith(name + ".") for key in state_dict)), names[0])
 
 
-def _raise_for(faults: list[str], what: str) -> None:
+def not_finite(arrays: Mapping[str, Any]) -> str:
+    """Say which of some arrays, by name, hold values that are NaN or infinite; empty where none does.
+
+    >>> not_finite({"fc.bias": np.array([1.0, np.nan]), "fc.weight": np.ones((2, 3))})
+    'fc.bias holds 1 of 2 values that are not finite'
+    """
+    counts = {name: int((~np.isfinite(value)).sum()) for name, value in arrays.items()}
+    bad = [name for name, count in counts.items() if count]
+    if not bad:
+        return ""
+    more = f", and {len(bad) - 1} more arrays hold such" if len(bad) > 1 else ""
+    return f"{bad[0]} holds {counts[bad[0]]} of {np.size(arrays[bad[0]])} values that are not finite{more}"
+
+
+def _raise_for(faults: list[str], what: str, fitting: str = "") -> None:
     if faults:
-        raise UsageError(f"{what} in {len(faults)} places: " + "; ".join(faults))
+        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise UsageError(f"{what} in {len(faults)} places: {'; '.join(faults[:SHOWN])}{more}{fitting}")
+
+
+def _todays_keys(backbone: Backbone, state_dict: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    for pattern, today in backbone.older_keys:
+        state_dict = {re.sub(pattern, today, key): value for key, value in state_dict.items()}
+    return state_dict
+
+
+def _with_channels(
+    model: Classifier, state_dict: Mapping[str, np.ndarray], channels: int
+) -> tuple[Mapping[str, np.ndarray], list[str]]:
+    """Return a state dict whose first convolution takes images of 1 or 3 channels, and a sentence if it is another.
+
+    A grey image answers as its three equal channels would: RGB's weights are summed, grey ones shared out by three
+    (timm, models/_manipulate.py, adapt_input_conv).
+    """
+    key = _torch_key(_stem(model), "")
+    stem = state_dict.get(key)
+    if stem is None or np.ndim(stem) != 4 or {np.shape(stem)[1], channels} != {1, 3}:
+        return state_dict, []
+    grey = channels == 1
+    adapted = np.sum(stem, axis=1, keepdims=True) if grey else np.repeat(stem, 3, axis=1) / np.float32(3)
+    how = "the sums over its 3 input channels" if grey else "a third of its 1 input channel each"
+    return {**state_dict, key: adapted}, [f"{key} is for other images: took {how}"]
+
+
+def _fitting(backbone: Backbone, state_dict: Mapping[str, np.ndarray], head: str) -> str:
+    """Name the network of the same family whose backbone a state dict fits; empty where there is none."""
+    rest = {key: value for key, value in state_dict.items() if not key.startswith(head + ".")}
+    stem = rest.get(_torch_key(("params", "backbone", *backbone.stem.split("/"), "kernel"), ""))
+    channels = np.shape(stem)[1] if stem is not None and np.ndim(stem) == 4 else 3
+    for name, variant in OWN.items():
+        if variant.module is not type(backbone):
+            continue
+        shapes = _plain_shapes(create_backbone(name), channels)
+        if len(shapes) > len(rest):
+            break  # a family's table goes from shallow to deep, and a thousand layers take long to trace
+        if not _read(shapes, rest, head)[1]:
+            return f"; it fits {name}"
+    return ""
 
 
 def _keys(paths: Iterable[Path], head: str) -> str:

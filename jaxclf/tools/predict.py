@@ -1,6 +1,7 @@
 """Classify image files: any size and mode; a broken file is named and the rest still answered."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxclf.data.decoding import is_turned
 from jaxclf.data.transforms import Preprocessing, open_image, preprocess
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier
@@ -47,8 +49,9 @@ def predict(
 ) -> list[Prediction]:
     """Return one `Prediction` per file, in order, with the `top` likeliest classes (all, if there are fewer).
 
-    Files that cannot be read have an `error` instead. `class_names` has one name per class, or is None. Raises
-    `UsageError` for a wrong number of names, a `top` below 1, and preprocessing for another number of channels.
+    Files that cannot be read, and images whose logits are not finite, have an `error` instead. `class_names` has one
+    name per class, or is None. Images are read as training reads them: not turned by EXIF, of which a warning tells.
+    Raises `UsageError` for a wrong number of names, a `top` below 1, and preprocessing for another number of channels.
     """
     count, channels = model.head.num_classes, _image_channels(model, variables)
     if class_names is not None and len(class_names) != count:
@@ -62,9 +65,11 @@ def predict(
     names = class_names if class_names is not None else [str(index) for index in range(count)]
     apply, size = jax.jit(model.apply), min(BATCH, len(files))
     results: list[Prediction] = []
+    turned: list[str] = []
     for start in range(0, len(files), BATCH):
         read = [(str(file), _read(str(file), preprocessing)) for file in files[start : start + BATCH]]
         good = [image for _, image in read if isinstance(image, np.ndarray)]
+        turned += [file for file, image in read if isinstance(image, np.ndarray) and is_turned(Path(file).read_bytes())]
         batch = np.zeros((size, preprocessing.crop, preprocessing.crop, channels), np.float32)
         if good:
             batch[: len(good)] = good
@@ -73,7 +78,13 @@ def predict(
             if isinstance(image, str):
                 results.append(Prediction(file, error=image))
             else:
-                results.append(Prediction(file, _guesses(next(rows), names, top)))
+                results.append(_answer(file, next(rows), names, top))
+    if turned:
+        warnings.warn(
+            f"EXIF says that {turned[0]} and {len(turned) - 1} more images are stored turned or mirrored; they are "
+            "read as they are stored, as in training",
+            stacklevel=2,
+        )
     return results
 
 
@@ -86,12 +97,19 @@ def _image_channels(model: Classifier, variables: Mapping[str, Any]) -> int:
 
 def _read(file: str, preprocessing: Preprocessing) -> np.ndarray | str:
     """Return the preprocessed image [h w c], or the fault of the file."""
-    if not Path(file).exists():
-        return "there is no such file"
     try:
         return preprocess(open_image(file, len(preprocessing.mean)), preprocessing)
+    except OSError as error:
+        return error.strerror or str(error)
     except Exception as error:  # PIL's decoders raise many types for broken files; the file is named with it
         return str(error) or type(error).__name__
+
+
+def _answer(file: str, logits: np.ndarray, names: Sequence[str], top: int) -> Prediction:
+    """Return the likeliest classes; an error where a logit is not finite, as no class is likelier than another."""
+    if not np.isfinite(logits).all():
+        return Prediction(file, error=f"{np.sum(~np.isfinite(logits))} of its {len(logits)} logits are not finite")
+    return Prediction(file, _guesses(logits, names, top))
 
 
 def _guesses(logits: np.ndarray, names: Sequence[str], top: int) -> tuple[Guess, ...]:

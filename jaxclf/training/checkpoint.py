@@ -8,10 +8,10 @@ not stored but regenerated, and their hash is compared (matrices.py says why ran
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +26,9 @@ from jaxclf.errors import RunError, UsageError, one_line
 from jaxclf.models.matrices import MATRICES, digest, matrix
 from jaxclf.training.step import TrainState
 
+T = TypeVar("T")
+Which = Literal["last", "best"] | int
+"""Which checkpoint of a run: the newest, that with the highest top-1 on the images evaluated, or that of a step."""
 Flat = dict[str, np.ndarray]
 MANIFEST = "sha256.json"
 """In each checkpoint: the hashes of its files."""
@@ -85,11 +88,18 @@ class Checkpoints:
     every file is there. So the newest one is whole at any moment; what goes wrong is said by the call after.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Open (and create, if need be) the directory; half-written checkpoints of a killed run are removed."""
-        self.directory = directory.absolute()
-        together(lambda: _hide_unreadable_metrics(self.directory) if _first() else None)
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+        """Open the directory. A run creates it, if need be, and removes half-written checkpoints of a killed run.
+
+        With `read_only` nothing in it changes, whatever is damaged, and a run may train there meanwhile.
+        """
+        self.directory, self._read_only = directory.absolute(), read_only
         self._writing: int | None = None
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            return
+        together(lambda: _hide_unreadable_metrics(self.directory) if _first() else None)
         keep = [
             checkpoint_managers.LatestN(2),
             checkpoint_managers.BestN(get_metric_fn=_top1, n=1),
@@ -164,49 +174,65 @@ class Checkpoints:
                 f"({one_line(error)}); {kept}"
             ) from error
 
-    def restore(self, template: TrainState, *, step: int | None) -> tuple[TrainState, int]:
-        """Return the newest readable state (or that of `step`) and its number of metric rows.
+    def restore(self, template: TrainState, which: Which = "last") -> tuple[TrainState, int]:
+        """Return the state of a checkpoint and its number of metric rows; "last" is the newest that can be read.
 
-        A damaged checkpoint is named by a warning and moved to `damaged_checkpoints`, and the one before is taken.
-        Its arrays lie on this process's default device, whatever devices wrote them. Raises `RunError` when none can
-        be read.
+        A damaged newest one is named by a warning and the one before is taken; a run that goes on moves it to
+        `damaged_checkpoints`. Its arrays lie on this process's default device, whatever devices wrote them. Raises
+        `RunError` when none can be read, and `UsageError` for a step or a best one that is not there.
         """
-        tried = []
-        for candidate in [step] if step is not None else reversed(self.steps()):
+        return self._first_readable(which, lambda step: self._read(template, step))
+
+    def variables(self, which: Which = "last") -> dict[str, Any]:
+        """Return the model's variables in a checkpoint, for readers that know no TrainState; errors as of `restore`."""
+        return self._first_readable(which, self._read_variables)
+
+    def _first_readable(self, which: Which, read: Callable[[int], T]) -> T:
+        damaged: dict[int, str] = {}
+        while candidates := [step for step in self._chosen(which) if step not in damaged]:
+            step = candidates[-1]
             try:
-                return self._read(template, candidate)
+                return read(step)
             except UsageError:
                 raise
-            except Exception as error:
-                tried.append(f"step {candidate} ({one_line(error)})")
-                if step is None:
-                    self._set_aside(candidate)
-                    warn(f"the checkpoint of step {candidate} is damaged ({one_line(error)}); taking the one before")
-        raise RunError(f"no readable checkpoint in {self.directory}: {'; '.join(tried) or 'it is empty'}")
+            except Exception as error:  # Orbax and TensorStore raise many types for damaged files
+                if not (self.directory / str(step)).exists():
+                    self._manager.reload()  # the run that trains here has newer ones, and deleted this one meanwhile
+                    continue
+                damaged[step] = one_line(error)
+                if which == "last":
+                    if not self._read_only:
+                        self._set_aside(step)
+                    warn(f"the checkpoint of step {step} is damaged ({damaged[step]}); taking the one before")
+        tried = "; ".join(f"step {step} ({reason})" for step, reason in damaged.items())
+        raise RunError(f"no readable checkpoint in {self.directory}: {tried or 'it is empty'}")
+
+    def _chosen(self, which: Which) -> list[int]:
+        """Return the steps to try, the first choice last; `UsageError` where none is there."""
+        steps = self.steps()
+        if which == "last":
+            return steps
+        step = self.best_step() if which == "best" else which
+        if step is None:
+            raise UsageError(f"{self.directory.parent} has no best checkpoint: none was evaluated")
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise UsageError(f"{self.directory.parent} has no checkpoint of step {step}; there: {there}")
+        return [step]
 
     def best_step(self) -> int | None:
         """Return the step of the best checkpoint by top-1 (the later one of equals), None if none has one."""
-        scores = {step: _top1(self._manager.metrics(step) or {}) for step in self.steps()}
+        scores = {step: _top1(_metrics(self.directory / str(step))) for step in self.steps()}
         evaluated = [step for step, score in scores.items() if score != NOT_EVALUATED]
         return max(evaluated, key=lambda step: (scores[step], step), default=None)
 
-    def variables(self) -> dict[str, Any]:
-        """Return the model's variables in the newest checkpoint, for readers that know no TrainState.
-
-        Raises `UsageError` where there is no checkpoint or the newest one is damaged; nothing is moved.
-        """
-        if not self.steps():
-            raise UsageError(f"{self.directory.parent} has no checkpoint; train into it first")
-        step = self.steps()[-1]
-        try:
-            _check_files(self.directory / str(step))
-            # Without shapes Orbax would put the arrays on the devices that wrote them, which may not be here.
-            shapes = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree
-            as_numpy = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(as_numpy), record=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=items)
-        except Exception as error:  # Orbax and TensorStore raise many types for damaged files
-            raise UsageError(f"the checkpoint {self.directory / str(step)} is damaged: {one_line(error)}") from error
+    def _read_variables(self, step: int) -> dict[str, Any]:
+        _check_files(self.directory / str(step))
+        # Without shapes Orbax would put the arrays on the devices that wrote them, which may not be here.
+        shapes = ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "state").tree
+        as_numpy = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(as_numpy), record=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
         stored, prefix = restored["state"], "average."  # where there is a moving average, it is what was evaluated
         stored |= {name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)}
         flat = {name: np.asarray(value) for name, value in stored.items() if name.split(".")[0] in COLLECTIONS}
@@ -238,6 +264,13 @@ class Checkpoints:
 
         together(move if _first() else lambda: None)
         self._manager.reload()
+
+
+def saved(run: Path) -> Checkpoints:
+    """Open the checkpoints of a run directory to read them; `UsageError` where it has none."""
+    if not (directory := run / "checkpoints").is_dir() or not any(path.name.isdigit() for path in directory.iterdir()):
+        raise UsageError(f"{run} has no checkpoint; train into it first")
+    return Checkpoints(directory, read_only=True)
 
 
 def _first() -> bool:
@@ -283,6 +316,14 @@ def _hide_unreadable_metrics(directory: Path) -> None:
             json.loads(file.read_text())
         except ValueError:
             file.rename(file.with_name("metrics.damaged"))
+
+
+def _metrics(checkpoint: Path) -> dict[str, Any]:
+    """Return the metrics of a checkpoint; empty where they are damaged, which costs no more than being the best."""
+    try:
+        return json.loads((checkpoint / "metrics" / "metrics").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _top1(metrics: Any) -> float:

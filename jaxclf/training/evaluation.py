@@ -2,22 +2,21 @@
 
 import dataclasses
 import os
-from typing import Literal
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from jaxclf.config import Config, Loader
 from jaxclf.data.order import Fault
 from jaxclf.devices.cluster import together, warn
-from jaxclf.errors import RunError, UsageError
+from jaxclf.errors import RunError
+from jaxclf.models.torch_weights import not_finite
 from jaxclf.training import losses
-from jaxclf.training.checkpoint import Checkpoints, state_digest
+from jaxclf.training.checkpoint import Which, saved, state_digest
 from jaxclf.training.run_directory import Result, RunDirectory, per_class
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
 from jaxclf.training.step import TrainState, eval_step
-
-Which = Literal["last", "best"]
 
 
 def evaluate(
@@ -28,10 +27,11 @@ def evaluate(
     loader: Loader = IN_THREADS,
     devices: int | None = None,
 ) -> Result:
-    """Evaluate the last or best checkpoint of a run on the test images; writes nothing. `devices` is as in `train`.
+    """Evaluate a checkpoint of a run on the test images; writes nothing. `devices` is as in `train`.
 
     "best" is the best on these very images: a diagnosis, not a result to report.
-    Raises `UsageError` for a directory without checkpoints and for one of another config.
+    Raises `UsageError` for a directory without checkpoints and for one of another config, and `RunError` where the
+    checkpoint or the loss is not finite.
     """
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
@@ -45,12 +45,9 @@ def evaluate(
 
 
 def restore(setup: Setup, directory: RunDirectory, *, checkpoint: Which = "last") -> TrainState:
-    """Return the state of a run's last or best checkpoint; `UsageError` where there is none."""
-    with Checkpoints(directory.path / "checkpoints") as checkpoints:
-        step = max(checkpoints.steps(), default=None) if checkpoint == "last" else checkpoints.best_step()
-        if step is None:
-            raise UsageError(f"{directory.path} has no {checkpoint} checkpoint; train into it first")
-        state = checkpoints.restore(setup.init_state(), step=step)[0]
+    """Return the state of a checkpoint of a run; `UsageError` where there is none."""
+    with saved(directory.path) as checkpoints:
+        state = checkpoints.restore(setup.init_state(), checkpoint)[0]
     return setup.layout.whole(state, training=True)
 
 
@@ -67,7 +64,10 @@ class Evaluation:
 
 
 def evaluate_split(setup: Setup, state: TrainState, split: str) -> Evaluation:
-    """Evaluate a state on a split; `RunError` where an image cannot be read, or none can."""
+    """Evaluate a state on a split; `RunError` where an image cannot be read, or none can, or numbers are not finite."""
+    # Looked for before the loss, too: on a CPU, XLA's maximum of NaN and 0 may be 0.
+    if bad := not_finite(traverse_util.flatten_dict(jax.device_get(state.evaluated), sep=".")):
+        raise RunError(f"step {int(state.step)}: {bad}")
     count, parts, faults = setup.data.sizes[split], [], []
     size = min(setup.config.data.eval_batch_size, count)
     program = dataclasses.replace(setup.program, spread=setup.layout.spread())
@@ -82,6 +82,8 @@ def evaluate_split(setup: Setup, state: TrainState, split: str) -> Evaluation:
     total = {name: sum(part[name].item() for part in sums) for name in losses.zeros()}
     if not total["count"]:
         raise RunError(f"no image of {split} could be read, the first of them: {faults[0].error}")
+    if not np.isfinite(total["loss"]):
+        raise RunError(f"step {int(state.step)}: the loss on the {split} images is {total['loss']}")
     labels, predictions = (np.concatenate(values)[:count] for values in zip(*answers, strict=True))
     return Evaluation(losses.means(total), labels, predictions, tuple(faults))
 

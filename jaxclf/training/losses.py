@@ -129,10 +129,11 @@ def metric_sums(
 
     An example's rank is the number of classes before its own, by logit and, among equals, by index, as argmax orders
     them: a Hadamard head past its width gives whole classes equal logits, and they must not all count as hits.
+    A logit that is NaN comes before every number, so that a row with NaN has no top-1 hit, and one of NaN alone no hit.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     earlier = jnp.arange(logits.shape[1])[None, :] < labels[:, None]
-    rank = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    rank = (~(logits <= own) | ((logits == own) & earlier)).sum(1)  # whatever is compared with NaN is false
     return {
         "loss": jnp.where(mask, cross_entropy(logits, labels) if each is None else each, 0.0).sum(),
         "top1": (mask & (rank < 1)).sum(dtype=jnp.int32),

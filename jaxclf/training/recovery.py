@@ -23,7 +23,7 @@ class Diverged(RunError):
 
 def newest(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[TrainState, Rows]:
     """Return the state of the newest checkpoint that can be read, and the metric rows until there."""
-    state, count = checkpoints.restore(setup.init_state(), step=None)
+    state, count = checkpoints.restore(setup.init_state())
     return setup.layout.whole(state, training=True), directory.rows(count)
 
 

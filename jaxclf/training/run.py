@@ -127,6 +127,10 @@ class Run:
         self._report()
         self.directory.write_predictions(test.labels, test.predictions)
         result = result_of(self.setup, self.directory, state, test, self.progress.images_per_second)
+        if state.average:
+            trained = state.replace(average={"params": state.params, "batch_stats": state.batch_stats})
+            plain = self._evaluated(trained, "test").metrics["top1"]
+            result = dataclasses.replace(result, plain_top1=plain)
         self.directory.write("result.json", result.to_json())
         return result
 

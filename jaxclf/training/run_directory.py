@@ -30,8 +30,10 @@ import numpy as np
 
 from jaxclf.config import Config
 from jaxclf.devices.layout import Layout
-from jaxclf.errors import RunError, UsageError
+from jaxclf.errors import RunError, UsageError, one_line
 
+PATTERNS = "*?[]\\"
+REMOVE = "remove it, and the same command goes on from the last checkpoint"
 Rows = list[dict[str, Any]]
 
 
@@ -55,6 +57,8 @@ class Result:
     """Training throughput of the process that finished the run, first step of each compiled program left out; 0 if
     nothing was trained."""
     workdir: str
+    plain_top1: float | None = None
+    """Top-1 of the parameters themselves, where `top1` is that of their moving average."""
     skipped: int = 0
     """Images, of training and evaluation, that could not be read; skipped.jsonl names them."""
     rollbacks: int = 0
@@ -62,7 +66,7 @@ class Result:
 
     def to_json(self) -> str:
         """Return JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
 
 def per_class(labels: np.ndarray, predictions: np.ndarray, classes: int) -> tuple[float | None, ...]:
@@ -85,6 +89,17 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
         raise UsageError(f"{file}: {error}") from error
 
 
+def read_json(file: Path, needed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read a JSON file of a run directory; `RunError` where it is damaged or lacks one of the keys `needed`."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:  # no UTF-8, no JSON
+        raise RunError(f"{file} is damaged ({one_line(error)}); {REMOVE}") from error
+    if not isinstance(found, dict) or (needed and any(type(found.get(key)) is not type(needed[key]) for key in needed)):
+        raise RunError(f"{file} is damaged (it holds something else); {REMOVE}")
+    return found
+
+
 class RunDirectory:
     """One run's directory, locked while it is open."""
 
@@ -97,7 +112,9 @@ class RunDirectory:
         layout: Layout | None = None,
         stacked: int = 1,
     ) -> None:
-        """Reopen it or, unless `create` is False, make it. Of several processes of a layout the first one writes.
+        """Make or reopen it to train there. Of several processes of a layout the first one writes.
+
+        With `create` False it is opened to read: nothing in it changes, and a run may train there meanwhile.
 
         `stacked` is how many runs train in one program, this one among them.
 
@@ -105,12 +122,16 @@ class RunDirectory:
         process has it.
         """
         self.path = Path(workdir)
+        if create and (odd := sorted(set(PATTERNS) & set(str(self.path.absolute())))):
+            raise UsageError(f"--workdir {self.path} contains {' '.join(odd)}, which Orbax would take for a pattern")
         self._layout, self._writes = layout, layout is None or layout.rank == 0
-        self._stacked = stacked
+        self._stacked, self._lock = stacked, None
+        if not create:
+            self._writes = False
+            self._require_same(read_config(self.path), config)
+            return
         if not self._writes:
             return
-        if not create:
-            read_config(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "lock").open("w")
@@ -119,8 +140,14 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            self._lock.close()
+            self.close()
             raise RunError(f"another process is running in {self.path}") from error
+        except OSError as error:  # of file systems without locks, as Lustre may be
+            warnings.warn(
+                f"{self.path}/lock cannot be locked ({error.strerror}): nothing keeps a second run out of this "
+                "directory; start only one, or take a --workdir on another file system",
+                stacklevel=4,
+            )
         try:
             self._check_config(config)
         except BaseException:
@@ -129,7 +156,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Release the lock."""
-        if self._writes:
+        if self._lock is not None:
             self._lock.close()
 
     def __enter__(self) -> "RunDirectory":
@@ -141,14 +168,16 @@ class RunDirectory:
     def _check_config(self, config: Config) -> None:
         file = self.path / "config.json"
         if file.exists():
-            differences = read_config(self.path).differences(config)
-            if differences:
-                raise UsageError(
-                    f"{self.path} holds a run of another config ({'; '.join(differences)}); choose another --workdir"
-                )
+            self._require_same(read_config(self.path), config)
         else:
             self.write("config.json", config.to_json())
         self._check_environment()
+
+    def _require_same(self, there: Config, config: Config) -> None:
+        if differences := there.differences(config):
+            raise UsageError(
+                f"{self.path} holds a run of another config ({'; '.join(differences)}); choose another --workdir"
+            )
 
     def _check_environment(self) -> None:
         now = environment(self._layout, self._stacked)
@@ -156,7 +185,7 @@ class RunDirectory:
         if not file.exists():
             self.write("environment.json", json.dumps(now, indent=2) + "\n")
             return
-        then = json.loads(file.read_text())
+        then = read_json(file)
         if "implementation" in then:
             raise UsageError(f"{self.path} holds a run of {then['implementation']}; choose another --workdir")
         changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
@@ -183,8 +212,11 @@ class RunDirectory:
         file = self.path / "result.json"
         if not file.exists():
             return None
-        values = json.loads(file.read_text())
-        return Result(**values | {"per_class": tuple(values["per_class"]), "workdir": str(self.path)})
+        values = read_json(file)
+        try:
+            return Result(**values | {"per_class": tuple(values["per_class"]), "workdir": str(self.path)})
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{file} is not the result of a run ({one_line(error)}); {REMOVE}") from error
 
     def rows(self, count: int) -> Rows:
         """Return the first `count` metric rows; fewer on disk raise `RunError`."""
@@ -201,7 +233,7 @@ class RunDirectory:
             return
         if not file.exists():
             self.write("data.json", text)
-        elif (then := json.loads(file.read_text())) != record:
+        elif (then := read_json(file, {"class_names": [], "splits": {}})) != record:
             changed = ["class names"] if then["class_names"] != record["class_names"] else []
             if then.get("replicas") != record.get("replicas"):
                 raise UsageError(

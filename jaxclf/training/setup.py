@@ -2,23 +2,28 @@
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxclf.config import Config, Loader, validate
+from jaxclf.config import Config, Loader, OptimConfig, validate
 from jaxclf.data import augment, datasets, pipeline
 from jaxclf.data.datasets import ResidentSet, StreamedSet
 from jaxclf.data.order import Order
+from jaxclf.devices.cluster import warn
 from jaxclf.devices.layout import Layout, check_batch, over_devices
-from jaxclf.errors import UsageError
+from jaxclf.errors import UsageError, one_line
 from jaxclf.models.classifier import Classifier, build
 from jaxclf.training.optim import trainable
 from jaxclf.training.progress import Lines
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.step import Program, TrainState, init_state
 
+COLD = 0.1
+"""Share of the initial parameters in a moving average above which a run warns."""
 IN_THREADS = Loader()
 """Streamed sets are read by threads of this process."""
 
@@ -101,13 +106,16 @@ def set_up(
     # The steps read fixed matrices from the state, so the model they are compiled for needs no seed of its own.
     model = build(config, dataset.num_classes, seed=0)
     where = over_devices(devices, replicas=config.run.parallel == "pmap")
+    _check_memory(dataset, config.data.batch_size)
     data = pipeline.open_data(dataset, config.augment, loader, where, report=Lines())
     order = Order(config.run.seed, data.sizes["train"], config.data.batch_size, config.data.drop_last)
     if order.steps_per_epoch < 1:
         raise UsageError(f"data.batch_size {config.data.batch_size} leaves no whole batch of {order.examples}")
     _check_layout(config, where, order)
     program = _program(config, model, data, order, where)
-    _check_shapes(program, data.image_shape)
+    variables = _check_shapes(program, data.image_shape)
+    _check_parts(program, variables, data.image_shape, order, replicas=where.devices if where.replicas else 1)
+    _warn_of_cold_average(config.optim, program.timeline.steps)
     one = dataset.facts.streamed or jax.default_backend() == "cpu"
     return Setup(
         config=config,
@@ -154,13 +162,75 @@ def _program(config: Config, model: Classifier, data: pipeline.Data, order: Orde
     )
 
 
-def _check_shapes(program: Program, image_shape: tuple[int, ...]) -> None:
-    """Trace what fails for images or parameters of other shapes than a config thinks of; nothing is compiled."""
+def _check_memory(dataset: ResidentSet | StreamedSet, batch_size: int) -> None:
+    """Check that a batch, and the images of a resident set, fit into this machine's memory."""
+    height, width, channels = dataset.image_shape
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    sizes = {f"a batch of {batch_size:,} images": 4 * batch_size}  # float32
+    if isinstance(dataset, ResidentSet):
+        sizes[f"the {dataset.train_examples():,} training images"] = dataset.train_examples()
+    for what, bytes_per_value in sizes.items():
+        if (needed := bytes_per_value * height * width * channels) > memory:
+            raise UsageError(
+                f"{what} of {width} x {height} pixels would take {needed / 2**30:,.0f} GiB and this machine has "
+                f"{memory / 2**30:,.0f}; choose a smaller data.image_size or data.batch_size"
+            )
+
+
+def _check_parts(
+    program: Program, variables: Any, image_shape: tuple[int, ...], order: Order, *, replicas: int
+) -> None:
+    """Check that BatchNorm can train on the smallest part of a batch that it sees: one value has no variance."""
+    last = order.examples % order.batch_size
+    ghost, found = program.model_config.ghost_batch, []
+    for batch in {order.batch_size, last if last and not order.drop_last else order.batch_size}:
+        own = batch // replicas
+        parts = np.diff(np.linspace(0, own, min(program.optim.accumulate, own) + 1).astype(int)).tolist()
+        rest = [part % ghost or ghost for part in parts] if ghost else parts
+        found += [(min(part, other), batch) for part, other in zip(parts, rest, strict=True)]
+    smallest, batch = min(found)
+    if smallest > 1:
+        return
+    apply = functools.partial(program.model.apply, train=True, mutable=["batch_stats"])
+    image, key = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.random.key(0)
+    try:
+        jax.eval_shape(lambda given, x: apply(given, x, rngs={"dropout": key}), variables, image)
+    except ValueError as error:
+        if batch == last:
+            cause = (
+                f"data.batch_size {order.batch_size} leaves 1 of {order.examples:,} images for an epoch's last batch"
+            )
+            cure = "leave it out by data.drop_last, or choose another data.batch_size"
+        else:
+            cause = "data.batch_size, optim.accumulate, model.ghost_batch and the replicas leave a part of 1 image"
+            cure = "choose parts of more images"
+        raise UsageError(f"{cause}, on which BatchNorm cannot train ({one_line(str(error))}); {cure}") from error
+
+
+def _warn_of_cold_average(optim: OptimConfig, steps: int) -> None:
+    """Warn of a moving average that still holds much of the initial parameters at the end."""
+    if optim.ema is None or optim.ema_warmup:
+        return
+    updates = steps // optim.ema_every
+    if (left := optim.ema**updates) > COLD:
+        warn(
+            f"optim.ema {optim.ema:g} over {updates:,} updates keeps {left:.0%} of the initial parameters in what is "
+            "evaluated; set optim.ema_warmup, or a smaller decay"
+        )
+
+
+def _check_shapes(program: Program, image_shape: tuple[int, ...]) -> Any:
+    """Trace what fails for images or parameters of other shapes than a config thinks of; return the variables' shapes.
+
+    Nothing is compiled.
+    """
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.uint8)
     views = jax.eval_shape(functools.partial(augment.views, program.augment), images)
     apply = functools.partial(augment.augment, program.augment, mean=program.mean, std=program.std)
     batch = jax.eval_shape(lambda x: apply(x, jnp.zeros(2, jnp.int32), jax.random.key(0)), images)
-    for shape in {batch.shape[1:], views.shape[2:]}:
+    variables: Any = None
+    for shape in {views.shape[2:], batch.shape[1:]}:
         given = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
         variables = jax.eval_shape(program.model.init, jax.random.key(0), given)
     trainable(program.optim, variables["params"])
+    return variables

@@ -174,7 +174,7 @@ def train_step(
     sums = losses.metric_sums(report["logits"], hard, everyone, report["losses"])
     sums = program.spread.total(sums) | report["terms"]
     loss, count = sums["loss"] + sum(report["terms"].values()), sums["count"].astype(jnp.float32)
-    good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
+    good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates)) & jnp.isfinite(optax.tree.norm(batch_stats))
     if program.max_loss is not None:
         good &= sums["loss"] <= program.max_loss * count
     trained = {"params": params, "batch_stats": batch_stats}

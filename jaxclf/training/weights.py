@@ -7,18 +7,16 @@ written under another name and renamed at the end, so an interrupted write is ne
 """
 
 import dataclasses
-import importlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxclf.data import datasets
@@ -26,13 +24,15 @@ from jaxclf.data.facts import IMAGENET_CLASSES
 from jaxclf.data.transforms import Preprocessing, default_preprocessing
 from jaxclf.errors import UsageError, one_line
 from jaxclf.models.classifier import Classifier, create_model
-from jaxclf.models.torch_weights import head_name, load_torch, to_torch
-from jaxclf.training.checkpoint import Checkpoints, fixed_record, is_exact, regenerate
-from jaxclf.training.run_directory import read_config
+from jaxclf.models.torch_weights import head_name, load_torch, not_finite, to_torch
+from jaxclf.training.checkpoint import Which, fixed_record, is_exact, regenerate, saved
+from jaxclf.training.run_directory import read_config, read_json
+from jaxclf.training.weight_files import TORCH, StateDict, averages, read_safetensors, read_torch, torch_module
 
 PathLike = str | Path
-StateDict = dict[str, np.ndarray]
-FORMATS = {".safetensors": "safetensors", ".pth": "torch", ".pt": "torch", "": "orbax", ".orbax": "orbax"}
+WRITTEN = {".safetensors": "safetensors", ".pth": "torch", ".pt": "torch", "": "orbax", ".orbax": "orbax"}
+READ = WRITTEN | dict.fromkeys(TORCH, "torch")
+"""Formats by the ending of a file's name."""
 RECORD = "jaxclf"
 """Key of the record in a .safetensors file's metadata."""
 
@@ -97,19 +97,27 @@ def convert(
     head: str | None = None,
     preprocessing: Preprocessing | None = None,
     class_names: tuple[str, ...] | None = None,
+    weights_key: str | None = None,
+    checkpoint: Which = "last",
     **options: Any,
 ) -> WeightRecord:
     """Write the weights of `source` into `target`, whose suffix says the format; return what they are.
 
     `model`, `num_classes` (the last layer's size, where it is not given) and `head` are needed where the source does
-    not say them, and must agree with it where it does. Raises `UsageError` for unknown suffixes, a target that
+    not say them, and must agree with it where it does. `weights_key` is the key of the state dict in a PyTorch file
+    that holds several, and `checkpoint` that of a run. Raises `UsageError` for unknown suffixes, a target that
     exists, files that cannot be read, and weights that are not the model's.
     """
-    _format(target)
+    _format(target, WRITTEN)
     if Path(target).exists():
         raise UsageError(f"{target} exists already; remove it or choose another name")
     given = {"model": model, "num_classes": num_classes, "head": head}
-    given |= {"preprocessing": preprocessing, "class_names": class_names}
+    given |= {
+        "preprocessing": preprocessing,
+        "class_names": class_names,
+        "weights_key": weights_key,
+        "checkpoint": checkpoint,
+    }
     weights = read(source, **given, **options)
     write(target, weights)
     return weights.record
@@ -123,6 +131,8 @@ def read(
     head: str | None = None,
     preprocessing: Preprocessing | None = None,
     class_names: tuple[str, ...] | None = None,
+    weights_key: str | None = None,
+    checkpoint: Which = "last",
     **options: Any,
 ) -> Weights:
     """Read a weight file of any format; the arguments are those of `convert`."""
@@ -131,27 +141,45 @@ def read(
     given |= {"preprocessing": preprocessing, "class_names": class_names}
     given = {name: value for name, value in given.items() if value is not None}
     if kind in ("run", "orbax"):
-        found, variables = (_read_run if kind == "run" else _read_orbax)(Path(source))
+        path = Path(source)
+        found, variables = _read_run(path, checkpoint) if kind == "run" else _read_orbax(path)
+        if bad := not_finite(traverse_util.flatten_dict(variables, sep=".")):
+            raise UsageError(f"{source}: {bad}")
         record = _merge(found, given, source)
         return Weights(record.build(), variables, record)
-    state_dict, named = _read_safetensors(Path(source)) if kind == "safetensors" else (_read_torch(Path(source)), None)
+    state_dict, named = _read_file(source, kind, weights_key)
     record = _complete(given, state_dict, source) if named is None else _merge(named, given, source)
     built = record.build()
     return Weights(built, load_torch(built, state_dict), record)
 
 
-def read_state_dict(source: PathLike) -> StateDict:
+def read_state_dict(source: PathLike, *, weights_key: str | None = None) -> StateDict:
     """Read the PyTorch state dict of a weight file of any format, whatever model it is of."""
     kind = _source_format(source)
     if kind in ("run", "orbax"):
         weights = read(source)
         return to_torch(weights.model, weights.variables)
-    return _read_safetensors(Path(source))[0] if kind == "safetensors" else _read_torch(Path(source))
+    return _read_file(source, kind, weights_key)[0]
+
+
+def _read_file(source: PathLike, kind: str, weights_key: str | None) -> tuple[StateDict, WeightRecord | None]:
+    path = Path(source)
+    if kind == "torch":
+        if weights_key is None and (others := averages(path)):
+            warnings.warn(f"{path} also holds {', '.join(others)}, which --weights-key takes instead", stacklevel=3)
+        return read_torch(path, weights_key), None
+    state_dict, metadata = read_safetensors(path)
+    if RECORD not in metadata:
+        return state_dict, None
+    try:
+        return state_dict, WeightRecord.from_json(metadata[RECORD])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} has a record that this version cannot read: {one_line(error)}") from error
 
 
 def write(target: PathLike, weights: Weights) -> None:
     """Write a weight file in the format of its suffix. Raises `UsageError` for unknown suffixes and full disks."""
-    kind, path = _format(target), Path(target)
+    kind, path = _format(target, WRITTEN), Path(target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "orbax":
@@ -161,67 +189,36 @@ def write(target: PathLike, weights: Weights) -> None:
         if kind == "safetensors":
             save_file(state_dict, part, metadata={"format": "pt", RECORD: weights.record.to_json()})
         else:
-            torch = _torch()
+            torch = torch_module()
             torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, part)
         part.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def _format(path: PathLike) -> str:
-    suffix = Path(path).suffix
-    if suffix not in FORMATS:
-        known = ".safetensors, .pth, .pt, and .orbax or none for a directory of ours"
-        raise UsageError(f"{path} has the suffix {suffix!r}, which is no weight format; known: {known}")
-    return FORMATS[suffix]
+def is_bare(path: PathLike) -> bool:
+    """Tell whether a file says nothing about itself, as PyTorch's: its last layer is taken for a learned one."""
+    return str(path).lower().endswith(TORCH)
+
+
+def _format(path: PathLike, known: Mapping[str, str]) -> str:
+    name = Path(path).name.lower()
+    ending = max((one for one in known if one and name.endswith(one)), key=len, default=Path(path).suffix)
+    if ending not in known:
+        allowed = ", ".join(filter(None, known))
+        raise UsageError(
+            f"{path} ends in {ending!r}, which is no weight format; known: {allowed}, none for a directory"
+        )
+    return known[ending]
 
 
 def _source_format(path: PathLike) -> str:
     if (Path(path) / "config.json").exists():
         return "run"
-    kind = _format(path)
+    kind = _format(path, READ)
     if not Path(path).exists():
         raise UsageError(f"there is no file {path}")
     return kind
-
-
-def _torch() -> ModuleType:
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise UsageError("files of PyTorch (.pth, .pt) need PyTorch: pip install 'jaxclf[parity]'") from error
-
-
-def _read_torch(path: Path) -> StateDict:
-    """Read a state dict by torch.load(weights_only=True), out of the usual wrappers."""
-    torch = _torch()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zipfile and torch raise many types for files that are none of theirs
-        raise UsageError(f"{path} is not a PyTorch file of tensors alone: {one_line(error)}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UsageError(f"{path} holds no state dict: a mapping from names to tensors, bare or as state_dict or model")
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in content.items()}
-    return _strip({key: value.numpy() for key, value in tensors.items()})
-
-
-def _strip(state_dict: StateDict) -> StateDict:
-    """Drop the prefix that torch's DataParallel puts before every key."""
-    if state_dict and all(key.startswith("module.") for key in state_dict):
-        return {key.removeprefix("module."): value for key, value in state_dict.items()}
-    return state_dict
-
-
-def _read_safetensors(path: Path) -> tuple[StateDict, WeightRecord | None]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata, state_dict = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read as safetensors: {one_line(error)}") from error
-    return _strip(state_dict), WeightRecord.from_json(metadata[RECORD]) if RECORD in metadata else None
 
 
 def _complete(given: dict[str, Any], state_dict: StateDict, source: PathLike) -> WeightRecord:
@@ -291,12 +288,14 @@ def _read_orbax(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
     return WeightRecord.from_json(metadata["record"]), traverse_util.unflatten_dict(flat, sep=".")
 
 
-def _read_run(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
-    """Return what a run directory trained, with its data set's class names and pixels, and its newest checkpoint."""
+def _read_run(path: Path, checkpoint: Which) -> tuple[WeightRecord, dict[str, Any]]:
+    """Return what a run directory trained, with its data set's class names and pixels, and one of its checkpoints."""
     config, known = read_config(path), path / "data.json"
     dataset = datasets.resolve(config.data)
     # Images may have changed since; older runs do not have the file.
-    names = tuple(json.loads(known.read_text())["class_names"]) if known.exists() else dataset.class_names
+    names = dataset.class_names
+    if known.exists():
+        names = tuple(read_json(known, {"class_names": []})["class_names"])
     record = WeightRecord(
         model=config.model.backbone,
         num_classes=len(names),
@@ -305,5 +304,5 @@ def _read_run(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
         preprocessing=dataset.preprocessing,
         class_names=names,
     )
-    with Checkpoints(path / "checkpoints") as checkpoints:
-        return record, checkpoints.variables()
+    with saved(path) as checkpoints:
+        return record, checkpoints.variables(checkpoint)

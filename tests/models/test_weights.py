@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from jaxclf.data.datasets import Digits
 from jaxclf.data.transforms import TORCHVISION
-from jaxclf.errors import UsageError
+from jaxclf.errors import RunError, UsageError
 from jaxclf.models.classifier import create_model
 from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
 from jaxclf.tools.predict import predict
@@ -114,17 +114,46 @@ def test_maps_leaves_exactly_the_rebuilt_conv_at_its_start(name: str, state_dict
     assert text[3].startswith("left the head at its initial values and did not use the given last layer (")
 
 
-def test_a_backbone_that_does_not_fit_is_an_error_that_lists_every_difference(state_dict: Any) -> None:
+def test_a_backbone_that_does_not_fit_is_an_error_that_lists_the_first_differences(state_dict: Any) -> None:
     given = state_dict("resnet20_cifar10_A")
     del given["bn1.weight"]
-    given["conv1.weight"] = given["conv1.weight"][:, :1]
+    given["conv1.weight"] = given["conv1.weight"][:, :2]
     given["layer9.weight"] = np.zeros(1, np.float32)
     model = create_model("resnet20", num_classes=7)
     with pytest.raises(UsageError) as caught:
         transfer_torch(model, drawn(model, 32, 32, 3), given)
     assert "the state dict does not fit the model's backbone in 3 places: " in str(caught.value)
-    for part in ("missing bn1.weight", "conv1.weight has shape (16, 1, 3, 3)", "unexpected layer9.weight"):
+    for part in ("missing bn1.weight", "conv1.weight has shape (16, 2, 3, 3)", "unexpected layer9.weight"):
         assert part in str(caught.value)
+
+
+def test_weights_of_another_depth_are_named_by_the_network_that_they_fit(state_dict: Any) -> None:
+    model = create_model("resnet44", num_classes=10)
+    with pytest.raises(UsageError) as caught:
+        transfer_torch(model, drawn(model, 32, 32, 3), state_dict("resnet20_cifar10_A"))
+    assert str(caught.value).startswith("the state dict does not fit the model's backbone in 120 places: missing ")
+    assert str(caught.value).endswith("; and 115 more; it fits resnet20")
+
+
+def test_a_stem_for_other_images_is_summed_or_shared_out(state_dict: Any) -> None:
+    given = state_dict("resnet20_cifar10_A")
+    model = create_model("resnet20", num_classes=10)
+    after, text = transfer_torch(model, drawn(model, 32, 32, 1), given)
+    grey = after["params"]["backbone"]["conv1"]["kernel"]
+    np.testing.assert_allclose(grey[:, :, 0], given["conv1.weight"].sum(1).transpose(1, 2, 0), rtol=1e-6)
+    assert text[1] == "conv1.weight is for other images: took the sums over its 3 input channels"
+    after, text = transfer_torch(model, drawn(model, 32, 32, 3), given | {"conv1.weight": given["conv1.weight"][:, :1]})
+    colour = after["params"]["backbone"]["conv1"]["kernel"]
+    np.testing.assert_allclose(colour[:, :, 1] * 3, given["conv1.weight"][:, 0].transpose(1, 2, 0), rtol=1e-6)
+    assert text[1] == "conv1.weight is for other images: took a third of its 1 input channel each"
+
+
+def test_densenets_of_older_torchvision_are_read(state_dict: Any) -> None:
+    given, model = state_dict("densenet121_tv"), create_model("densenet121", num_classes=1000)
+    older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value for key, value in given.items()}
+    assert len(set(older) - set(given)) > 500  # norm.1, conv.2: the keys of torchvision's published files
+    for mine, theirs in zip(*(jax.tree.leaves(load_torch(model, one)) for one in (older, given)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_learned_matrix_is_no_orthogonal_head(state_dict: Any) -> None:
@@ -210,7 +239,8 @@ def test_faults_of_weight_files_are_usage_errors(tmp_path: Path) -> None:
     broken.write_bytes(good.read_bytes()[:1000])
     directory.mkdir()
     cases = {
-        r"a\.onnx has the suffix '\.onnx', which is no weight format": lambda: convert(good, tmp_path / "a.onnx"),
+        r"a\.onnx ends in '\.onnx', which is no weight format": lambda: convert(good, tmp_path / "a.onnx"),
+        r"'\.tar', which is no weight format": lambda: convert(good, tmp_path / "a.pth.tar"),
         r"good\.safetensors exists already": lambda: convert(good, good),
         "there is no file": lambda: convert(tmp_path / "none.pt", tmp_path / "a"),
         r"broken\.safetensors cannot be read as safetensors": lambda: read(broken),
@@ -339,8 +369,12 @@ def test_a_run_without_or_with_a_damaged_checkpoint_gives_no_weights(trained: Pa
     newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
     files = sorted(file for file in (checkpoints / str(newest) / "state").rglob("*") if file.is_file())
     files[0].write_text("cut")
-    with pytest.raises(UsageError, match=rf"{newest} is damaged: .* does not have the SHA-256"):
+    with (
+        pytest.warns(UserWarning, match=rf"step {newest} is damaged .* does not have the SHA-256"),
+        pytest.raises(RunError, match=rf"no readable checkpoint in .*: step {newest} \("),
+    ):
         read(copy)
+    assert (checkpoints / str(newest)).is_dir()
     shutil.rmtree(checkpoints)
     with pytest.raises(UsageError, match="has no checkpoint; train into it first"):
         read(copy)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxclf.data.decoding import decode
 from jaxclf.data.transforms import (
     EFFICIENTNET_LITE,
     TORCHVISION,
@@ -116,7 +117,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grey.convert("RGBA").save(path / "rgba.png")
     grey.convert("LA").save(path / "la.png")
     grey.convert("CMYK").save(path / "cmyk.tif")
-    Image.fromarray(ramp.astype(np.uint16) * 257).save(path / "sixteen.png")
+    for kind in ("png", "pgm", "tif"):
+        Image.fromarray(ramp.astype(np.uint16) * 257).save(path / f"sixteen.{kind}")
+    Image.fromarray(ramp.astype(np.int32)).save(path / "thirtytwo.tif")
     Image.fromarray(ramp > 100).save(path / "one.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # turn a quarter clockwise to see it upright
@@ -132,7 +135,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "name",
     [
         *("grey.png", "rgb.png", "palette.png", "palette.gif", "transparent.png"),
-        *("rgba.png", "la.png", "cmyk.tif", "sixteen.png", "turned.png"),
+        *("rgba.png", "la.png", "cmyk.tif", "sixteen.png", "sixteen.pgm", "sixteen.tif"),
     ],
 )
 def test_every_mode_gives_the_same_pixels(folder: Path, name: str) -> None:
@@ -146,11 +149,20 @@ def test_every_mode_gives_the_same_pixels(folder: Path, name: str) -> None:
 def test_a_broken_file_is_named_and_the_rest_answered(
     folder: Path, model: Classifier, variables: dict[str, Any]
 ) -> None:
-    names = ["rgb.png", "broken.png", "text.jpg", "missing.png", "floats.tif", "grey.png", "one.png", ""]
+    names = ["rgb.png", "broken.png", "text.jpg", "missing.png", "floats.tif", "grey.png", "thirtytwo.tif", ""]
     names = [str(folder / name) for name in names]
     results = predict(model, variables, SMALL, names, [f"class {index}" for index in range(10)], top=3)
     assert [result.file for result in results] == names
-    errors = ["", "runcated", "cannot identify image file", "no such file", "floats, whose range", "", "", "directory"]
+    errors = [
+        "",
+        "runcated",
+        "no image format that PIL",
+        "No such file",
+        "floats, whose range",
+        "",
+        "32 bits",
+        "directory",
+    ]
     for result, error in zip(results, errors, strict=True):
         assert error in (result.error or "")
         assert (result.error is None) == (error == "")
@@ -158,6 +170,23 @@ def test_a_broken_file_is_named_and_the_rest_answered(
     guess = results[0].guesses[0]
     assert guess.name == f"class {guess.index}"
     assert results[0].guesses == results[5].guesses
+
+
+def test_an_image_that_exif_turns_is_read_as_it_is_stored_and_a_warning_says_so(
+    folder: Path, model: Classifier, variables: dict[str, Any]
+) -> None:
+    turned = folder / "turned.png"
+    np.testing.assert_array_equal(np.asarray(open_image(turned, 3)), decode(turned.read_bytes()))
+    assert decode(turned.read_bytes()).shape == (40, 30, 3)  # the ramp is 30 x 40 upright
+    with pytest.warns(UserWarning, match=r"EXIF says that .*turned.png .* read as they are stored, as in training"):
+        predict(model, variables, SMALL, [turned, folder / "rgb.png"])
+
+
+def test_logits_that_are_not_finite_are_no_answer(folder: Path, model: Classifier, variables: dict[str, Any]) -> None:
+    broken = jax.tree.map(lambda leaf: leaf, variables)
+    broken["params"]["head"]["bias"] = np.where(np.arange(10) == 3, np.nan, 0).astype(np.float32)
+    (answer,) = predict(model, broken, SMALL, [folder / "rgb.png"])
+    assert (answer.error, answer.guesses) == ("1 of its 10 logits are not finite", ())
 
 
 def test_answers_are_the_softmax_of_the_logits_in_order(

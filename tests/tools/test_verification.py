@@ -120,7 +120,8 @@ def test_what_stops_a_run_is_said_before_anything_is_read(
     (folder / "val" / "cat").rename(folder / "val" / "cow")
     code, lines, err = verified(f"folder:{folder}", None, capsys)
     assert (code, lines) == (2, [])
-    assert err == f"jaxclf: the classes of {folder}/val are not those of the training images: cat, cow\n"
+    sides = f"{folder}/val lacks cat; {folder}/train lacks cow"
+    assert err == f"jaxclf: the classes of {folder}/val are not those of the training images: {sides}\n"
 
 
 # A set of TFDS

@@ -106,6 +106,8 @@ class DenseNet(Backbone):
 
     options = ("remat",)
     head_names = ("classifier",)
+    # norm.1 and conv.2 of torchvision's published files, which it renames as it reads them (models/densenet.py, 0.28)
+    older_keys = ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
     stem = "features/conv0"
     image_size = 224
 

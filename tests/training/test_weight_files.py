@@ -1,0 +1,106 @@
+"""State dicts out of PyTorch files as training scripts write them, and values that no weights may have."""
+
+import argparse
+import importlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jaxclf.errors import UsageError
+from jaxclf.training.weight_files import averages, read_safetensors, read_torch
+from jaxclf.training.weights import read_state_dict
+
+STATE = {"conv1.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "fc.bias": np.ones(2, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    pytest.importorskip("torch.nn", reason="PyTorch's files need the extra `parity`")
+    return importlib.import_module("torch")
+
+
+def prefixed(torch: Any, prefix: str, more: float = 0.0) -> dict[str, Any]:
+    return OrderedDict((prefix + key, torch.from_numpy(value + np.float32(more))) for key, value in STATE.items())
+
+
+CASES = {
+    "plain.pth": ("", lambda state: state),
+    "ddp.pt": ("module.", lambda state: state),
+    "compiled.pth": ("_orig_mod.", lambda state: state),
+    "compiled_ddp.pth": ("_orig_mod.module.", lambda state: state),
+    "ddp_compiled.pth": ("module._orig_mod.", lambda state: state),
+    "lightning.ckpt": ("model.", lambda state: {"state_dict": state, "hyper_parameters": {"lr": 0.1}}),
+    "references.pth": ("", lambda state: {"model": state, "args": argparse.Namespace(lr=0.1), "epoch": 3}),
+    "numpy_scalar.pth": ("", lambda state: {"state_dict": state, "best_acc1": np.float64(93.1)}),
+    "averaged_model.pth": ("module.", lambda state: {"n_averaged": state["module.fc.bias"][0].long()} | state),
+    "model_best.pth.tar": ("net.", lambda state: {"net": state, "acc": 91.0}),
+    "resnet20.th": ("module.", lambda state: {"state_dict": state}),
+    "pytorch_model.bin": ("", lambda state: state),
+}
+
+
+@pytest.mark.parametrize("old_format", [False, True], ids=["zip", "before 1.6"])
+@pytest.mark.parametrize("name", CASES)
+def test_what_scripts_wrap_around_a_state_dict_is_taken_off(
+    name: str, old_format: bool, torch: Any, tmp_path: Path
+) -> None:
+    prefix, wrap = CASES[name]
+    torch.save(wrap(prefixed(torch, prefix)), tmp_path / name, _use_new_zipfile_serialization=not old_format)
+    found = read_state_dict(tmp_path / name)
+    assert set(found) == set(STATE)
+    for key, value in STATE.items():
+        np.testing.assert_array_equal(found[key], value)
+
+
+class Touch:
+    """Runs code when it is unpickled by pickle itself."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_code_in_a_file_is_not_run(torch: Any, tmp_path: Path) -> None:
+    torch.save({"model": prefixed(torch, ""), "other": Touch(tmp_path / "ran")}, tmp_path / "a.pth")
+    assert set(read_torch(tmp_path / "a.pth")) == set(STATE)
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "a.pth", weights_only=False)
+    assert (tmp_path / "ran").exists()
+
+
+def test_an_average_beside_the_parameters_is_named_and_can_be_chosen(torch: Any, tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.pth"
+    torch.save(
+        {"model": prefixed(torch, ""), "model_ema": {"n_averaged": torch.tensor(3)} | prefixed(torch, "module.", 1)},
+        file,
+    )
+    assert averages(file) == ("model_ema",)
+    with pytest.warns(UserWarning, match=r"also holds model_ema, which --weights-key takes instead"):
+        np.testing.assert_array_equal(read_state_dict(file)["fc.bias"], [1, 1])
+    np.testing.assert_array_equal(read_state_dict(file, weights_key="model_ema")["fc.bias"], [2, 2])
+    with pytest.raises(UsageError, match=r"holds no state dict under 'ema'; there: model, model_ema$"):
+        read_torch(file, "ema")
+
+
+def test_files_without_a_state_dict_are_named(torch: Any, tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "none.pth")
+    with pytest.raises(UsageError, match=r"none\.pth holds no state dict: .*; its keys are epoch, optimizer$"):
+        read_torch(tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("no pickle")
+    with pytest.raises(UsageError, match=r"text\.pth is not a PyTorch file: "):
+        read_torch(tmp_path / "text.pth")
+
+
+def test_values_that_are_not_finite_are_refused_by_name(torch: Any, tmp_path: Path) -> None:
+    bad = {**STATE, "fc.bias": np.array([np.nan, 1], np.float32)}
+    save_file(bad, tmp_path / "nan.safetensors")
+    torch.save({key: torch.from_numpy(value) for key, value in bad.items()}, tmp_path / "nan.pth")
+    for read, name in ((read_safetensors, "nan.safetensors"), (read_torch, "nan.pth")):
+        with pytest.raises(UsageError, match=rf"{name}: fc\.bias holds 1 of 2 values that are not finite$"):
+            read(tmp_path / name)
