@@ -99,10 +99,18 @@ def read_flags(form: Any, **given: Any) -> Any:
     except SystemExit as leaving:
         if not leaving.code:
             raise
-        # tyro frames its words: a title, parts between rules.
-        inside = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
-        parts = "\n".join("\f" if set(line) == {"─"} else line for line in inside).split("\f")
-        raise UsageError("; ".join(map(one_line, parts)) or one_line(said.getvalue())) from None
+        raise UsageError(_unframed(said.getvalue())) from None
+
+
+def _unframed(text: str) -> str:
+    """Return in one line what tyro says in a frame: a title, then parts between rules."""
+    parts = [""]
+    for line in (line.strip("│╭╮╰╯ ") for line in text.splitlines()[1:]):
+        if set(line) <= {"─", "-"}:
+            parts.append("")
+        else:
+            parts[-1] += f" {line}"
+    return "; ".join(one_line(part) for part in parts if part)
 
 
 def override(config: Config, flags: Sequence[str], *, prog: str) -> Config:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,18 @@ def test_what_scripts_wrap_around_a_state_dict_is_taken_off(
         np.testing.assert_array_equal(found[key], value)
 
 
-class Touch:
-    """Runs code when it is unpickled by pickle itself."""
+class Made:
+    """Makes a directory when pickle itself reads it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.file,)
+        return os.mkdir, (str(self.file),)
 
 
 def test_code_in_a_file_is_not_run(torch: Any, tmp_path: Path) -> None:
-    torch.save({"model": prefixed(torch, ""), "other": Touch(tmp_path / "ran")}, tmp_path / "a.pth")
+    torch.save({"model": prefixed(torch, ""), "other": Made(tmp_path / "ran")}, tmp_path / "a.pth")
     assert set(read_torch(tmp_path / "a.pth")) == set(STATE)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "a.pth", weights_only=False)
