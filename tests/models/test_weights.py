@@ -1,6 +1,7 @@
 """Weights: PyTorch state dicts both ways, transfer to another head, weight files, published weights."""
 
 import importlib.util
+import re
 import shutil
 import sys
 from collections.abc import Callable
