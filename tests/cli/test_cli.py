@@ -235,7 +235,8 @@ def test_a_recipe_that_is_no_python_file_is_refused(
 @pytest.mark.parametrize("args", [["train", "", "--workdir", "w"], ["train", "a.py", "--workdir", ""]])
 def test_an_empty_argument_is_refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
-    assert capsys.readouterr().err == f"jaxclf: argument {args.index('') + 1} is empty; give a path, a name or a number\n"
+    place = args.index("") + 1
+    assert capsys.readouterr().err == f"jaxclf: argument {place} is empty; give a path, a name or a number\n"
 
 
 RECIPES = {

@@ -1,6 +1,8 @@
 """Each bad input gives one clear line on stderr, no traceback, and exit code 2; what was good stays on the disk."""
 
+import dataclasses
 import errno
+import fcntl
 import json
 import os
 import re
@@ -18,12 +20,12 @@ import numpy as np
 import pytest
 
 from jaxclf.cli.main import main
-from jaxclf.config import Config
-from jaxclf.errors import UsageError, one_line
+from jaxclf.config import Config, OptimConfig
+from jaxclf.errors import RunError, UsageError, one_line
 from jaxclf.models.classifier import create_model
 from jaxclf.training import loop
 from jaxclf.training.checkpoint import Checkpoints
-from jaxclf.training.evaluation import restore
+from jaxclf.training.evaluation import evaluate_split, restore
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.step import TrainState
@@ -118,6 +120,24 @@ def test_recipe_without_get_config(refused: Callable[..., str], tmp_path: Path) 
             "; optim.momentum is 1.5 but must be from 0 to below 1; run.epochs is 0 but must be at least 1",
         ),
         (["--optim.nesterov", "--optim.momentum", "0"], "optim.nesterov is True but must be off without momentum"),
+        (
+            [
+                "--data.no-drop-last",
+                "--data.batch-size",
+                "193",
+                "--data.image-size",
+                "32",
+                "--model.backbone",
+                "resnet18",
+            ],
+            "data.batch_size 193 leaves 1 of 1,352 images for an epoch's last batch, on which BatchNorm cannot train",
+        ),
+        (
+            ["--data.image-size", "32", "--model.backbone", "resnet18", "--optim.accumulate", "338"],
+            "the replicas leave a part of 1 image, on which BatchNorm cannot train",
+        ),
+        (["--data.image-size", "100000"], "images of 100000 x 100000 pixels would take "),
+        (["--data.dataset", "/tmp"], "data.dataset is '/tmp' but images in a directory are 'folder:/tmp'"),
         (["--run.seed", "-1"], "run.seed is -1 but must be from 0 to 2**32 - 1"),
         (["--run.checkpoint-every", "0"], "run.checkpoint_every is 0 but must be"),
     ],
@@ -200,6 +220,78 @@ def test_directory_that_is_no_run_is_refused_and_not_made(
 def test_run_without_checkpoints_cannot_be_evaluated(refused: Callable[..., str], tmp_path: Path) -> None:
     RunDirectory(tmp_path, CONFIG).close()
     assert refused("eval", "--workdir", str(tmp_path)) == f"{tmp_path} has no checkpoint; train into it first"
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*", "what?", "back\\slash"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(
+    name: str, refused: Callable[..., str], recipe: str, tmp_path: Path
+) -> None:
+    line = refused("train", recipe, "--workdir", str(tmp_path / name))
+    assert line.startswith(f"--workdir {tmp_path / name} contains ")
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["environment.json", "data.json", "result.json"])
+def test_a_damaged_file_of_a_run_is_one_line(
+    name: str, refused: Callable[..., str], recipe: str, whole: tuple[Path, Result], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole[0], copy)
+    if name != "result.json":
+        (copy / "result.json").unlink()
+    for text in (b"", b"{", b"[]", b"\xff\xfe"):
+        (copy / name).write_bytes(text)
+        line = refused("train", recipe, "--workdir", str(copy))
+        assert line.startswith(f"{copy / name} is damaged (")
+        assert line.endswith("; remove it, and the same command goes on from the last checkpoint")
+
+
+def test_reading_a_run_changes_nothing_and_needs_no_write_access(
+    whole: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(whole[0], copy)
+    half = copy / "checkpoints" / "99.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "being_written").write_text("x")
+    (copy / "lock").unlink()
+    before = {file: file.stat().st_mtime_ns for file in copy.rglob("*")}
+    with RunDirectory(tmp_path / "other", CONFIG), monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", None)
+        assert main(["eval", "--workdir", str(copy)]) == 0
+        assert main(["convert", str(copy), str(tmp_path / "w.safetensors")]) == 0
+    assert {file: file.stat().st_mtime_ns for file in copy.rglob("*")} == before
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match=r"lock cannot be locked \(Function not implemented\): .* start only one"):
+        RunDirectory(tmp_path / "w", CONFIG).close()
+
+
+@pytest.mark.parametrize("broken", ["params", "batch_stats"])
+def test_an_evaluation_of_numbers_that_are_not_finite_stops(broken: str, whole: tuple[Path, Result]) -> None:
+    with set_up(CONFIG) as setup, RunDirectory(whole[0], CONFIG, create=False) as directory:
+        state = restore(setup, directory)
+        tree = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), getattr(state, broken))
+        with pytest.raises(RunError, match=r"^step \d+: .* values that are not finite, and \d+ more arrays"):
+            evaluate_split(setup, state.replace(**{broken: tree}), "test")
+
+
+@pytest.mark.parametrize(("ema", "warmup"), [(0.999, False), (0.999, True), (0.5, False)])
+def test_a_moving_average_that_cannot_have_warmed_up_is_warned_of(ema: float, warmup: bool) -> None:
+    config = dataclasses.replace(CONFIG, optim=OptimConfig(ema=ema, ema_warmup=warmup))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with set_up(config):
+            pass
+    texts = [str(one.message) for one in said]
+    assert [text for text in texts if "of the initial parameters in what is evaluated" in text] == (
+        texts if ema == 0.999 and not warmup else []
+    )
 
 
 def test_path_below_a_file_cannot_be_written(refused: Callable[..., str], recipe: str, tmp_path: Path) -> None:

@@ -183,6 +183,17 @@ def test_the_gradient_of_l1_is_zero_at_zero() -> None:
     assert jax.grad(l1)(jnp.asarray([-2.0, 0.0, 3.0])).tolist() == [-0.5, 0.0, 0.5]
 
 
+def test_nan_is_no_hit() -> None:
+    assert (sums(np.full((4, 10), np.nan), [0, 3, 7, 9])["top1"], sums(np.full((4, 10), np.nan), [0] * 4)["top5"]) == (
+        0,
+        0,
+    )
+    one = np.zeros((2, 10))
+    one[:, 4] = np.nan  # argmax is 4: the row whose label it is has no answer, the other one has a wrong one
+    one[:, 0] = 9
+    assert sums(one, [4, 0]) | {"loss": 0.0} == {"loss": 0.0, "top1": 0, "top5": 1, "count": 2}
+
+
 def test_metric_sums_take_the_losses_that_they_are_given() -> None:
     logits, labels = jnp.zeros((3, 4)), jnp.zeros(3, jnp.int32)
     mask, each = jnp.asarray([True, True, False]), jnp.asarray([1.0, 2.0, np.nan])
