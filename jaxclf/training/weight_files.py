@@ -56,7 +56,8 @@ def read_torch(path: Path, key: str | None = None) -> StateDict:
         with torch.serialization.safe_globals([(type("Ignored", (Ignored,), {}), name) for name in _foreign(path)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zipfile and torch raise many types for files that are none of theirs
-        reason = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
+        said = [line for line in str(error).splitlines() if line] or [type(error).__name__]
+        reason = one_line(next((line for line in said if line.startswith("Trying")), said[0]))  # behind torch's advice
         raise UsageError(f"{path} is not a PyTorch file: {reason}") from error
     found = _inside(content, key, path)
     tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -57,22 +58,28 @@ def test_what_scripts_wrap_around_a_state_dict_is_taken_off(
         np.testing.assert_array_equal(found[key], value)
 
 
-class Made:
-    """Makes a directory when pickle itself reads it."""
+class Copied:
+    """Makes a file when pickle itself reads it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.file),)
+        return shutil.copyfile, (__file__, str(self.file))
 
 
 def test_code_in_a_file_is_not_run(torch: Any, tmp_path: Path) -> None:
-    torch.save({"model": prefixed(torch, ""), "other": Made(tmp_path / "ran")}, tmp_path / "a.pth")
+    torch.save({"model": prefixed(torch, ""), "other": Copied(tmp_path / "ran")}, tmp_path / "a.pth")
     assert set(read_torch(tmp_path / "a.pth")) == set(STATE)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "a.pth", weights_only=False)
     assert (tmp_path / "ran").exists()
+
+    torch.save({"model": prefixed(torch, ""), "other": os.getcwd}, tmp_path / "b.pth")
+    with pytest.raises(
+        UsageError, match=r"b\.pth is not a PyTorch file: Trying to load unsupported GLOBAL posix\.getcwd"
+    ):
+        read_torch(tmp_path / "b.pth")
 
 
 def test_an_average_beside_the_parameters_is_named_and_can_be_chosen(torch: Any, tmp_path: Path) -> None:
