@@ -229,8 +229,9 @@ def test_all_faults_are_listed_at_once() -> None:
     ],
 )
 def test_value_out_of_its_range_is_refused_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
+    section, field = name.split(".")
     with pytest.raises(UsageError) as error:
-        validate(unchecked(*name.split("."), value))
+        validate(unchecked(section, field, value))
     shown = value if name == "augment.test_crop" else repr(value)
     assert str(error.value).startswith(f"{name} is {shown} but must be {allowed}")
 

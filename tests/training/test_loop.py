@@ -110,7 +110,7 @@ def test_best_checkpoint_outlives_later_ones_and_the_later_of_equals_wins(
             checkpoints.save(state.replace(step=jnp.asarray(step, jnp.int32)), rows=step, top1=top1)
         checkpoints.settle()
         assert (checkpoints.best_step(), checkpoints.steps()) == (best, kept)
-        assert checkpoints.restore(state, step=best)[0].step == best
+        assert checkpoints.restore(state, best)[0].step == best
 
 
 def test_what_is_not_evaluated_has_empty_metrics_and_never_counts_as_best(tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_checkpoint_holds_drawn_matrices_and_regenerates_exact_ones(head: str,
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state.replace(step=jnp.asarray(21, jnp.int32)), rows=1, top1=None)
     with Checkpoints(tmp_path) as checkpoints:
-        after, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, state), step=None)
+        after, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
     assert jax.tree.structure(after.fixed) == jax.tree.structure(state.fixed)
     assert bits(after.fixed) == bits(state.fixed)
     names = {"learned": [], "identity": ["hypercube_random"], "hadamard_printed": ["hadamard"]}.get(head, [head])
