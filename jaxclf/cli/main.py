@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -17,12 +17,14 @@ import jaxclf
 from jaxclf.cli.convert import Convert
 from jaxclf.cli.data import Data
 from jaxclf.cli.evaluate import Evaluate
+from jaxclf.cli.models import Models
 from jaxclf.cli.predict import Predict
 from jaxclf.cli.recipe import read_flags, with_recipe
 from jaxclf.cli.summary import Outline, Summary
 from jaxclf.cli.sweep import Sweep
 from jaxclf.cli.table import RunTable
 from jaxclf.cli.train import Train
+from jaxclf.devices.preemption import end_with_parent
 from jaxclf.errors import RunError, Stopped, UsageError, unknown
 
 COMMANDS: dict[str, type] = {
@@ -30,6 +32,7 @@ COMMANDS: dict[str, type] = {
     "eval": Evaluate,
     "table": RunTable,
     "sweep": Sweep,
+    "models": Models,
     "summary": Summary,
     "convert": Convert,
     "predict": Predict,
@@ -55,17 +58,35 @@ def main(args: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of classes and files that its encoding lacks
     _cache_compilations()
+    end_with_parent()
     with warnings.catch_warnings():
         # Another process may have been killed while it wrote the entry; the program is compiled again.
         warnings.filterwarnings("ignore", message="Error reading persistent compilation cache entry")
         warnings.showwarning = lambda message, *_, **__: print(f"jaxclf: warning: {message}", file=sys.stderr)
-        code = _run(args)
+        with _without_echoes():
+            code = _run(args)
     cluster = sys.modules.get("jaxclf.devices.cluster")  # imported by commands that join others
     if code and cluster is not None and cluster.joined():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # a regular exit waits for the other processes, which wait for this one
     return code
+
+
+@contextlib.contextmanager
+def _without_echoes() -> Iterator[None]:
+    """Leave out what TensorStore prints, once per array, when a write fails whose event loop Orbax has closed."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _run(args: Sequence[str]) -> int:

@@ -1,6 +1,8 @@
 """jaxclf predict: classes of image files."""
 
 import dataclasses
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +17,7 @@ class Predict:
     """Classify image files: the most probable classes of each; a file that cannot be read is named."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files."""
+    """Image files; - stands for the paths on standard input, one a line."""
     weights: Path
     """A weight file or directory, or a run directory."""
     model: str | None = None
@@ -30,12 +32,17 @@ class Predict:
     """Checkpoint of a run directory: the newest, the best on its test images, or that of a step."""
     top: int = 5
     """Classes to show."""
+    json: bool = False
+    """Print a JSON object a line: file, and guesses (index, name, probability, logit) or error."""
 
     def run(self) -> None:
         """Print the answers; if a file could not be read, raise `UsageError` after those of the others."""
         from jaxclf.tools.predict import predict
         from jaxclf.training import weights
 
+        files = [file for given in self.images for file in (_from_stdin() if str(given) == "-" else [given])]
+        if not files:
+            raise UsageError("there is no image to classify: give files, or - and their paths on standard input")
         head = self.head or ("learned" if weights.is_bare(self.weights) else None)
         names = read_names(self.class_names)
         which = {"weights_key": self.weights_key, "checkpoint": self.checkpoint}
@@ -43,12 +50,17 @@ class Predict:
         record = loaded.record
         if record.preprocessing is None:
             raise UsageError(f"{self.weights} does not say how {record.model} wants its images prepared")
-        answers = predict(
-            loaded.model, loaded.variables, record.preprocessing, self.images, record.class_names, top=self.top
-        )
+        answers = predict(loaded.model, loaded.variables, record.preprocessing, files, record.class_names, top=self.top)
         for answer in answers:
+            if self.json:
+                print(json.dumps(dataclasses.asdict(answer), allow_nan=False))
+                continue
             print(answer.file if answer.error is None else f"{answer.file}: {answer.error}")
             for guess in answer.guesses:
                 print(f"  {guess.probability:7.2%}  {guess.name}")
         if broken := [str(answer.file) for answer in answers if answer.error is not None]:
             raise UsageError(f"{len(broken)} of {len(answers)} files could not be read: {', '.join(broken)}")
+
+
+def _from_stdin() -> list[Path]:
+    return [Path(line) for line in sys.stdin.read().splitlines() if line]

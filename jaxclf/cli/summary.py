@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxclf.cli.recipe import Fields, RecipeFile
 from jaxclf.config import Config
+from jaxclf.errors import UsageError
 
 TOTALS = ("trainable", "fixed", "statistics", "macs", "flops_2020")
 
@@ -43,6 +44,16 @@ class Summary:
     """Name of a head."""
     maps: int | None = None
     """End the backbone in this many feature maps (under identity: one a class)."""
+    bias: bool | None = None
+    """Learn a bias in the head; None is the head's own habit."""
+    shortcut: str | None = None
+    """Shortcut of the downsampling blocks, A or B (CIFAR ResNets)."""
+    maps_shortcut: str | None = None
+    """Shortcut of the block that `maps` rebuilds, A to G (CIFAR ResNets)."""
+    pool: Literal["average", "max", "power", "attention"] = "average"
+    """From the last feature map to one vector."""
+    pool_units: int | None = None
+    """Hidden units of the attention pool; None is 32."""
     image_size: int | None = None
     """Side of the image; None is the one the backbone was designed for."""
     channels: int = 3
@@ -55,7 +66,11 @@ class Summary:
         from jaxclf.models.classifier import create_model
         from jaxclf.models.count import count
 
-        options: dict[str, Any] = {} if self.maps is None else {"maps": self.maps}
+        for name, value in (("image-size", self.image_size), ("channels", self.channels)):
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} is {value} but must be at least 1")
+        names = ("maps", "bias", "shortcut", "maps_shortcut", "pool", "pool_units")
+        options: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
         model = create_model(self.name, num_classes=self.num_classes, head=self.head, **options)
         size = self.image_size or model.backbone.image_size
         counted = count(model, (size, size, self.channels))

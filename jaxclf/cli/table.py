@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from jaxclf.cli.recipe import COMMAND, Overrides, RecipeFile, load, override
-from jaxclf.config import Request
+from jaxclf.config import Config, Request
 
 Runs = Annotated[Request, tyro.conf.arg(name="")]
 
@@ -33,6 +33,11 @@ class RunTable:
         if isinstance(whole, CountTable):
             tables.show(tables.render_counts(whole, workdir))
             return
-        everything = tables.jobs(whole, workdir, lambda config: override(config, flags, prog="jaxclf table"))
+
+        def changed(config: Config) -> Config:
+            return override(config, flags, prog="jaxclf table")
+
+        everything = tables.jobs(whole, workdir, changed)
+        whole = tables.overridden(whole, changed)
         command = [*COMMAND, "table", str(self.experiment), *flags]
         tables.complete(whole, everything, self.request, command, root=self.experiment.parent)

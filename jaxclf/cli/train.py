@@ -21,6 +21,8 @@ class Train:
     """A file with get_config() -> Config, as in configs/."""
     workdir: Path
     """The run directory."""
+    extend: bool = False
+    """Give a finished or stopped run in the directory more epochs, by a larger --run.epochs."""
     loader: Loader = dataclasses.field(default_factory=Loader)
     cluster: Machines = dataclasses.field(default_factory=Cluster)
     watching: Watched = dataclasses.field(default_factory=Watching)
@@ -34,5 +36,10 @@ class Train:
         from jaxclf.training import loop
 
         cluster.join(self.cluster)
-        given = {"loader": self.loader, "devices": self.cluster.devices, "watching": self.watching}
+        given = {
+            "loader": self.loader,
+            "devices": self.cluster.devices,
+            "watching": self.watching,
+            "extend": self.extend,
+        }
         print_result(loop.train(self.config, self.workdir, **given))

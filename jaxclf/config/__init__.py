@@ -81,7 +81,7 @@ class Config:
         share them with a chance of one in 16.8 million: a name tells runs apart for a reader, `differences` decides.
 
         >>> Config().run_id()
-        'digits-resnet20-learned-s0-276aea'
+        'digits-resnet20-learned-s0-8d74cb'
         """
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"
@@ -118,6 +118,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     if run.parallel == "jit" and (run.replicas is not None or run.replica_statistics != "average"):
         given = f"run.replicas is {run.replicas} and run.replica_statistics {run.replica_statistics!r}"
         yield f"{given}, but they must be None and 'average' unless run.parallel is 'pmap'"
+    if config.model.freeze_statistics and (run.recalibrate or config.model.ghost_batch):
+        yield "model.freeze_statistics is True, but run.recalibrate and model.ghost_batch are about moving statistics"
     if optim.name == "lbfgs" and optim.accumulate > 1:
         yield f"optim.accumulate is {optim.accumulate} but must be 1 for lbfgs"
     if loss.name == "mse" and loss.label_smoothing > 0:

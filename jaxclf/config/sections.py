@@ -167,6 +167,9 @@ class ModelConfig:
     precision: Literal["default", "high", "highest"] = "default"
     """Precision of float32 products. default: TF32 on GPUs that have it (as PyTorch's convolutions), bfloat16 on TPU;
     high: three passes of those; highest: float32."""
+    freeze_statistics: bool = False
+    """BatchNorm in training uses its running statistics and leaves them (Keras trainable=False); what optim.freeze
+    names is its weight and bias. Dropout inside the backbone (VGG, DenseNet) is off then."""
     ghost_batch: Count | None = None
     """BatchNorm in training sees groups of this many consecutive images of a batch, whatever the number of devices;
     None: all that run.parallel shows it."""

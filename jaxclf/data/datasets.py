@@ -8,8 +8,6 @@ which are read while the run goes on.
 ((8, 8, 1), ('0', '1', '2'))
 """
 
-import abc
-import dataclasses
 import functools
 import importlib.resources
 import inspect
@@ -19,19 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, UInt8
+from jaxtyping import Bool, Int32
 
 from jaxclf.config import DataConfig
 from jaxclf.data import prepared
 from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, TEST_NAMES, TRAIN_NAMES, Facts
+from jaxclf.data.kinds import Dataset, Images, ResidentSet, StreamedSet, numbers
 from jaxclf.data.order import held_out
-from jaxclf.data.sources import UNREADABLE, Folder, Part, Records, Report, Source, class_directories
-from jaxclf.data.transforms import Preprocessing, resize_images, resize_side
+from jaxclf.data.sources import Folder, Part, Records, Source, class_directories, holds_classes
 from jaxclf.errors import UsageError, unknown
 from jaxclf.registry import Registry
 
 FOLDER = "folder:"
 """Begin of the name of a set in folders; the directory follows."""
+TESTED = 0.2
+"""Share of each class of a folder that is tested, where no directory says which."""
 READ_SLICE = 2048
 """Examples decoded at once; only bounds the memory that decoded records hold beside the result."""
 DIGITS_FILE = Path(str(importlib.resources.files("jaxclf.data") / "digits.npz"))
@@ -39,122 +39,7 @@ DIGITS_TEST_EVERY = 4
 """Every 4th image of a class, in file order, is a test image of the digits."""
 
 
-class Dataset(abc.ABC):
-    """The data set of a config: facts at once, images when they are asked for."""
-
-    facts: Facts
-    """Facts of the whole set, whatever the config keeps of it."""
-    location: Path | None = None
-    """Place of a set that needs no preparation."""
-
-    def __init__(self, config: DataConfig) -> None:
-        """Keep the config; sets whose facts have to be read read them here."""
-        self.config = config
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes that the config keeps; `UsageError` for a number that the set does not have."""
-        classes = self.config.classes
-        if classes is not None and not 2 <= classes <= self.facts.num_classes:
-            raise UsageError(f"classes is {classes} but {self.facts.name} allows 2 to {self.facts.num_classes}")
-        return classes or self.facts.num_classes
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name per label of the classes that the config keeps."""
-        return self.facts.class_names[: self.num_classes]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(h, w, c) of the images that a step is given; `UsageError` where only `data.image_size` could say it."""
-        (h, w, c), side = self.facts.image_shape, self.config.image_size
-        if side is not None:
-            return side, side, c
-        if h is None or w is None:
-            raise UsageError(
-                f"data.image_size is None, but the images of {self.facts.name} differ in size; give one, as 224"
-            )
-        return h, w, c
-
-    @property
-    def constants(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel for normalisation: the config's, or else the set's own.
-
-        Raises `UsageError` for a wrong number of them, and for deviations that are not above 0.
-        """
-        mean, std = self.config.mean or self.facts.mean, self.config.std or self.facts.std
-        channels = self.facts.image_shape[2]
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise UsageError(
-                f"data.mean {mean} and data.std {std} must have {channels} numbers each for {self.config.dataset}, "
-                "std above 0"
-            )
-        return mean, std
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Steps from an image file to a test image of a run of this config."""
-        size = self.image_shape[0]
-        short_side = resize_side(self.config) if self.facts.streamed else size
-        return Preprocessing(short_side, size, None, self.config.interpolation, *self.constants)
-
-    @abc.abstractmethod
-    def train_examples(self) -> int:
-        """Return the number of training images of all classes, before any are held out; may have to open the set."""
-
-
 # 1. Resident sets
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Images:
-    """Images and their labels, in memory."""
-
-    images: UInt8[np.ndarray, "n h w c"]
-    """Pixels, 0..255."""
-    labels: Int32[np.ndarray, " n"]
-    """Class of each image."""
-
-    def where(self, chosen: Bool[np.ndarray, " n"]) -> "Images":
-        """Return the chosen images."""
-        return Images(self.images[chosen], self.labels[chosen])
-
-    def statistics(self) -> tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
-        """Return the mean and the (biased) standard deviation of each channel on the 0..1 scale.
-
-        mean = sum(v) / n / 255 and std = sqrt(sum(v^2) / n - (sum(v) / n)^2) / 255 over all n pixels; both sums are
-        exact integers, so neither the order nor the number of images costs precision.
-        """
-        images = self.images  # [n h w c]
-        pixels = images.shape[0] * images.shape[1] * images.shape[2]
-        mean = images.sum(axis=(0, 1, 2), dtype=np.uint64) / pixels
-        square = np.square(images, dtype=np.uint16).sum(axis=(0, 1, 2), dtype=np.uint64) / pixels
-        return mean / 255, np.sqrt(square - mean**2) / 255
-
-
-class ResidentSet(Dataset):
-    """A data set that fits into memory: `facts` and `read` are all that a new one defines."""
-
-    @abc.abstractmethod
-    def read(self, split: str) -> Images:
-        """Read "train" or "test" whole, in the stored order, which is the same on every call."""
-
-    def images(self) -> dict[str, Images]:
-        """Read "train" and "test", and with `data.validation` "validation", as the config limits and resizes them."""
-        splits, classes = {split: self.read(split) for split in SPLITS}, self.config.classes
-        if classes is not None:
-            splits = {split: part.where(part.labels < classes) for split, part in splits.items()}
-        if (side := self.config.image_size) is not None:
-            splits = {split: Images(resize_images(part.images, side), part.labels) for split, part in splits.items()}
-        if self.config.validation:
-            train = splits["train"]
-            chosen = held_out(train.labels, self.config.validation)
-            splits |= {"train": train.where(~chosen), "validation": train.where(chosen)}
-        return splits
-
-    def train_examples(self) -> int:
-        """Return the number of training images, which the facts have or reading tells."""
-        return self.facts.train_examples or len(self.read("train").labels)
 
 
 class Digits(ResidentSet):
@@ -235,58 +120,6 @@ class ResidentTfds(TfdsSet, ResidentSet):
 # 2. Streamed sets
 
 
-class StreamedSet(Dataset):
-    """A data set whose images are read while the run goes on: a new one defines `facts` and `open_split`."""
-
-    @abc.abstractmethod
-    def open_split(self, name: str) -> Source:
-        """Open a split by the set's own name for it; `UsageError` for one that does not exist."""
-
-    def stored_splits(self) -> dict[str, Source]:
-        """Open every split, of those too that runs take only on request."""
-        return {split: self.open_split(split) for split in self.facts.splits}
-
-    def sources(self, report: Report | None = None) -> dict[str, Source]:
-        """Open "train" and "test", and with `data.validation` "validation", as the config limits them.
-
-        Raises:
-          UsageError: a set that is not there or only half prepared, splits that do not exist or are empty, classes that
-            differ between the splits, and with `data.on_error` "raise" records that the label index could not read.
-        """
-        opened = {split: self.open_split(name) for split, name in zip(SPLITS, self._split_names(), strict=True)}
-        if self.num_classes < self.facts.num_classes:
-            opened = {split: self._first_classes(source, report) for split, source in opened.items()}
-        if self.config.validation:
-            train = opened["train"]
-            chosen = held_out(train.labels(report), self.config.validation)
-            opened |= {"train": Part(train, _numbers(~chosen)), "validation": Part(train, _numbers(chosen))}
-        if empty := [split for split, source in opened.items() if not len(source)]:
-            raise UsageError(f"{self.config.dataset} has no images for {', '.join(empty)}")
-        return opened
-
-    def train_examples(self) -> int:
-        """Return the number of training images, which the facts have or the open split."""
-        known = None if self.config.train_split else self.facts.train_examples
-        return known or len(self.open_split(self._split_names()[0]))
-
-    def _split_names(self) -> tuple[str, str]:
-        train, test = self.facts.splits
-        return self.config.train_split or train, self.config.test_split or test
-
-    def _first_classes(self, source: Source, report: Report | None) -> Source:
-        labels = source.labels(report)
-        if (broken := _numbers(labels == UNREADABLE)).size:
-            text = f"{len(broken)} records cannot be read, the first of them {source.name(int(broken[0]))}"
-            if self.config.on_error == "raise":
-                raise UsageError(f"{text}; `jaxclf data verify {self.config.dataset}` names them all")
-            warnings.warn(f"{text}; they are in no class and left out", stacklevel=2)
-        return Part(source, _numbers((labels >= 0) & (labels < self.num_classes)))
-
-
-def _numbers(chosen: Bool[np.ndarray, " n"]) -> Int32[np.ndarray, " m"]:
-    return np.flatnonzero(chosen).astype(np.int32)
-
-
 class StreamedTfds(TfdsSet, StreamedSet):
     """An image classification set of TFDS; those with a row in `STREAMED` are compared with it."""
 
@@ -302,7 +135,11 @@ class StreamedTfds(TfdsSet, StreamedSet):
 
 
 class Folders(StreamedSet):
-    """A directory with a directory for each split, and in it one for each class."""
+    """A directory with a directory for each split, and in it one for each class.
+
+    Where there are only training images, or classes alone, a fifth of each class, evenly spread over the sorted names,
+    is the test images.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         """Read the names of splits and classes; `UsageError` for a directory that has none."""
@@ -313,12 +150,19 @@ class Folders(StreamedSet):
         inside = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         train = next((split for split in TRAIN_NAMES if split in inside), None)
         test = next((split for split in TEST_NAMES if split in inside), None)
+        whole = root if train is None and test is None and holds_classes(root) else None
+        if train is not None and test is None:
+            whole = root / train
+        self._whole = whole
+        if whole is not None:
+            train, test, root = "train", "test", whole.parent
+            warnings.warn(f"{whole} has no test images beside it: {TESTED:.0%} of each class are", stacklevel=2)
         if train is None or test is None:
             raise UsageError(
                 f"{root} must hold the directories train and {' or '.join(TEST_NAMES)}, each with a directory for "
                 f"every class; it holds {', '.join(inside[:10]) or 'none'}"
             )
-        names = class_directories(root / train)
+        names = class_directories(whole or root / train)
         self._root = root
         self.facts = Facts(
             name=config.dataset,
@@ -328,9 +172,13 @@ class Folders(StreamedSet):
             splits=(train, test),
         )
 
-    def open_split(self, name: str) -> Folder:
+    def open_split(self, name: str) -> Source:
         """List the images of a split; `UsageError` where its classes are not those of the training images."""
         directory = self._root / name
+        if self._whole is not None and name in SPLITS:
+            every = Folder(self._whole)
+            chosen = held_out(every.labels(), TESTED)
+            return Part(every, numbers(chosen if name == "test" else ~chosen))
         if not directory.is_dir():
             inside = (entry.name for entry in self._root.iterdir() if entry.is_dir())
             raise unknown(f"split of {self._root}", name, inside)
@@ -343,6 +191,8 @@ class Folders(StreamedSet):
 
     def stored_splits(self) -> dict[str, Source]:
         """Open every directory that is taken for a split."""
+        if self._whole is not None:
+            return {split: self.open_split(split) for split in SPLITS}
         return {split: self.open_split(split) for split in TRAIN_NAMES + TEST_NAMES if (self._root / split).is_dir()}
 
 

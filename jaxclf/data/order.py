@@ -150,5 +150,5 @@ def held_out(labels: Int32[np.ndarray, " n"], share: float) -> Bool[np.ndarray, 
         passed = np.floor(np.arange(len(own) + 1) * share)
         chosen[own[passed[1:] > passed[:-1]]] = True
         if not chosen[own].any():
-            raise UsageError(f"data.validation {share} leaves no validation image of class {label} ({len(own)} images)")
+            raise UsageError(f"holding out {share} of each class leaves no image of class {label} ({len(own)} images)")
     return chosen

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxclf.config import AugmentConfig, DataConfig, Loader
-from jaxclf.data.datasets import Images, ResidentSet, StreamedSet
+from jaxclf.data.kinds import Images, ResidentSet, StreamedSet
 from jaxclf.data.order import Batch, Order, padded_batches
 from jaxclf.data.sources import Report
 from jaxclf.data.stream import Stream

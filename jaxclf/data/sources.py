@@ -118,6 +118,14 @@ def class_directories(directory: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def holds_classes(directory: Path) -> bool:
+    """Tell whether a directory has at least two directories, and images in each of them, not deeper."""
+    names = [name for name in _directories(directory) if not name.startswith(".")]
+    return len(names) > 1 and all(
+        any(file.name.lower().endswith(EXTENSIONS) for file in (directory / name).iterdir()) for name in names
+    )
+
+
 def _hidden(directory: Path) -> int:
     return sum(name.startswith(".") for name in _directories(directory))
 

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from jaxclf.config import AugmentConfig, DataConfig, Loader
-from jaxclf.data.datasets import StreamedSet
 from jaxclf.data.fast_transforms import FastRandomResizedCrop, FastResizeCenterCrop
+from jaxclf.data.kinds import StreamedSet
 from jaxclf.data.order import Batch, Fault, Order, example_rng, padded_batch, shard
 from jaxclf.data.reading import Reading
 from jaxclf.data.sources import Report, Source

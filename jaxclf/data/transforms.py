@@ -130,7 +130,11 @@ def padded_center_crop(image: Image.Image, side: int, padding: int, interpolatio
 
 def open_image(file: str | Path, channels: int) -> Image.Image:
     """Read an image file as RGB (3 channels) or grey (1) as training does; raises OSError and what `decode` raises."""
-    pixels = decode(Path(file).read_bytes(), channels)
+    return to_image(decode(Path(file).read_bytes(), channels))
+
+
+def to_image(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """Return RGB or grey pixels for PIL."""
     return _cut(pixels, Box(0, 0, *pixels.shape[:2]))
 
 
@@ -253,8 +257,7 @@ class ResizeCenterCrop:
 
     def pixels(self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator) -> UInt8[np.ndarray, "size size c"]:
         """Return the transformed image of decoded pixels, nothing drawn."""
-        picture = _cut(image, Box(0, 0, *image.shape[:2]))
-        return to_array(resize_center_crop(picture, self.resize, self.size, self.interpolation))
+        return to_array(resize_center_crop(to_image(image), self.resize, self.size, self.interpolation))
 
 
 def _cut(image: UInt8[np.ndarray, "h w c"], box: Box) -> Image.Image:

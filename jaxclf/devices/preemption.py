@@ -1,7 +1,10 @@
 """Requests to stop: SIGTERM and SIGINT, and the maintenance notices of Google's virtual machines."""
 
 import contextlib
+import ctypes
+import os
 import signal
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -13,6 +16,10 @@ METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/"
 NOTICES = {"preempted": "FALSE", "maintenance-event": "NONE"}
 """Questions to Google's metadata server, and its answer while nothing is to come: TRUE at the end of a spot machine,
 TERMINATE_ON_HOST_MAINTENANCE or MIGRATE_ON_HOST_MAINTENANCE a minute or more before a maintenance."""
+PARENT = "JAXCLF_PARENT"
+"""Environment variable with the number of the process that this one is to end with."""
+PR_SET_PDEATHSIG = 1
+"""Linux's prctl: signal that a process gets when the thread that started it ends."""
 POLL = 5.0
 """Seconds between two questions."""
 
@@ -69,6 +76,24 @@ class Requests:
         ):
             return said.read().decode().strip()
         return None
+
+
+def ending_with_this_process() -> dict[str, str]:
+    """Return the environment of a process of ours that is to stop when this one ends."""
+    return {PARENT: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """Ask this process to stop, by SIGTERM, when the process that said so in the environment ends, by SIGKILL too.
+
+    Only Linux can. What this process starts does not inherit it.
+    """
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it ended before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _on_google() -> bool:

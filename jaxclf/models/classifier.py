@@ -27,6 +27,8 @@ class Classifier(nn.Module):
     relu_before_pool: bool = False
     dropout: float = 0.0
     """Rate before the head, in training."""
+    freeze_statistics: bool = False
+    """Let BatchNorm use its running statistics in training, too, and leave them."""
     dtype: Dtype = "float32"
     """Type that every layer computes in; parameters, and what BatchNorm computes, are float32 in any case."""
 
@@ -38,7 +40,7 @@ class Classifier(nn.Module):
         where the rate is not 0.
         """
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        features = self._features(images, train)
+        features = self._features(images, train and not self.freeze_statistics)
         if self.head.before_pool:
             return self._widen(self.pool(self._rectify(self.head(drop(features)))))
         return self._widen(self.head(drop(self.pool(self._rectify(features)))))
@@ -74,6 +76,7 @@ def create_model(
     pool: str = "average",
     relu_before_pool: bool = False,
     dropout: float | None = None,
+    freeze_statistics: bool = False,
     remat: str = "none",
     dtype: Dtype = "float32",
     **options: Any,
@@ -85,7 +88,8 @@ def create_model(
     channels, `shortcut` and `maps_shortcut` choose shortcuts of CIFAR ResNets.
     `pool` is "average", "max", "power" (option `pool_power`, 2) or "attention" (`pool_units`, 32); `relu_before_pool`
     puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout` is the rate before the head (VGG:
-    after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it. `remat` "block" or
+    after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it. `freeze_statistics` lets
+    BatchNorm use its running statistics in training, too, and leave them. `remat` "block" or
     "stage" computes the inside of the backbone's blocks or stages again in the backward pass instead of storing it; no
     number changes. Under `dtype` "bfloat16" all but BatchNorm computes in that type; parameters and logits are float32.
 
@@ -113,6 +117,7 @@ def create_model(
         pool=create_pool(pool, **pool_options),
         relu_before_pool=relu_before_pool,
         dropout=own if dropout is None else dropout,
+        freeze_statistics=freeze_statistics,
         dtype=dtype,
     )
 
@@ -121,4 +126,5 @@ def build(config: Config, num_classes: int, *, seed: int) -> Classifier:
     """Build the classifier of a config for a data set of `num_classes`; `seed` draws its random fixed matrices."""
     model = config.model
     options = {"seed": seed, "remat": model.remat, "dtype": model.dtype, **model.options()}
+    options["freeze_statistics"] = model.freeze_statistics
     return create_model(model.backbone, num_classes=num_classes, head=model.head, **options)

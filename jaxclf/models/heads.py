@@ -9,6 +9,7 @@ appendix; thesis.md section 1 has the formulas.
 import dataclasses
 import functools
 import inspect
+import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -180,8 +181,8 @@ def create_head(name: str, num_classes: int, features: int, *, bias: bool | None
     matters: the distinct rows of a Hadamard matrix past its width, the largest cosine between rows of a cut one.
     """
     entry = HEADS.resolve(name)
-    if num_classes < 2:
-        raise UsageError(f"num_classes is {num_classes} but must be at least 2")
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
+        raise UsageError(f"num_classes is {num_classes!r} but must be a whole number, at least 2")
     _check_possible(name, num_classes, features)
     if entry.matrix == "hadamard":
         _warn_hadamard(num_classes, features)

@@ -22,7 +22,7 @@ from jaxclf.models.classifier import Classifier
 from jaxclf.models.heads import Identity
 from jaxclf.models.matrices import MATRICES, matrix
 
-SHOWN = 5
+SHOWN = 8
 """Differences that an error lists."""
 Path = tuple[str, ...]
 Flat = dict[Path, Any]

@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxclf.config import Config, validate
 from jaxclf.data import order
-from jaxclf.data.datasets import Dataset, resolve
+from jaxclf.data.datasets import resolve
+from jaxclf.data.kinds import Dataset
 from jaxclf.errors import UsageError, unknown
 from jaxclf.models.classifier import Classifier, build
 from jaxclf.models.count import count

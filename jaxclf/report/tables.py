@@ -16,7 +16,8 @@ import numpy as np
 
 from jaxclf.config import Config, Request
 from jaxclf.data import datasets
-from jaxclf.errors import RunError, UsageError, unknown
+from jaxclf.devices.preemption import Requests, ending_with_this_process
+from jaxclf.errors import RunError, Stopped, UsageError, unknown
 from jaxclf.report import page
 from jaxclf.report.class_maps import class_maps, pick_examples
 from jaxclf.report.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
@@ -27,8 +28,12 @@ from jaxclf.training.loop import train
 from jaxclf.training.run_directory import Result, Rows, RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.stack import but_for_seeds, room, train_stacked
+from jaxclf.training.weights import with_preprocessing
 
 Override = Callable[[Config], Config]
+
+POLL = 0.2
+"""Seconds between two looks at whether somebody asked the table to stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +64,21 @@ def jobs(table: Table, workdir: Path, override: Override = lambda config: config
     slugs = collections.Counter(_slug(row.label) for row in table.rows)
     if same := [row.label for row in table.rows if slugs[_slug(row.label)] > 1]:
         raise UsageError(f"table {table.name}: rows {', '.join(same)} would share directories; label them apart")
+    places = [(row, seed, workdir / _slug(row.label) / f"seed{seed}") for row in table.rows for seed in table.seeds]
     return [
-        Job(row, seed, override(table.config(row, seed)), workdir / _slug(row.label) / f"seed{seed}")
-        for row in table.rows
-        for seed in table.seeds
+        Job(row, seed, with_preprocessing(override(table.config(row, seed)), directory), directory)
+        for row, seed, directory in places
     ]
+
+
+def overridden(table: Table, override: Override) -> Table:
+    """Return the table with a caption that states which fields of its recipe `override` changes."""
+    pairs = [(config, override(config)) for row in table.rows for config in [table.config(row, table.seeds[0])]]
+    changed = dict.fromkeys(text for config, other in pairs for text in config.differences(other))
+    if not changed:
+        return table
+    texts = "; ".join(text.replace(" != ", " became ") for text in changed)
+    return dataclasses.replace(table, caption=f"{table.caption} These runs overrode fields of their recipe: {texts}.")
 
 
 def select(table: Table, labels: Sequence[str]) -> Table:
@@ -184,22 +199,36 @@ def _labels(group: Sequence[Job]) -> str:
 def run_missing_in_parallel(pending: Sequence[Job], workers: int, command: Callable[[str], list[str]]) -> None:
     """Train with `workers` processes, each on its share of the cores and on one row (one compilation) at a time.
 
-    `command` makes the command line for a row. Raises `RunError` that names the rows whose process failed.
+    `command` makes the command line for a row. SIGTERM asks the processes to stop, with a checkpoint, and SIGINT ends
+    them at once; they also end when this process is killed. Raises `Stopped` then, and `RunError` that names the rows
+    whose process failed.
     """
     rows = list(dict.fromkeys(job.row.label for job in pending))
     cores = sorted(os.sched_getaffinity(0))
     shares = collections.deque(cores[worker::workers] or cores for worker in range(workers))
+    started: list[subprocess.Popen[bytes]] = []
 
     def work(label: str) -> int:
         share = shares.popleft()
         os.sched_setaffinity(0, share)  # of this thread, and so of the process it starts
         try:
-            return subprocess.run(command(label), check=False).returncode
+            if requests.reason:
+                return 0
+            started.append(process := subprocess.Popen(command(label), env=os.environ | ending_with_this_process()))
+            return process.wait()
         finally:
             shares.append(share)
 
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        codes = dict(zip(rows, pool.map(work, rows), strict=True))
+    asked: set[subprocess.Popen[bytes]] = set()
+    with Requests() as requests, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work, label) for label in rows]
+        while concurrent.futures.wait(futures, timeout=POLL).not_done:
+            for process in set(started) - asked if requests.reason else ():
+                process.kill() if requests.reason == "SIGINT" else process.terminate()
+                asked.add(process)
+    if requests.reason:
+        raise Stopped(f"{requests.reason}: the runs of the table have stopped; the same command goes on")
+    codes = {label: future.result() for label, future in zip(rows, futures, strict=True)}
     failed = [f"{label} (exit code {code})" for label, code in codes.items() if code]
     if failed:
         raise RunError(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}; their messages are above")

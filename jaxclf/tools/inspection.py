@@ -13,9 +13,10 @@ from PIL import Image
 
 from jaxclf.config import DataConfig
 from jaxclf.data import prepared
-from jaxclf.data.datasets import Dataset, Images, ResidentSet, TfdsSet, resolve
-from jaxclf.data.decoding import decode
+from jaxclf.data.datasets import TfdsSet, resolve
+from jaxclf.data.decoding import decode, is_turned
 from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, Facts
+from jaxclf.data.kinds import Dataset, Images, ResidentSet
 from jaxclf.data.sources import Records, Report, Source
 from jaxclf.errors import UsageError
 from jaxclf.tools import preparation
@@ -49,6 +50,8 @@ class Measured(NamedTuple):
     """Per channel on the 0..1 scale, over all pixels of the stored images."""
     std: tuple[float, ...]
     """The (biased) standard deviation, likewise."""
+    turned: int = 0
+    """Number of images that EXIF says are stored turned or mirrored."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,12 +135,13 @@ def measure_images(source: Source, depth: Literal[1, 3], sample: int = 0, report
     total = len(source)
     count = min(sample or total, total)
     chosen = np.arange(count, dtype=np.int64) * total // count
-    counts, seen = np.zeros((depth, 256), np.int64), []
+    counts, seen, turned = np.zeros((depth, 256), np.int64), [], 0
     read = functools.partial(_counted, source, depth)
     for found in in_threads(read, chosen.tolist(), "measuring the training images", report):
         if found is not None:
             counts += found[0]
-            seen.append(found[1:])
+            seen.append(found[1:4])
+            turned += found[4]
     if not seen:
         raise UsageError(f"none of {count:,} training images can be read; the first is {source.name(0)}")
     labels, heights, widths = np.array(seen, np.int64).T  # a label may be any number
@@ -153,19 +157,20 @@ def measure_images(source: Source, depth: Literal[1, 3], sample: int = 0, report
         heights=heights,
         mean=_tuple(mean / 255),
         std=_tuple(std / 255),
+        turned=turned,
     )
 
 
 def _counted(
     source: Source, depth: Literal[1, 3], index: int
-) -> tuple[Int64[np.ndarray, "c 256"], int, int, int] | None:
-    """Return how often each channel has each value, label, h and w; None for an image that cannot be read."""
+) -> tuple[Int64[np.ndarray, "c 256"], int, int, int, bool] | None:
+    """Return how often each channel has each value, label, h, w, and whether EXIF turns it; None where it is broken."""
     try:
         encoded = source[index]
         pixels = decode(encoded.data, depth)
     except Exception:  # whatever readers and decoders raise for broken bytes; `verify` names them
         return None
-    return _histogram(pixels), encoded.label, *pixels.shape[:2]
+    return _histogram(pixels), encoded.label, *pixels.shape[:2], is_turned(encoded.data)
 
 
 def _histogram(pixels: UInt8[np.ndarray, "h w c"]) -> Int64[np.ndarray, "c 256"]:
@@ -177,8 +182,16 @@ def _histogram(pixels: UInt8[np.ndarray, "h w c"]) -> Int64[np.ndarray, "c 256"]
 def _measure_resident(train: Images) -> Measured:
     count, height, width = train.images.shape[:3]
     mean, std = map(_tuple, train.statistics())
-    sides = {"widths": np.full(count, width), "heights": np.full(count, height)}
-    return Measured(images=count, of=count, broken=0, labels=train.labels, mean=mean, std=std, **sides)
+    return Measured(
+        images=count,
+        of=count,
+        broken=0,
+        labels=train.labels,
+        widths=np.full(count, width),
+        heights=np.full(count, height),
+        mean=mean,
+        std=std,
+    )
 
 
 def _tuple(numbers: np.ndarray) -> tuple[float, ...]:
@@ -233,6 +246,10 @@ def _rows(description: Description) -> Iterator[tuple[str, str]]:
     )
     if found is not None:
         yield "measured", f"{_constants(found.mean, found.std)}  on {found.images:,} of {found.of:,} training images"
+        for channel in np.flatnonzero(np.array(found.std) == 0):
+            yield "warning", f"channel {channel} is {255 * found.mean[channel]:.0f} everywhere; a run needs --data.std"
+        if found.turned:
+            yield "", f"{found.turned:,} are stored turned or mirrored, as EXIF says; they are read as they are stored"
         if found.broken:
             yield "", f"{found.broken:,} more cannot be read; `jaxclf data verify {facts.name}` names every such image"
 

@@ -1,6 +1,7 @@
 """Reading and decoding every image of a data set once, to name all that is wrong: `jaxclf data verify`."""
 
 import functools
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +10,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from jaxclf.config import DataConfig
-from jaxclf.data.datasets import ResidentSet, StreamedSet, TfdsSet, resolve
+from jaxclf.data.datasets import TfdsSet, resolve
 from jaxclf.data.decoding import decode
 from jaxclf.data.facts import SPLITS, Facts
+from jaxclf.data.kinds import ResidentSet, StreamedSet
 from jaxclf.data.sources import Records, Report, Source
 from jaxclf.errors import UsageError, one_line
 from jaxclf.tools.inspection import in_threads, unprepared
@@ -90,9 +92,14 @@ def _findings(facts: Facts, source: Source, what: str, report: Report | None) ->
             there[end - finding.images : end] = False
             yield finding
     read = functools.partial(_image_finding, facts, source)
-    for finding in in_threads(read, np.flatnonzero(there).tolist(), what, report):
-        if finding is not None:
-            yield finding
+    low, high = np.full(facts.decoded, 255), np.zeros(facts.decoded, int)
+    for found in in_threads(read, np.flatnonzero(there).tolist(), what, report):
+        if isinstance(found, Finding):
+            yield found
+        else:
+            low, high = np.minimum(low, found[0]), np.maximum(high, found[1])
+    for channel in np.flatnonzero(low == high):
+        warnings.warn(f"{what}: channel {channel} of every image is {low[channel]} everywhere", stacklevel=2)
 
 
 def _shards(source: Records) -> list[Shard]:
@@ -117,16 +124,18 @@ def _shard_finding(shard: Shard) -> Finding | None:
     return Finding(f"{shard.file} holds {found:,} records instead of {shard.records:,}", max(shard.records - found, 0))
 
 
-def _image_finding(facts: Facts, source: Source, index: int) -> Finding | None:
+def _image_finding(facts: Facts, source: Source, index: int) -> Finding | tuple[np.ndarray, np.ndarray]:
+    """Return what is wrong with an image, or else the least and the greatest value [c] of its channels."""
     name = source.name(index)
     try:
         encoded = source[index]
         name = encoded.name
-        shape = decode(encoded.data, facts.decoded).shape
+        pixels = decode(encoded.data, facts.decoded)
+        shape = pixels.shape
     except Exception as error:  # whatever readers and decoders raise for broken bytes
         return Finding(f"{name} cannot be read ({one_line(error)})", 1)
     if not facts.streamed and shape != facts.image_shape:
         return Finding(f"{name} has the shape {shape}, not {facts.image_shape}", 1)
     if not 0 <= encoded.label < facts.num_classes:
         return Finding(f"{name} has the label {encoded.label}, not one of 0 to {facts.num_classes - 1}", 1)
-    return None
+    return pixels.min((0, 1)), pixels.max((0, 1))

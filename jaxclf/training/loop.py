@@ -4,6 +4,7 @@ import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn, Protocol, runtime_checkable
 
 import jax
@@ -23,6 +24,7 @@ from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
 from jaxclf.training.sinks import require_sinks
 from jaxclf.training.step import TrainState
+from jaxclf.training.weights import with_preprocessing
 
 A_HEARTBEAT = Watching()
 """A run is watched by its heartbeat alone."""
@@ -37,6 +39,7 @@ def train(
     loader: Loader = IN_THREADS,
     devices: int | None = None,
     watching: Watching = A_HEARTBEAT,
+    extend: bool = False,
     quiet: bool = False,
 ) -> Result:
     """Train a config in a directory, or go on where a run of the same config stopped there.
@@ -45,7 +48,9 @@ def train(
     stopped: parameters, optimiser, metrics.jsonl. A complete run returns its result at once. `loader` says what reads a
     streamed data set; it changes no bit, and no thread or process of it outlives the call. `devices` of each process
     share every batch, None for all; processes that `jax.distributed` has connected train one run together, in a
-    directory that all of them see. `watching` says what is seen of it meanwhile.
+    directory that all of them see. `watching` says what is seen of it meanwhile. `extend` lets a run in `workdir` have
+    more epochs than it had: it goes on from its last checkpoint under the schedule of the new length, and
+    segments.jsonl records it.
 
     Raises `UsageError`, before anything is compiled, for a config that cannot work and for a directory that cannot
     be written or holds another config or a run on other images; `RunError` when the loss is no number any more, an
@@ -53,9 +58,10 @@ def train(
     after SIGTERM, SIGINT or a maintenance notice, when a checkpoint of that moment is written.
     """
     together(lambda: require_sinks(watching))
+    config = together(lambda: with_preprocessing(config, Path(workdir)))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
-        together(lambda: RunDirectory(workdir, config, layout=setup.layout)) as directory,
+        together(lambda: RunDirectory(workdir, config, layout=setup.layout, extend=extend)) as directory,
     ):
         if (done := together(directory.result)) is not None:
             return done

@@ -214,13 +214,16 @@ def opened(
         given = {"config": config, **place, "say": progress.say}
         watch = Watch(watching, directory.path, **given, active=setup.layout.rank == 0)
         together(lambda: stack.enter_context(watch))
-        progress.say(f"{title}: {setup.header()}")
+        going_on = f", going on from step {place['step']:,} of {place['steps']:,}" if place["step"] else ""
+        progress.say(f"{title}: {setup.header()}{going_on}")
         yield Run(setup, directory, checkpoints, progress, watch, rows), state
 
 
 def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) -> TrainState:
     """Return the state with the backbone (and the head, if it fits) of a weight file, and say what was taken."""
     variables, sentences = transfer_torch(setup.program.model, state.variables, read_state_dict(file))
+    data = setup.data
+    sentences.append(f"images are normalised by mean {data.mean} and std {data.std}")
     for sentence in sentences if not quiet else ():
         print(f"{file}: {sentence}")
     variables = setup.layout.whole(jax.tree.map(np.asarray, variables), training=True)

@@ -6,6 +6,7 @@
     data.json          class names; number and hash of the images: on others the run does not go on
     skipped.jsonl      images that could not be read and were skipped, where there are any
     rollbacks.jsonl    where the run diverged and went back, if it did
+    segments.jsonl     how many epochs the run had, and has since it was extended; result-E.json of E epochs
     result.json        written last: a run that has it is complete
 
 metrics.* hold only what is determined by config, data and software; times are in result.json.
@@ -85,7 +86,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
         raise UsageError(f"{workdir} is not a run directory: it has no config.json")
     try:
         return Config.from_json(file.read_text())
-    except UsageError as error:
+    except (UsageError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: {error}") from error
 
 
@@ -111,12 +112,14 @@ class RunDirectory:
         create: bool = True,
         layout: Layout | None = None,
         stacked: int = 1,
+        extend: bool = False,
     ) -> None:
         """Make or reopen it to train there. Of several processes of a layout the first one writes.
 
         With `create` False it is opened to read: nothing in it changes, and a run may train there meanwhile.
 
-        `stacked` is how many runs train in one program, this one among them.
+        `stacked` is how many runs train in one program, this one among them. `extend` lets a run have more epochs than
+        it had; nothing else of its config may differ.
 
         Raises `UsageError` if it cannot be written, is not there, or holds another config; `RunError` if another
         process has it.
@@ -149,7 +152,7 @@ class RunDirectory:
                 stacklevel=4,
             )
         try:
-            self._check_config(config)
+            self._check_config(config, extend=extend)
         except BaseException:
             self.close()
             raise
@@ -165,13 +168,40 @@ class RunDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_config(self, config: Config) -> None:
+    def _check_config(self, config: Config, *, extend: bool) -> None:
         file = self.path / "config.json"
         if file.exists():
-            self._require_same(read_config(self.path), config)
+            there = read_config(self.path)
+            if extend and there.run.epochs < config.run.epochs:
+                longer = dataclasses.replace(there, run=dataclasses.replace(there.run, epochs=config.run.epochs))
+                self._require_same(longer, config)
+                self._extend(there, config)
+            elif (changed := there.differences(config)) and not self._begun():
+                text = f"{self.path} begins anew: no checkpoint was saved under its other config"
+                warnings.warn(f"{text} ({'; '.join(changed)})", stacklevel=5)
+                (self.path / "data.json").unlink(missing_ok=True)
+                self.write("config.json", config.to_json())
+            else:
+                self._require_same(there, config)
         else:
             self.write("config.json", config.to_json())
         self._check_environment()
+
+    def _begun(self) -> bool:
+        """Tell whether a checkpoint or a result was written here."""
+        checkpoints = self.path / "checkpoints"
+        saved = checkpoints.is_dir() and any(entry.name.isdigit() for entry in checkpoints.iterdir())
+        return saved or any((self.path / name).exists() for name in ("result.json", "damaged_checkpoints"))
+
+    def _extend(self, there: Config, config: Config) -> None:
+        """Begin a segment of more epochs; the same again after a kill in between."""
+        file, row = self.path / "segments.jsonl", {"from_epochs": there.run.epochs, "to_epochs": config.run.epochs}
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if row not in rows:
+            self.write("segments.jsonl", "".join(json.dumps(one) + "\n" for one in [*rows, row]))
+        if (result := self.path / "result.json").exists():
+            result.rename(self.path / f"result-{there.run.epochs}.json")
+        self.write("config.json", config.to_json())
 
     def _require_same(self, there: Config, config: Config) -> None:
         if differences := there.differences(config):

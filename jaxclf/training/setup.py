@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxclf.config import Config, Loader, OptimConfig, validate
 from jaxclf.data import augment, datasets, pipeline
-from jaxclf.data.datasets import ResidentSet, StreamedSet
+from jaxclf.data.kinds import ResidentSet, StreamedSet
 from jaxclf.data.order import Order
 from jaxclf.devices.cluster import warn
 from jaxclf.devices.layout import Layout, check_batch, over_devices

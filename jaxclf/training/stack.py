@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxclf.config import Config, validate
 from jaxclf.data import datasets
-from jaxclf.data.datasets import ResidentSet, StreamedSet
+from jaxclf.data.kinds import ResidentSet, StreamedSet
 from jaxclf.data.order import Batch
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import UsageError

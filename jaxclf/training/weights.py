@@ -17,12 +17,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from jaxclf.config import Config
 from jaxclf.data import datasets
 from jaxclf.data.facts import IMAGENET_CLASSES
 from jaxclf.data.transforms import Preprocessing, default_preprocessing
 from jaxclf.errors import UsageError, one_line
+from jaxclf.models.backbones import create_backbone
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.torch_weights import head_name, load_torch, not_finite, to_torch
 from jaxclf.training.checkpoint import Which, fixed_record, is_exact, regenerate, saved
@@ -153,6 +156,40 @@ def read(
     return Weights(built, load_torch(built, state_dict), record)
 
 
+def with_preprocessing(config: Config, workdir: PathLike) -> Config:
+    """Return a config that normalises images as the weights that it starts from want it, unless it says how itself.
+
+    A run that has begun in `workdir` keeps what it began with. Weights that say nothing have the constants of their
+    backbone's published ones; those for images of other channels change nothing. Warns of another interpolation.
+    """
+    data, file = config.data, config.model.weights
+    if file is None or data.mean is not None or data.std is not None:
+        return config
+    if (Path(workdir) / "config.json").exists():
+        begun = read_config(workdir).data
+        return dataclasses.replace(config, data=dataclasses.replace(data, mean=begun.mean, std=begun.std))
+    if not Path(file).exists():
+        return config
+    kept, facts = _preprocessing(file, config.model.backbone), datasets.resolve(data).facts
+    if kept is None or len(kept.mean) != facts.image_shape[2]:
+        return config
+    if facts.streamed and kept.interpolation != data.interpolation:
+        given = f"data.interpolation is {data.interpolation}"
+        warnings.warn(f"{file} is for {kept.interpolation} images; {given}", stacklevel=2)
+    return dataclasses.replace(config, data=dataclasses.replace(data, mean=kept.mean, std=kept.std))
+
+
+def _preprocessing(source: PathLike, backbone: str) -> Preprocessing | None:
+    kind, path, record = _source_format(source), Path(source), None
+    if kind == "run":
+        record = _run_record(path)
+    elif kind == "orbax":
+        record = WeightRecord.from_json(_orbax_metadata(path)["record"])
+    elif kind == "safetensors":
+        record = _read_file(path, kind, None)[1]
+    return default_preprocessing(create_backbone(backbone)) if record is None else record.preprocessing
+
+
 def read_state_dict(source: PathLike, *, weights_key: str | None = None) -> StateDict:
     """Read the PyTorch state dict of a weight file of any format, whatever model it is of."""
     kind = _source_format(source)
@@ -192,8 +229,8 @@ def write(target: PathLike, weights: Weights) -> None:
             torch = torch_module()
             torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, part)
         part.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror or error}") from error
+    except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch have errors of their own
+        raise UsageError(f"cannot write {target}: {getattr(error, 'strerror', None) or one_line(error)}") from error
 
 
 def is_bare(path: PathLike) -> bool:
@@ -269,14 +306,18 @@ def _write_orbax(path: Path, weights: Weights) -> None:
         checkpointer.save(path.absolute(), args=items)
 
 
-def _read_orbax(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
-    """Return record and variables of a directory that `_write_orbax` wrote; exact matrices are regenerated."""
+def _orbax_metadata(path: Path) -> dict[str, str]:
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(path.absolute(), ocp.args.Composite(metadata=ocp.args.JsonRestore()))
-            metadata = found["metadata"]
+            items = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+            return checkpointer.restore(path.absolute(), items)["metadata"]
     except Exception as error:  # Orbax raises many types for directories that are none of its
         raise UsageError(f"{path} is no weight directory of ours: {one_line(error)}") from error
+
+
+def _read_orbax(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
+    """Return record and variables of a directory that `_write_orbax` wrote; exact matrices are regenerated."""
+    metadata = _orbax_metadata(path)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             args = ocp.args.Composite(variables=ocp.args.StandardRestore())
@@ -288,15 +329,15 @@ def _read_orbax(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
     return WeightRecord.from_json(metadata["record"]), traverse_util.unflatten_dict(flat, sep=".")
 
 
-def _read_run(path: Path, checkpoint: Which) -> tuple[WeightRecord, dict[str, Any]]:
-    """Return what a run directory trained, with its data set's class names and pixels, and one of its checkpoints."""
+def _run_record(path: Path) -> WeightRecord:
+    """Return what a run directory trained, with its data set's class names and preprocessing."""
     config, known = read_config(path), path / "data.json"
     dataset = datasets.resolve(config.data)
     # Images may have changed since; older runs do not have the file.
     names = dataset.class_names
     if known.exists():
         names = tuple(read_json(known, {"class_names": []})["class_names"])
-    record = WeightRecord(
+    return WeightRecord(
         model=config.model.backbone,
         num_classes=len(names),
         head=config.model.head,
@@ -304,5 +345,8 @@ def _read_run(path: Path, checkpoint: Which) -> tuple[WeightRecord, dict[str, An
         preprocessing=dataset.preprocessing,
         class_names=names,
     )
+
+
+def _read_run(path: Path, checkpoint: Which) -> tuple[WeightRecord, dict[str, Any]]:
     with saved(path) as checkpoints:
-        return record, checkpoints.variables(checkpoint)
+        return _run_record(path), checkpoints.variables(checkpoint)

@@ -20,12 +20,15 @@ from jaxclf.cli import data
 from jaxclf.cli import main as cli
 from jaxclf.cli.main import main
 from jaxclf.cli.recipe import load
-from jaxclf.config import Cluster, Config, Loader, Request, Watching
+from jaxclf.config import Cluster, Config, DataConfig, Loader, Request, Watching
 from jaxclf.data.facts import RESIDENT, STREAMED
+from jaxclf.models.backbones import backbone_options, list_models
+from jaxclf.models.classifier import create_model
+from jaxclf.models.count import count
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "tiny.py")
-PARTS = {"request": Request, "loader": Loader, "cluster": Cluster, "watching": Watching}
+PARTS = {"data": DataConfig, "request": Request, "loader": Loader, "cluster": Cluster, "watching": Watching}
 """Arguments that are fields of their own."""
 
 
@@ -119,7 +122,7 @@ def test_a_mistyped_command_is_named_with_the_nearest(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ("", "Expected one of {train, eval, table, sweep, summary, convert, predict, data}"),
+        ("", "Expected one of {train, eval, table, sweep, models, summary, convert, predict, data}"),
         ("data", "Expected one of {list, info, prepare, verify, bench}"),
         ("data inof", "Available subcommands: list, info, prepare, verify, bench"),
         ("data info", "Missing from jaxclf data info: NAME"),
@@ -164,6 +167,39 @@ def test_names_that_the_encoding_of_stdout_lacks_are_escaped(tmp_path: Path, mon
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "latin-1"))
     assert main(["data", "info", f"folder:{tmp_path}"]) == 0
     assert "größe, \\u65e5\\u672c".encode("latin-1") in printed.getvalue()
+
+
+def test_models_shows_names_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "resnet1*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_models("resnet1*")
+    assert lines[0].split(None, 1)[1] == ", ".join(backbone_options(lines[0].split()[0]))
+    assert main(["models", "resnt*"]) == 2
+    assert capsys.readouterr().err.startswith("jaxclf: unknown backbone 'resnt*'")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--channels 0", "--channels is 0 but must be at least 1"),
+        ("--image-size -3", "--image-size is -3 but must be at least 1"),
+        ("--num-classes 1", "num_classes is 1 but must be a whole number"),
+        ("--shortcut C", "unknown shortcut 'C'"),
+    ],
+)
+def test_a_summary_that_cannot_be_is_refused(flags: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["summary", "resnet8", *flags.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"jaxclf: {said}")
+
+
+def test_a_summary_takes_the_options_of_its_network(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "summary resnet8 --num-classes 10 --shortcut B --bias False --pool attention --pool-units 4 --json"
+    assert main(command.split()) == 0
+    plain, options = create_model("resnet8", num_classes=10), {"shortcut": "B", "bias": False}
+    other = create_model("resnet8", num_classes=10, pool="attention", pool_units=4, **options)
+    totals = json.loads(capsys.readouterr().out)["totals"]
+    assert totals["trainable"] == count(other, (32, 32, 3)).total("trainable")
+    assert totals["trainable"] != count(plain, (32, 32, 3)).total("trainable")
 
 
 def test_data_list_shows_every_set(capsys: pytest.CaptureFixture[str]) -> None:

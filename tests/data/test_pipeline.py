@@ -131,5 +131,5 @@ def test_validation_images_are_a_share_of_every_class_and_leave_training() -> No
 
 
 def test_a_share_that_holds_no_image_of_a_class_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"data.validation 0.001 leaves no validation image of class 0"):
+    with pytest.raises(UsageError, match=r"holding out 0.001 of each class leaves no image of class 0"):
         load(validation=0.001)

@@ -61,6 +61,17 @@ def test_a_folder_is_another_one_with_another_file_but_not_in_another_place(odd_
     assert Folder(moved).fingerprint() != before
 
 
+@pytest.mark.parametrize("train", ["", "train/"])
+def test_a_folder_without_test_images_holds_out_a_fifth_of_each_class(train: str, tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{train}{name}/{number}.png" for name in ("ant", "bee") for number in range(10)))
+    with pytest.warns(UserWarning, match=r"has no test images beside it: 20% of each class are$"):
+        sources = open_sources(DataConfig(f"folder:{tmp_path}"))
+    names = {split: [Path(source.name(i)).stem for i in range(len(source))] for split, source in sources.items()}
+    assert names["test"] == ["4", "9", "4", "9"]
+    assert names["train"] == [*"01235678", *"01235678"]
+    assert sources["test"].labels().tolist() == [0, 0, 1, 1]
+
+
 def test_a_class_without_images_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "train/ant/1.png", "train/bee/notes.txt", "val/ant/1.png", "val/bee/1.png")
     with pytest.raises(UsageError, match=r"train has classes without an image \(\.jpg, .*\): bee$"):
@@ -81,8 +92,8 @@ def test_classes_that_differ_between_splits_are_named(tmp_path: Path) -> None:
     [
         ((), r"there is no directory .*/set"),
         (
-            ("set/train/ant/1.png",),
-            r"must hold the directories train and test or val or valid or validation.*: train|t",
+            ("set/training/ant/1.png", "set/testing/ant/1.png"),
+            r"must hold the directories train and test or val or valid or validation.*; it holds testing, training",
         ),
         (("set/train/1.png", "set/val/ant/1.png"), r"/set/train has no directories; each class must be one"),
     ],

@@ -15,6 +15,7 @@ import pytest
 import scipy.linalg
 
 from jaxclf.errors import UsageError
+from jaxclf.models import torch_weights
 from jaxclf.models.backbones import backbone_options, create_backbone, list_models
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
@@ -226,7 +227,8 @@ def test_one_error_lists_every_fault_of_a_state_dict(state_dict: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["lenet5_seed004", "resnet20_cifar10_B", "densenetbc100_12_cifar10"])
-def test_every_key_of_a_reference_is_needed(name: str, state_dict: Any) -> None:
+def test_every_key_of_a_reference_is_needed(name: str, state_dict: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_weights, "SHOWN", 1000)
     weights = state_dict(name)
     chosen = [key for key in weights if not key.endswith("num_batches_tracked")][::7]
     changed = {(key + "x" if key in chosen else key): value for key, value in weights.items()}
@@ -234,6 +236,12 @@ def test_every_key_of_a_reference_is_needed(name: str, state_dict: Any) -> None:
         load_torch(model_of(name), changed)
     faults = str(caught.value).split(": ", 1)[1].split("; ")
     assert sorted(faults) == sorted([f"missing {key}" for key in chosen] + [f"unexpected {key}x" for key in chosen])
+
+
+def test_an_error_lists_the_first_differences_and_counts_the_others(state_dict: Any) -> None:
+    weights = {f"{key}x": value for key, value in state_dict("lenet5_seed004").items()}
+    with pytest.raises(UsageError, match=r"in 20 places: (missing [\w.]+; ){8}and 12 more$"):
+        load_torch(model_of("lenet5_seed004"), weights)
 
 
 def test_num_batches_tracked_is_ignored(state_dict: Any) -> None:

@@ -174,7 +174,7 @@ def test_identity_without_enough_features_names_the_way_out() -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_fewer_than_two_classes_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="num_classes is 1 but must be at least 2"):
+    with pytest.raises(UsageError, match="num_classes is 1 but must be a whole number, at least 2"):
         create_head(name, 1, 16)
 
 

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxclf.models.classifier import create_model
 from jaxclf.models.layers import depthwise
+from tests.models.drawn import drawn
+from tests.training.runs import TINY
 
 FLAX: dict[str, Any] = {
     "lhs_dilation": (1, 1),
@@ -78,3 +81,13 @@ def test_only_a_cpu_computes_a_depthwise_convolution_as_shifted_products(platfor
     program = step.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
     assert program.count("stablehlo.convolution") == convolutions
     assert ("stablehlo.slice" in program) == (platform == "cpu")
+
+
+def test_frozen_statistics_are_used_in_training_and_left() -> None:
+    moving, frozen = (create_model(TINY, num_classes=3, freeze_statistics=freeze) for freeze in (False, True))
+    variables = drawn(moving, 8, 8, 3)
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8, 8, 3)), jnp.float32)
+    logits, updated = frozen.apply(variables, images, train=True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(logits, moving.apply(variables, images))
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
+    assert not np.array_equal(logits, moving.apply(variables, images, train=True, mutable=["batch_stats"])[0])

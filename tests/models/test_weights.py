@@ -1,5 +1,6 @@
 """Weights: PyTorch state dicts both ways, transfer to another head, weight files, published weights."""
 
+import dataclasses
 import importlib.util
 import re
 import shutil
@@ -27,7 +28,7 @@ from jaxclf.training.loop import A_HEARTBEAT, train
 from jaxclf.training.run import opened
 from jaxclf.training.run_directory import RunDirectory
 from jaxclf.training.setup import set_up
-from jaxclf.training.weights import WeightRecord, Weights, convert, read, read_state_dict, write
+from jaxclf.training.weights import WeightRecord, Weights, convert, read, read_state_dict, with_preprocessing, write
 from tests.models.drawn import drawn
 
 StateDict = dict[str, np.ndarray]
@@ -133,7 +134,7 @@ def test_weights_of_another_depth_are_named_by_the_network_that_they_fit(state_d
     with pytest.raises(UsageError) as caught:
         transfer_torch(model, drawn(model, 32, 32, 3), state_dict("resnet20_cifar10_A"))
     assert str(caught.value).startswith("the state dict does not fit the model's backbone in 120 places: missing ")
-    assert str(caught.value).endswith("; and 115 more; it fits resnet20")
+    assert str(caught.value).endswith("; and 112 more; it fits resnet20")
 
 
 def test_a_stem_for_other_images_is_summed_or_shared_out(state_dict: Any) -> None:
@@ -253,6 +254,45 @@ def test_faults_of_weight_files_are_usage_errors(tmp_path: Path) -> None:
     for text, action in cases.items():
         with pytest.raises(UsageError, match=text):
             action()
+
+
+def test_training_from_weights_normalises_as_they_want_it_unless_the_config_says_how(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    own = dataclasses.replace(TORCHVISION, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    record = WeightRecord("resnet8", 4, preprocessing=own)
+    write(tmp_path / "w.safetensors", Weights(record.build(), drawn(record.build(), 32, 32, 3), record))
+    model = ModelConfig("resnet8", weights=str(tmp_path / "w.safetensors"))
+    config = Config(data=DataConfig(f"folder:{photo_folder}", image_size=32), model=model)
+    filled = with_preprocessing(config, tmp_path / "run")
+    assert (filled.data.mean, filled.data.std) == (own.mean, own.std)
+    said = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=(0.1, 0.1, 0.1)))
+    assert with_preprocessing(said, tmp_path / "run") == said
+    grey = dataclasses.replace(config, data=DataConfig("digits"))
+    assert with_preprocessing(grey, tmp_path / "run") == grey
+    (tmp_path / "w.safetensors").unlink()  # a run that has begun does not need it any more
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(filled.to_json())
+    assert with_preprocessing(config, tmp_path / "run") == filled
+    bare = dataclasses.replace(config, model=ModelConfig("efficientnet_lite0", weights=str(tmp_path / "w.pth")))
+    (tmp_path / "w.pth").touch()
+    with pytest.warns(UserWarning, match=r"w\.pth is for bicubic images; data\.interpolation is bilinear"):
+        assert with_preprocessing(bare, tmp_path / "other").data.mean == (127 / 255,) * 3
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a"])
+def test_a_target_that_cannot_be_written_is_one_line(name: str, tmp_path: Path) -> None:
+    if name == "a.pth":
+        pytest.importorskip("torch.nn", reason=".pth needs the extra `parity`")
+    record = WeightRecord("resnet8", 10)
+    weights = Weights(record.build(), drawn(record.build(), 32, 32, 3), record)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=rf"^cannot write {tmp_path}/file/{name}: "):
+        write(tmp_path / "file" / name, weights)
+    (tmp_path / f"{name}.part").mkdir()  # neither can be opened where a directory has the name
+    if name != "a":
+        with pytest.raises(UsageError, match=rf"^cannot write {tmp_path}/{name}: "):
+            write(tmp_path / name, weights)
 
 
 def test_a_foreign_file_must_be_told_model_and_head(tmp_path: Path, state_dict: Any) -> None:

@@ -1,12 +1,17 @@
 """`jaxclf table`: runs what is missing, and nothing else; renders what there is."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jaxclf.cli.main import main
@@ -41,6 +46,8 @@ def result_times(workdir: Path) -> dict[str, int]:
 
 
 def test_every_run_has_its_directory_and_the_overrides(rendered: Path) -> None:
+    stated = "These runs overrode fields of their recipe: run.epochs: 5 became 1."
+    assert all(stated in (rendered / name).read_text() for name in ("table.md", "index.html"))
     for run in RUNS:
         config = json.loads((rendered / run / "config.json").read_text())
         assert (config["run"]["epochs"], config["run"]["seed"]) == (1, int(run[-1]))
@@ -191,3 +198,32 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
         file.write_text(line + "\n")
         with pytest.raises(UsageError, match=rf"twin\.jsonl, line 1 is no record: .*{fault}"):
             tables.read_records(file)
+
+
+SLEEPER = (
+    "import os, pathlib, sys, time\nfrom jaxclf.devices.preemption import end_with_parent\n"
+    "end_with_parent()\npathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\ntime.sleep(100)"
+)
+DRIVER = (
+    "import sys, types\nfrom jaxclf.report import tables\n"
+    "rows = [types.SimpleNamespace(row=types.SimpleNamespace(label=label)) for label in 'abc']\n"
+    "command = lambda label: [sys.executable, '-c', sys.argv[1], f'{sys.argv[2]}/{label}']\n"
+    "tables.run_missing_in_parallel(rows, 2, command)"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_processes_of_a_table_end_with_it(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DRIVER, SLEEPER, str(tmp_path)]
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while len(numbers := [file.read_text() for file in tmp_path.iterdir()]) < 2 or "" in numbers:
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.05)
+    driver.send_signal(number)
+    _, said = driver.communicate(timeout=30)
+    if number != signal.SIGKILL:
+        assert f"Stopped: {number.name}: the runs of the table have stopped" in said
+    for process in map(int, numbers):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(process).wait(timeout=30)
+    assert len(list(tmp_path.iterdir())) == 2  # the third row never began

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import random
@@ -17,9 +18,10 @@ import pytest
 
 from jaxclf.cli.main import main
 from jaxclf.config import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig
+from jaxclf.errors import UsageError
 from jaxclf.training import loop
 from jaxclf.training.checkpoint import Checkpoints
-from jaxclf.training.run_directory import RunDirectory
+from jaxclf.training.run_directory import RunDirectory, read_config
 from tests.training.runs import TINY, Stop, complete_steps, config, ended, recipe_of, rows_of, stop_before_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,6 +234,30 @@ def test_twenty_kills_change_no_bit(recipe: Path, tmp_path: Path) -> None:
     assert len(hits) == 20
     assert len({hit.step for hit in hits}) >= 10, hits
     assert sum(hit.writing for hit in hits) >= 5, hits
+
+
+def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path) -> None:
+    short, long = config(epochs=2), config(epochs=3)
+    whole, extended = tmp_path / "whole", tmp_path / "extended"
+    loop.train(long, whole, quiet=True)
+    first = loop.train(short, extended, quiet=True)
+    with pytest.raises(UsageError, match=r"holds a run of another config \(run\.epochs: 2 != 3\)"):
+        loop.train(long, extended, quiet=True)
+    other = dataclasses.replace(long, optim=dataclasses.replace(long.optim, lr=0.2))
+    with pytest.raises(UsageError, match=r"holds a run of another config \(optim\.lr: 0\.1 != 0\.2\)"):
+        loop.train(other, extended, extend=True, quiet=True)
+    loop.train(long, extended, extend=True, quiet=True)
+    assert ended(extended) == ended(whole)
+    assert json.loads((extended / "segments.jsonl").read_text()) == {"from_epochs": 2, "to_epochs": 3}
+    assert json.loads((extended / "result-2.json").read_text())["sha256"] == first.sha256
+    assert loop.train(long, extended, quiet=True).step == 63
+
+
+def test_a_run_without_a_checkpoint_may_begin_anew_with_other_options(tmp_path: Path) -> None:
+    RunDirectory(tmp_path, config()).close()
+    with pytest.warns(UserWarning, match=r"begins anew: no checkpoint was saved .* \(run\.epochs: 3 != 2\)"):
+        RunDirectory(tmp_path, config(epochs=2)).close()
+    assert read_config(tmp_path) == config(epochs=2)
 
 
 @pytest.fixture
