@@ -2,16 +2,20 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from jaxclf.cli.convert import read_names
 from jaxclf.cli.train import Machines
+from jaxclf.cli.weights import OfWeights
 from jaxclf.config import Cluster, DataConfig, Loader
 from jaxclf.errors import UsageError
 
+OF_A_RUN = ("loader", "cluster")
+OF_WEIGHTS = ("split", "data", "model", "head", "class_names", "weights_key")
+"""Flags that only one of the two ways uses."""
 
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(OfWeights):
     """Evaluate a run on its test images (--workdir), or weights on a data set (--weights, --data.dataset)."""
 
     workdir: Path | None = None
@@ -22,16 +26,6 @@ class Evaluate:
     """Images of the data set that weights are evaluated on; a directory val is test, too."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """The data set that weights are evaluated on."""
-    model: str | None = None
-    """Name of the backbone, where the weights do not say it."""
-    head: str | None = None
-    """Name of the head; None is what the weights say, or learned where they say nothing."""
-    class_names: Path | None = None
-    """A text file with one class name a line, in class order; None is what the weights say."""
-    weights_key: str | None = None
-    """Key of the state dict in a PyTorch file that holds several, as model_ema."""
-    checkpoint: Literal["last", "best"] | int = "last"
-    """The newest one, or that of a step. best is that with the highest test accuracy: a diagnosis, not a result."""
     loader: Loader = dataclasses.field(default_factory=Loader)
     cluster: Machines = dataclasses.field(default_factory=Cluster)
 
@@ -39,6 +33,12 @@ class Evaluate:
         """Evaluate the run or the weights, and print the result."""
         if (self.workdir is None) == (self.weights is None):
             raise UsageError("eval needs --workdir DIR, a run, or --weights FILE, and not both")
+        unused = OF_A_RUN if self.workdir is None else OF_WEIGHTS
+        plain = {field.name: field for field in dataclasses.fields(self)}
+        if odd := [name for name in unused if getattr(self, name) != _default(plain[name])]:
+            way = "--weights" if self.workdir is None else "--workdir"
+            flags = ", ".join("--" + name.replace("_", "-") for name in odd)
+            raise UsageError(f"eval {way} does not use {flags}")
         if self.workdir is not None:
             self._evaluate_run(self.workdir)
         elif self.weights is not None:
@@ -61,10 +61,12 @@ class Evaluate:
         from jaxclf.training import weights
         from jaxclf.training.progress import Lines
 
-        head = self.head or ("learned" if weights.is_bare(file) else None)
-        which = {"weights_key": self.weights_key, "checkpoint": self.checkpoint}
-        loaded = weights.read(file, model=self.model, head=head, class_names=read_names(self.class_names), **which)
+        loaded = weights.read(file, **self.given(file))
         found = accuracy(loaded, self.data, split=self.split, report=Lines())
         print(f"{self.split} top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  loss {found.loss:.4f}", end="")
         print(f"  per class {class_range(found.per_class)}")
         print(f"{found.images:,} images of {self.data.dataset}, {found.preprocessing}")
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

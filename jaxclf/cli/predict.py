@@ -4,32 +4,22 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from jaxclf.cli.convert import read_names
+from jaxclf.cli.weights import OfWeights
 from jaxclf.errors import UsageError
 
 
-@dataclasses.dataclass(frozen=True)
-class Predict:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict(OfWeights):
     """Classify image files: the most probable classes of each; a file that cannot be read is named."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files; - stands for the paths on standard input, one a line."""
     weights: Path
     """A weight file or directory, or a run directory."""
-    model: str | None = None
-    """Name of the backbone, where the weights do not say it."""
-    head: str | None = None
-    """Name of the head; None is what the weights say, or learned where they say nothing."""
-    class_names: Path | None = None
-    """A text file with one class name a line, in class order; None is what the weights say."""
-    weights_key: str | None = None
-    """Key of the state dict in a PyTorch file that holds several, as model_ema."""
-    checkpoint: Literal["last", "best"] | int = "last"
-    """Checkpoint of a run directory: the newest, the best on its test images, or that of a step."""
     top: int = 5
     """Classes to show."""
     json: bool = False
@@ -43,10 +33,7 @@ class Predict:
         files = [file for given in self.images for file in (_from_stdin() if str(given) == "-" else [given])]
         if not files:
             raise UsageError("there is no image to classify: give files, or - and their paths on standard input")
-        head = self.head or ("learned" if weights.is_bare(self.weights) else None)
-        names = read_names(self.class_names)
-        which = {"weights_key": self.weights_key, "checkpoint": self.checkpoint}
-        loaded = weights.read(self.weights, model=self.model, head=head, class_names=names, **which)
+        loaded = weights.read(self.weights, **self.given(self.weights))
         record = loaded.record
         if record.preprocessing is None:
             raise UsageError(f"{self.weights} does not say how {record.model} wants its images prepared")

@@ -72,7 +72,8 @@ class Folder:
         files, labels, empty, hidden = [], [], [], _hidden(directory)
         for label, name in enumerate(self.class_names):
             found = _images_below(directory / name)
-            own = [file for file in found if not Path(file).name.startswith(".")]
+            start = len(str(directory / name))
+            own = [file for file in found if f"{os.sep}." not in file[start:]]
             hidden += len(found) - len(own)
             files += own
             labels += [label] * len(own)

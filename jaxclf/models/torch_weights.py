@@ -8,7 +8,7 @@ a convolution here (a backbone's `linear_layers`) is flattened channels first th
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ Shapes = dict[Path, tuple[int, ...]]
 def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return `model`'s variables with the values of a PyTorch state dict (numpy arrays under torch's keys).
 
-    The key sets and all shapes must be equal; every difference is listed in one `UsageError`. BatchNorm's
+    The key sets and all shapes must be equal; one `UsageError` counts the differences and lists the first. BatchNorm's
     num_batches_tracked is ignored (PyTorch reads it only when momentum is None). The last layer may have any of the
     names that its references use (`linear`, `fc`). A fixed matrix that is exact (Hadamard, identity ...) may be
     missing; where it is given it must be ours. A random one is taken from the state dict, and an orthogonal one must
@@ -40,17 +40,14 @@ def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[
     """
     state_dict = _todays_keys(model.backbone, state_dict)
     head = head_name(model, state_dict)
-    stem = state_dict.get(_torch_key(_stem(model), ""))
-    channels = np.shape(stem)[1] if stem is not None and np.ndim(stem) == 4 else 3
-    flat, faults = _read(_shapes(model, channels), state_dict, head)
+    flat, faults = _read(_shapes(model, _given_channels(model.backbone, state_dict)), state_dict, head)
     key = f"{head}.weight"
     if isinstance(model.head, Identity) and key in state_dict:  # it has no variable, but its references store one
         unit = matrix("identity", model.head.num_classes, model.backbone.features)
         faults.remove(f"unexpected {key}")
         if not np.array_equal(state_dict[key], unit):
             faults.append(f"{key} is not the unit matrix, but the model's head is identity")
-    if faults:
-        _raise_for(faults, "the state dict does not fit the model", _fitting(model.backbone, state_dict, head))
+    _raise_for(faults, "the state dict does not fit the model", lambda: _fitting(model.backbone, state_dict, head))
     return traverse_util.unflatten_dict(flat)
 
 
@@ -62,7 +59,7 @@ def to_torch(model: Classifier, variables: Mapping[str, Any]) -> dict[str, np.nd
     [k d 1 1], a random one of a head as `<head>.weight` [k d], an exact one of a head (Hadamard, identity) not at
     all. The last layer has the first of its family's `head_names`.
 
-    Raises `UsageError` with every difference where `variables` are not the model's.
+    Raises `UsageError` with the first differences where `variables` are not the model's.
     """
     flat: Flat = traverse_util.flatten_dict(dict(variables))
     shapes = _shapes(model, _channels(model, flat))
@@ -94,7 +91,7 @@ def transfer_torch(
     variables whose name or shape the plain backbone does not have; and in the head, unless the whole backbone and the
     last layer fit exactly. Returns new variables and sentences that say what was loaded and what was not.
 
-    Raises `UsageError` with every difference between the state dict and the plain backbone (the one without `maps`).
+    Raises `UsageError` with the first differences between the state dict and the plain backbone, that without `maps`.
     """
     own: Flat = traverse_util.flatten_dict(dict(variables))
     state_dict, adapted = _with_channels(model, _todays_keys(model.backbone, state_dict), _channels(model, own))
@@ -102,8 +99,8 @@ def transfer_torch(
     last = {key: value for key, value in state_dict.items() if key.startswith(head + ".")}
     rest = {key: value for key, value in state_dict.items() if key not in last}
     given, faults = _read(_plain_shapes(model.backbone, channels), rest, head)
-    if faults:
-        _raise_for(faults, "the state dict does not fit the model's backbone", _fitting(model.backbone, rest, head))
+    what = "the state dict does not fit the model's backbone"
+    _raise_for(faults, what, lambda: _fitting(model.backbone, rest, head))
 
     kept = {path: value for path, value in given.items() if path in own and np.shape(own[path]) == value.shape}
     left = [path for path in own if path[1] == "backbone" and path not in kept]
@@ -143,10 +140,11 @@ def not_finite(arrays: Mapping[str, Any]) -> str:
     return f"{bad[0]} holds {counts[bad[0]]} of {np.size(arrays[bad[0]])} values that are not finite{more}"
 
 
-def _raise_for(faults: list[str], what: str, fitting: str = "") -> None:
+def _raise_for(faults: list[str], what: str, hint: Callable[[], str] = str) -> None:
+    """Raise a `UsageError` with the first faults, their number, and a hint, if there are any."""
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise UsageError(f"{what} in {len(faults)} places: {'; '.join(faults[:SHOWN])}{more}{fitting}")
+        raise UsageError(f"{what} in {len(faults)} places: {'; '.join(faults[:SHOWN])}{more}{hint()}")
 
 
 def _todays_keys(backbone: Backbone, state_dict: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -163,7 +161,7 @@ def _with_channels(
     A grey image answers as its three equal channels would: RGB's weights are summed, grey ones shared out by three
     (timm, models/_manipulate.py, adapt_input_conv).
     """
-    key = _torch_key(_stem(model), "")
+    key = _torch_key(_stem(model.backbone), "")
     stem = state_dict.get(key)
     if stem is None or np.ndim(stem) != 4 or {np.shape(stem)[1], channels} != {1, 3}:
         return state_dict, []
@@ -176,12 +174,10 @@ def _with_channels(
 def _fitting(backbone: Backbone, state_dict: Mapping[str, np.ndarray], head: str) -> str:
     """Name the network of the same family whose backbone a state dict fits; empty where there is none."""
     rest = {key: value for key, value in state_dict.items() if not key.startswith(head + ".")}
-    stem = rest.get(_torch_key(("params", "backbone", *backbone.stem.split("/"), "kernel"), ""))
-    channels = np.shape(stem)[1] if stem is not None and np.ndim(stem) == 4 else 3
     for name, variant in OWN.items():
         if variant.module is not type(backbone):
             continue
-        shapes = _plain_shapes(create_backbone(name), channels)
+        shapes = _plain_shapes(create_backbone(name), _given_channels(backbone, rest))
         if len(shapes) > len(rest):
             break  # a family's table goes from shallow to deep, and a thousand layers take long to trace
         if not _read(shapes, rest, head)[1]:
@@ -193,13 +189,19 @@ def _keys(paths: Iterable[Path], head: str) -> str:
     return ", ".join(_torch_key(path, head) for path in paths)
 
 
-def _stem(model: Classifier) -> Path:
-    return ("params", "backbone", *model.backbone.stem.split("/"), "kernel")
+def _stem(backbone: Backbone) -> Path:
+    return ("params", "backbone", *backbone.stem.split("/"), "kernel")
+
+
+def _given_channels(backbone: Backbone, state_dict: Mapping[str, np.ndarray]) -> int:
+    """Return the number of image channels that the first conv of a state dict takes."""
+    stem = state_dict.get(_torch_key(_stem(backbone), ""))
+    return np.shape(stem)[1] if stem is not None and np.ndim(stem) == 4 else 3
 
 
 def _channels(model: Classifier, flat: Flat) -> int:
     """Return the number of image channels that the first conv of flat variables takes."""
-    stem = flat.get(_stem(model))
+    stem = flat.get(_stem(model.backbone))
     return np.shape(stem)[2] if stem is not None and np.ndim(stem) == 4 else 3
 
 

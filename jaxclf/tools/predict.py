@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclf.data.decoding import is_turned
-from jaxclf.data.transforms import Preprocessing, open_image, preprocess
+from jaxclf.data.decoding import decode, is_turned
+from jaxclf.data.transforms import Preprocessing, preprocess, to_image
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier
 
@@ -67,9 +67,8 @@ def predict(
     results: list[Prediction] = []
     turned: list[str] = []
     for start in range(0, len(files), BATCH):
-        read = [(str(file), _read(str(file), preprocessing)) for file in files[start : start + BATCH]]
+        read = [(str(file), _read(str(file), preprocessing, turned)) for file in files[start : start + BATCH]]
         good = [image for _, image in read if isinstance(image, np.ndarray)]
-        turned += [file for file, image in read if isinstance(image, np.ndarray) and is_turned(Path(file).read_bytes())]
         batch = np.zeros((size, preprocessing.crop, preprocessing.crop, channels), np.float32)
         if good:
             batch[: len(good)] = good
@@ -81,8 +80,8 @@ def predict(
                 results.append(_answer(file, next(rows), names, top))
     if turned:
         warnings.warn(
-            f"EXIF says that {turned[0]} and {len(turned) - 1} more images are stored turned or mirrored; they are "
-            "read as they are stored, as in training",
+            f"EXIF says that {len(turned)} of {len(files)} images are stored turned or mirrored, as {turned[0]}; "
+            "they are read as they are stored, as in training",
             stacklevel=2,
         )
     return results
@@ -95,10 +94,13 @@ def _image_channels(model: Classifier, variables: Mapping[str, Any]) -> int:
     return node["kernel"].shape[2]
 
 
-def _read(file: str, preprocessing: Preprocessing) -> np.ndarray | str:
-    """Return the preprocessed image [h w c], or the fault of the file."""
+def _read(file: str, preprocessing: Preprocessing, turned: list[str]) -> np.ndarray | str:
+    """Return the preprocessed image [h w c], or the fault of the file; add it to `turned` if EXIF turns it."""
     try:
-        return preprocess(open_image(file, len(preprocessing.mean)), preprocessing)
+        data = Path(file).read_bytes()
+        image = preprocess(to_image(decode(data, len(preprocessing.mean))), preprocessing)
+        turned += [file] if is_turned(data) else []
+        return image
     except OSError as error:
         return error.strerror or str(error)
     except Exception as error:  # PIL's decoders raise many types for broken files; the file is named with it

@@ -205,9 +205,10 @@ class RunDirectory:
 
     def _require_same(self, there: Config, config: Config) -> None:
         if differences := there.differences(config):
-            raise UsageError(
-                f"{self.path} holds a run of another config ({'; '.join(differences)}); choose another --workdir"
-            )
+            way = "choose another --workdir"
+            if len(differences) == 1 and there.run.epochs < config.run.epochs:
+                way += ", or give this run more epochs by --extend"
+            raise UsageError(f"{self.path} holds a run of another config ({'; '.join(differences)}); {way}")
 
     def _check_environment(self) -> None:
         now = environment(self._layout, self._stacked)

@@ -37,8 +37,8 @@ def odd_folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_reads_class_by_class_in_sorted_order_but_nothing_hidden(odd_folder: Path) -> None:
-    touch(odd_folder, "b/.hidden.png", "b/._1.JPG", ".ipynb_checkpoints/1.png")
-    with pytest.warns(UserWarning, match=r": 3 hidden directories and images \(\.name\) are left out$"):
+    touch(odd_folder, "b/.hidden.png", "b/._1.JPG", "b/.ipynb_checkpoints/1.png", ".ipynb_checkpoints/1.png")
+    with pytest.warns(UserWarning, match=r": 4 hidden directories and images \(\.name\) are left out$"):
         folder = Folder(odd_folder)
     assert folder.class_names == ("Z", "a b", "b")
     names = [str(Path(folder.name(i)).relative_to(odd_folder)) for i in range(len(folder))]

@@ -89,6 +89,11 @@ def test_the_command_takes_a_run_or_weights(
     out = capsys.readouterr().out
     assert out.startswith(f"test top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}")
     assert "445 images of digits, Preprocessing(" in out
+    for flags, named in ((["--loader.threads", "2"], "--loader"), (["--data.image-size", "9"], "image_size given")):
+        assert main(["eval", "--weights", str(workdir), *flags]) == 2
+        assert named in capsys.readouterr().err
+    assert main(["eval", "--workdir", str(workdir), "--split", "train", "--head", "learned"]) == 2
+    assert capsys.readouterr().err == "jaxclf: eval --workdir does not use --split, --head\n"
     for args in ([], ["--weights", str(workdir), "--workdir", str(workdir)]):
         assert main(["eval", *args]) == 2
         assert "eval needs --workdir DIR, a run, or --weights FILE, and not both" in capsys.readouterr().err

@@ -241,7 +241,7 @@ def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path) -> None:
     whole, extended = tmp_path / "whole", tmp_path / "extended"
     loop.train(long, whole, quiet=True)
     first = loop.train(short, extended, quiet=True)
-    with pytest.raises(UsageError, match=r"holds a run of another config \(run\.epochs: 2 != 3\)"):
+    with pytest.raises(UsageError, match=r"holds a run of another config \(run\.epochs: 2 != 3\); .* by --extend$"):
         loop.train(long, extended, quiet=True)
     other = dataclasses.replace(long, optim=dataclasses.replace(long.optim, lr=0.2))
     with pytest.raises(UsageError, match=r"holds a run of another config \(optim\.lr: 0\.1 != 0\.2\)"):

@@ -1,0 +1,40 @@
+"""The flags that say which weights a command takes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxclf.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfWeights:
+    """The flags of commands that answer by weights."""
+
+    model: str | None = None
+    """Name of the backbone, where the weights do not say it."""
+    head: str | None = None
+    """Name of the head, where the weights do not say it; None is learned then."""
+    class_names: Path | None = None
+    """A text file with one class name a line, in class order; None is what the weights say."""
+    weights_key: str | None = None
+    """Key of the state dict in a PyTorch file that holds several, as model_ema."""
+    checkpoint: Literal["last", "best"] | int = "last"
+    """Checkpoint of a run: the newest, that of a step, or the best on its test images: a diagnosis, not a result."""
+
+    def given(self, file: Path) -> dict[str, Any]:
+        """Return the arguments of `weights.read` for a file."""
+        from jaxclf.training import weights
+
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(OfWeights)}
+        if weights.is_bare(file):
+            given["head"] = self.head or "learned"
+        return given | {"class_names": read_names(self.class_names)}
+
+
+def read_names(file: Path | None) -> tuple[str, ...] | None:
+    """Return the class names in a text file, one a line."""
+    try:
+        return None if file is None else tuple(file.read_text().splitlines())
+    except ValueError as error:
+        raise UsageError(f"{file} is no text of class names, one a line: {error}") from error
