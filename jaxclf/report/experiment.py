@@ -88,6 +88,10 @@ class Record:
     the same of "validation" where the run holds validation images out."""
     images_per_second: float
     environment: Mapping[str, str]
+    finished: str | None = None
+    """Time at which the run was complete, UTC, ISO 8601."""
+    seconds: float | None = None
+    """Wall-clock seconds of the run; None of one that was stopped and resumed."""
 
     def score(self, split: Split) -> float | None:
         """Return the top-1 of the end of the run on a split, in percent; None where that was not evaluated."""

@@ -22,6 +22,20 @@ def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}".replace("-", "\N{MINUS SIGN}")
 
 
+def duration(seconds: float | None) -> str:
+    """Return a time in two units; an en dash stands for none.
+
+    >>> duration(8.25), duration(200), duration(7500)
+    ('8.2 s', '3 min 20 s', '2 h 05 min')
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("jaxclf.report"),
     autoescape=True,
@@ -30,6 +44,7 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.filters["number"] = number
+TEMPLATES.filters["duration"] = duration
 TEMPLATES.globals["colours"] = pictures.COLOURS
 
 
@@ -41,9 +56,11 @@ def render(
     confusions: Mapping[str, Int[ndarray, "k k"]],
     class_names: Sequence[str],
     class_maps: Sequence[ClassMaps],
+    recipe: Mapping[str, str] | None = None,
 ) -> str:
     """Return the page: answer, table, learning curves, confusions, class maps, every run.
 
+    `recipe` holds fields of the config that all runs share, name -> text.
     `confusions` maps a row's label to its counts summed over seeds, rows being the true class. A part without data
     is left out, and a row without a run says so. The same input gives the same text, byte for byte.
     """
@@ -69,7 +86,9 @@ def render(
         confusions=_confusions(confusions, class_names),
         class_maps=[(maps.label, [_class_map(maps.one(n), n) for n in range(len(maps.images))]) for maps in class_maps],
         records=records,
-        facts=facts,
+        effort=_effort(records, len(table.rows) * len(table.seeds)),
+        recipe=recipe or {},
+        facts={key: "; ".join(values) for key, values in facts.items()},
         note=_environment_note(facts),
     )
 
@@ -84,7 +103,7 @@ def _verdict(groups: Iterable[Sequence[Summary]]) -> str:
     """Return the one sentence that a reader in a hurry takes away."""
     gaps = [row.gap for rows in groups for row in rows[1:] if row.gap is not None]
     judged = Counter(
-        "inside the noise" if gap.inside_noise else "better" if gap.mean > 0 else "worse"
+        "the same" if gap.inside_noise else "better" if gap.mean > 0 else "worse"
         for gap in gaps
         if gap.inside_noise is not None
     )
@@ -92,11 +111,30 @@ def _verdict(groups: Iterable[Sequence[Summary]]) -> str:
         return "No row can be compared with its baseline yet."
     if not judged:
         return "Fewer than two seeds are common to a row and its baseline: these gaps cannot be told from noise yet."
-    words = [word for word in ("inside the noise", "better", "worse") if judged[word]]
-    counts = [f"{judged[word]} {'is' if judged[word] == 1 else 'are'} {word}" for word in words]
-    listed = " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
-    n = judged.total()
-    return f"Of {n} row{'s' * (n > 1)} compared with the baseline, {listed}."
+    n, same = judged.total(), judged.pop("the same", 0)
+    if same == n:
+        return (
+            f"No difference found: {f'all {n} rows are' if n > 1 else 'the row is'} inside the noise of the baseline."
+        )
+    found = [f"{count} {'is' if count == 1 else 'are'} {word}" for word, count in sorted(judged.items())]
+    rest = f"; no difference was found in {same} other{'s' * (same > 1)}" if same else ""
+    return f"Of {n} row{'s' * (n > 1)} compared with the baseline, {' and '.join(found)}{rest}."
+
+
+def _effort(records: Sequence[Record], wanted: int) -> str:
+    """Say how many runs there are, when they ended and how long they took together."""
+    if not records:
+        return ""
+    days = sorted({record.finished[:10] for record in records if record.finished})
+    timed = [record.seconds for record in records if record.seconds is not None]
+    words = [f"{len(records)} of {wanted} runs"]
+    if days:
+        words.append(f"finished {' to '.join(dict.fromkeys((days[0], days[-1])))}")
+    if timed:
+        untimed = len(records) - len(timed)
+        without = f" without {untimed} that {'were' if untimed > 1 else 'was'} resumed or not timed" if untimed else ""
+        words.append(f"training time {duration(sum(timed))} in all{without}")
+    return f"{'; '.join(words)}."
 
 
 def _scores(table: Table, summaries: Sequence[Summary], records: Sequence[Record]) -> dict[str, str]:

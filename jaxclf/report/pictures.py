@@ -42,6 +42,13 @@ NAMED_CLASSES = 20
 """Confusion matrices up to this many classes name them on the axes and print counts."""
 
 
+SEED = 4.5
+"""Diameter of a seed's dot in a picture of scores, in CSS pixels."""
+
+LABEL_ROOM = 21
+"""Half of the width of a tick's label, in CSS pixels."""
+
+
 def grouped(table: Table) -> dict[str, list[Row]]:
     """Return the table's rows by group, both in the table's order."""
     return {row.group: [other for other in table.rows if other.group == row.group] for row in table.rows}
@@ -133,7 +140,7 @@ def draw_scores(
     top = 0.0
     for group, rows in groups.items():
         axes = axes_at(figure, left, top + head, width - left - right, len(rows) * step)
-        title = short(group, 38) if narrow else group
+        title = short(group, 43) if narrow else group
         _note(axes, (0, -0.5), (-0.75 * (left - 2), 14), title, fontweight="bold")
         points = {row.label: _points(row, records, table.score) for row in rows}
         _score_panel(axes, [by_label[row.label] for row in rows], points, row_colours(table), narrow=narrow)
@@ -161,7 +168,7 @@ def _score_panel(
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     pad = max(0.08 * (high - low), 0.15)
     axes.set(xlim=(low - pad, high + pad), ylim=(len(rows) - 0.5, -0.5), yticks=[])
-    axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 8, steps=[1, 2, 5, 10]) if values else FixedLocator([]))
+    axes.xaxis.set_major_locator(FixedLocator(_ticks(axes, 5 if narrow else 8) if values else []))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g} %"))
     axes.grid(axis="x", color=COLOURS["line"], linewidth=0.75)
     reference = rows[0].ours.mean
@@ -174,6 +181,29 @@ def _score_panel(
         _score_row(axes, y, summary, shown[summary.row.label], colours[summary.row.label])
 
 
+def _ticks(axes: Axes, most: int) -> list[float]:
+    """Return round values of the horizontal axis whose labels lie inside of the picture."""
+    low, high = axes.get_xlim()
+    width = axes.get_figure(root=True).bbox.width
+    ticks = [float(v) for v in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= v <= high]
+    return [v for v in ticks if LABEL_ROOM <= axes.transData.transform((v, 0))[0] <= width - LABEL_ROOM]
+
+
+def lanes(values: Sequence[float], apart: float) -> list[tuple[float, int]]:
+    """Return each value, in rising order, with the first lane whose last value is at least `apart` below it.
+
+    >>> lanes([3.0, 1.0, 1.0, 1.5], apart=1.0)
+    [(1.0, 0), (1.0, 1), (1.5, 2), (3.0, 0)]
+    """
+    ends: list[float] = []
+    placed = []
+    for value in sorted(values):
+        lane = next((lane for lane, end in enumerate(ends) if value - end >= apart), len(ends))
+        ends[lane : lane + 1] = [value]
+        placed.append((value, lane))
+    return placed
+
+
 def _score_row(axes: Axes, y: float, summary: Summary, points: Sequence[float], colour: str) -> None:
     paint = COLOURS[colour]
     axes.plot(axes.get_xlim(), [y, y], color=COLOURS["line"], linewidth=0.75, zorder=1)
@@ -181,7 +211,12 @@ def _score_row(axes: Axes, y: float, summary: Summary, points: Sequence[float], 
         axes.plot([summary.row.printed], [y], "D", mfc="none", mec=paint, mew=1.4, ms=8.5, zorder=5)
     if len(points) > 1:
         axes.plot([min(points), max(points)], [y, y], color=paint, alpha=0.35, linewidth=2.5, zorder=2)
-        axes.plot(points, [y] * len(points), "o", color=paint, alpha=0.55, ms=4.5, mew=0, zorder=3)
+        # Below the line, where the mean hides none, and equal ones below each other.
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        placed = lanes(points, SEED * (right - left) / axes.bbox.width)
+        step = min(SEED, 9 / max(1, *(lane for _, lane in placed)))
+        heights = [y + (9 + step * lane) * (bottom - top) / axes.bbox.height for _, lane in placed]
+        axes.plot([v for v, _ in placed], heights, "o", color=paint, alpha=0.7, ms=3.4, mew=0, zorder=3, clip_on=False)
     if summary.ours.mean is not None:
         axes.plot([summary.ours.mean], [y], "o", color=paint, ms=9, mew=0, zorder=4)
 

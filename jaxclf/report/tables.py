@@ -32,6 +32,9 @@ from jaxclf.training.weights import with_preprocessing
 
 Override = Callable[[Config], Config]
 
+ESSENTIAL = ("data.dataset", "data.batch_size", "optim.name", "optim.lr", "optim.schedule", "run.epochs")
+"""Fields of a config that a page shows even at their defaults."""
+
 POLL = 0.2
 """Seconds between two looks at whether somebody asked the table to stop."""
 
@@ -245,7 +248,15 @@ def render(table: Table, all_jobs: Sequence[Job], workdir: Path, *, root: Path) 
     maps = [_class_maps(job) for job in finished if job.config.model.head == "identity" and job.seed == table.seeds[0]]
     twin = root / table.baseline_results if table.baseline_results else None
     summaries = summarise(table, records, read_records(twin) if twin and twin.exists() else ())
-    html = page.render(table, summaries, records, confusions=confusions, class_names=names, class_maps=maps)
+    html = page.render(
+        table,
+        summaries,
+        records,
+        confusions=confusions,
+        class_names=names,
+        class_maps=maps,
+        recipe=shared_fields([job.config for job in all_jobs]),
+    )
     lines = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records)
     return _write(workdir, {"results.jsonl": lines, "table.md": markdown(table, summaries), "index.html": html})
 
@@ -295,7 +306,21 @@ def record_of(label: str, seed: int, result: Result, *, rows: Rows, environment:
         curve=[row for row in rows if evaluated_on(row)],
         images_per_second=result.images_per_second,
         environment=environment,
+        finished=result.finished,
+        seconds=result.seconds,
     )
+
+
+def shared_fields(configs: Sequence[Config]) -> dict[str, str]:
+    """Return the fields that all configs share, as text: those that are not at their default, and the `ESSENTIAL`."""
+    defaults, (first, *others) = Config().to_dict(), [config.to_dict() for config in configs]
+    return {
+        name: ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+        for section, fields in first.items()
+        for field, value in fields.items()
+        if all(other[section][field] == value for other in others)
+        and ((name := f"{section}.{field}") in ESSENTIAL or value != defaults[section][field])
+    }
 
 
 def _confusions(finished: Sequence[Job]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:

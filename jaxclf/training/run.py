@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -25,7 +26,7 @@ from jaxclf.training.run_directory import Result, Rows, RunDirectory
 from jaxclf.training.schedules import learning_rate
 from jaxclf.training.setup import Setup
 from jaxclf.training.step import TrainState
-from jaxclf.training.watch import Watch
+from jaxclf.training.watch import Watch, utc
 from jaxclf.training.weights import read_state_dict
 
 
@@ -40,6 +41,8 @@ class Run:
     watch: Watch
     rows: Rows
     """Rows of metrics.jsonl so far."""
+    began: float | None = None
+    """Clock at the start of a run that has no step behind it."""
     faults: Rows = dataclasses.field(default_factory=list)
     """Images that this process has skipped and the run directory does not name yet."""
 
@@ -131,6 +134,8 @@ class Run:
             trained = state.replace(average={"params": state.params, "batch_stats": state.batch_stats})
             plain = self._evaluated(trained, "test").metrics["top1"]
             result = dataclasses.replace(result, plain_top1=plain)
+        seconds = None if self.began is None else time.perf_counter() - self.began
+        result = dataclasses.replace(result, finished=utc(time.time()), seconds=seconds)
         self.directory.write("result.json", result.to_json())
         return result
 
@@ -216,7 +221,8 @@ def opened(
         together(lambda: stack.enter_context(watch))
         going_on = f", going on from step {place['step']:,} of {place['steps']:,}" if place["step"] else ""
         progress.say(f"{title}: {setup.header()}{going_on}")
-        yield Run(setup, directory, checkpoints, progress, watch, rows), state
+        began = None if place["step"] else time.perf_counter()
+        yield Run(setup, directory, checkpoints, progress, watch, rows, began), state
 
 
 def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) -> TrainState:

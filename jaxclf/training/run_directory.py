@@ -58,6 +58,11 @@ class Result:
     """Training throughput of the process that finished the run, first step of each compiled program left out; 0 if
     nothing was trained."""
     workdir: str
+    finished: str | None = None
+    """Time at which the run was complete, UTC, ISO 8601; None of an evaluation."""
+    seconds: float | None = None
+    """Wall-clock seconds from the first step to the end, compilation and evaluations included; None of a run that
+    several processes made one after the other."""
     plain_top1: float | None = None
     """Top-1 of the parameters themselves, where `top1` is that of their moving average."""
     skipped: int = 0
@@ -328,7 +333,7 @@ def environment(layout: Layout | None = None, stacked: int = 1) -> dict[str, str
         "processes": str(layout.hosts if layout else jax.process_count()),
         "stacked": str(stacked),
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"] or "default"),
-        "processor": f"{platform.machine()}, {cores()} cores",
+        "processor": f"{platform.machine()}, {cores()} core{'s' * (cores() > 1)}",
         # It splits its sums over them, so on CPU their number decides the last bit.
         "xla_threads": str(_xla_threads(device.platform)),
     }

@@ -217,11 +217,11 @@ class Watch:
 
     def _write_heartbeat(self) -> None:
         record = {
-            "time": _utc(self._now()),
+            "time": utc(self._now()),
             "doing": self._doing,
             "step": self._step,
             "of": self._steps,
-            "finished": None if self._finished is None else _utc(self._finished),
+            "finished": None if self._finished is None else utc(self._finished),
             **{name: round(value, 3) for name, value in self._values.items()},
             "process": os.getpid(),
             "host": socket.gethostname(),
@@ -279,5 +279,6 @@ def _tag(name: str) -> str:
     return f"{split}/{rest}" if split in SPLITS else name
 
 
-def _utc(seconds: float) -> str:
+def utc(seconds: float) -> str:
+    """Return a time, given in seconds since 1970, in ISO 8601."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -84,10 +85,59 @@ def test_a_row_shows_mean_spread_runs_gap_and_parameters_and_marks_a_gap_inside_
     # Differences -0.08, -0.01, 0.06: s = 0.07.
     assert line(demo, "orthogonal") == "98.20 ± 0.20|3|−0.01 ± 0.17, n 3 ≈|900|640|10.00 %"
     assert line(demo, "identity") == "–|not run|–|–|–|–"
-    assert "Of 2 rows compared with the baseline, 1 is inside the noise and 1 is worse." in text(demo)
+    assert "Of 2 rows compared with the baseline, 1 is worse; no difference was found in 1 other." in text(demo)
     assert "orthogonal −0.01 ± 0.17 (inside the noise); hadamard −1.21 ± 0.07; identity not run." in text(demo)
     assert "≈ marks a gap inside the noise: the interval holds 0" in text(demo)
     assert "rinted" not in text(demo)  # nothing was
+
+
+def test_a_table_without_differences_says_so_first() -> None:
+    records = [*three("learned", 90, 91, 92), *three("identity", 91, 90, 93)]
+    assert "No difference found: the row is inside the noise of the baseline." in page(table(), records)
+    records += [*three("hadamard", 90.1, 90.9, 92.2), *three("orthogonal", 95, 96, 97)]
+    said = "Of 3 rows compared with the baseline, 1 is better; no difference was found in 2 others."
+    assert said in page(table(), records)
+    assert "all 2 rows are inside the noise" in page(table(), records[:-3])
+
+
+def test_the_page_says_when_the_runs_ended_and_how_long_they_took() -> None:
+    day = "2026-11-2{}T23:59:00+00:00"
+    timed = [replace(run, finished=day.format(n), seconds=200.0) for n, run in enumerate(three("learned", 90, 91, 92))]
+    said = text(page(table(), timed))
+    assert "3 of 12 runs; finished 2026-11-20 to 2026-11-22; training time 10 min 00 s in all." in said
+    timed[1] = replace(timed[1], finished=None, seconds=None)
+    said = text(page(table(), timed))
+    assert "training time 6 min 40 s in all without 1 that was resumed or not timed." in said
+    assert "learned seed 1 91.00 99.50 0.0712 5,200 – learned seed 2" in said
+    assert "3 of 12 runs." in text(page(table(), three("learned", 90, 91, 92)))
+
+
+def test_the_recipe_stands_on_the_page(demo: str) -> None:
+    html = page(table(), [], recipe={"run.epochs": "15", "optim.lr": "0.1"})
+    assert "Recipe Fields that all runs share" in text(html)
+    assert "run.epochs 15 optim.lr 0.1" in text(html)
+    assert "Recipe" not in demo
+
+
+def test_a_narrow_page_names_the_column_in_every_cell(demo: str) -> None:
+    bodies = re.findall(r"<tbody>.*?</tbody>", demo, flags=re.S)
+    assert len(re.findall("<td data-name=", "".join(bodies))) == len(re.findall("<td", "".join(bodies))) > 50
+
+
+def test_equal_seeds_are_drawn_beside_each_other_and_no_label_is_cut() -> None:
+    given = table([Row("one", "g", {}), Row("two", "g", {})])
+    records = [*three("one", 99.3, 99.3, 99.3), *three("two", 98.44, 99.0, 99.56)]
+    for narrow, width in ((True, 350), (False, 1040)):
+        figure = pictures.draw_scores(given, summarise(given, records), records, width=width, narrow=narrow)
+        (axes,) = figure.axes
+        seeds = [line for line in axes.lines if len(line.get_xdata()) == 3 and line.get_marker() == "o"]
+        points = axes.transData.transform([xy for line in seeds for xy in line.get_xydata()])
+        gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)[~np.eye(6, dtype=bool)]
+        assert gaps.min() > 4
+        figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        assert len(boxes) > 2
+        assert all(0 <= box.x0 < box.x1 <= width for box in boxes)
 
 
 def test_rows_without_a_common_seed_have_no_gap() -> None:
