@@ -6,6 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 import jaxclf
 
 PACKAGE = Path(jaxclf.__file__).parent
@@ -74,6 +76,7 @@ def test_pure_rooms_reach_no_files_clocks_or_processes() -> None:
     assert not {name: found for name, found in reaching.items() if found}
 
 
+@pytest.mark.slow
 def test_training_and_its_page_import_neither_tensorflow_nor_torch_nor_pyplot(tmp_path: Path) -> None:
     """And another process finds a network of somebody else's in the directory that it stands in."""
     script = """

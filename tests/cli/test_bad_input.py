@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jaxclf.cli.main import COMMANDS, main
 from jaxclf.training.loop import train
 from jaxclf.training.weights import READ
+from tests.tiers import quick
 from tests.training.runs import config, recipe_of
 
 Case = tuple[list[str], dict[str, bytes]]
@@ -131,7 +132,7 @@ KINDS: dict[str, tuple[Callable[[], st.SearchStrategy[Case]], int]] = {
 """Kinds, and how many of each there are among 500; Hypothesis draws none twice."""
 
 
-@pytest.mark.parametrize("count", [70, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", quick([35, 500], 35))
 def test_bad_input_gives_one_line_and_changes_no_good_run(
     count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -253,6 +253,7 @@ def test_cutmix_weighs_targets_by_the_area_that_was_pasted() -> None:
     assert targets.tolist() == [[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]]
 
 
+@pytest.mark.slow
 def test_beside_each_other_mixup_and_cutmix_take_half_of_the_batches() -> None:
     config = AugmentConfig(mixup=1.0, cutmix=1.0)
     keys = jax.random.split(jax.random.key(0), 400)

@@ -99,7 +99,7 @@ def test_a_batch_is_a_pure_function_of_seed_epoch_and_index(data: DataConfig) ->
     ("loader", "data"),
     [
         (Loader(threads=5), "folder"),
-        (Loader(workers=2), "folder"),
+        pytest.param(Loader(workers=2), "folder", marks=pytest.mark.slow),
         pytest.param(Loader(workers=3, threads=2), "records", marks=pytest.mark.slow),
     ],
     indirect=["data"],

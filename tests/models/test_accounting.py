@@ -13,14 +13,14 @@ POOLS = ("average", "max")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "verdict", "row"),
     [
-        pytest.param(
+        (
             "table_5_5_savings",
             "12 of 12 printed numbers are reproduced to the printed digits",
             "| shufflenet_v2_x0_5, 102 classes | 446,342 | – | 162,822 | – | 63.52 | 63.52 |",
-            marks=pytest.mark.slow,
         ),
         (
             "table_6_1",
@@ -28,11 +28,10 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
             "| resnet50 | 4,121,924,096 | 4,121,924,096 | 118,013,952 | 118,013,952 "
             "| 2,048,000 | 2,048,000 | 0.05 | 0.05 |",
         ),
-        pytest.param(
+        (
             "figure_1_1",
             "Source: Z. Qian",
             "| mobilenet_v2 | 3,504,872 | – | 1,281,000 | – | 36.55 | – |",
-            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -21,6 +21,7 @@ from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
 from jaxclf.models.torch_weights import load_torch, to_torch
 from tests.models.drawn import drawn
+from tests.tiers import quick
 
 pytestmark = pytest.mark.long
 LENETS = {"lenet5_seed001": "lenet5_sigmoid", "lenet5_seed004": "lenet5", "lenetlike_seed004": "lenet_like"}
@@ -47,11 +48,9 @@ QUICK = [
     *LENETS,
     "resnet20_cifar10_A",
     "resnet20_cifar100_B",
-    *("rn32_cf100_exa", "rn32_cf100_exb_fixed_eye_no_bias", "rn32_cf100_exc_fixed_eye", "rn32_cf100_exg"),
-    *("resnet18_tv", "resnet50_tv", "mobilenet_v2_tv", "shufflenet_v2_x0_5_tv", "efficientnet_lite0_mlill"),
+    *("rn32_cf100_exa", "rn32_cf100_exb_fixed_eye_no_bias", "rn32_cf100_exg", "resnet18_tv"),
 ]
-"""Networks of the default tier: one of each structure but DenseNet's, which compiles for long, and VGG's 140 million
-weights."""
+"""Networks of the default tier: those that compile within three seconds."""
 
 
 def backbone_of(name: str) -> str:
@@ -152,9 +151,7 @@ def check_count(name: str, record: dict[str, Any]) -> None:
         assert counted.total("flops_2020") == record["macs_ptflops_2020"]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", quick(NETWORKS, *QUICK))
 def test_a_network_is_its_reference(name: str, golden: Any, reference: dict[str, Any], state_dict: Any) -> None:
     """Its operations are counted, its tensors come back to the bit, its logits are right."""
     record, model, given = reference[name], model_of(name), state_dict(name)
@@ -171,7 +168,7 @@ def test_a_network_is_its_reference(name: str, golden: Any, reference: dict[str,
         assert logits.argmax(1).tolist() == answer["argmax"]
 
 
-@pytest.mark.parametrize("name", ["vgg16_bn_tv", "densenet121_tv"])
+@pytest.mark.parametrize("name", ["vgg16_bn_tv", "mobilenet_v2_tv", "shufflenet_v2_x0_5_tv"])
 def test_operations_and_tensors_of_slow_networks_are_the_references(name: str, reference: dict[str, Any]) -> None:
     check_count(name, reference[name])
     load_torch(
@@ -226,7 +223,9 @@ def test_one_error_lists_every_fault_of_a_state_dict(state_dict: Any) -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["lenet5_seed004", "resnet20_cifar10_B", "densenetbc100_12_cifar10"])
+@pytest.mark.parametrize(
+    "name", quick(["lenet5_seed004", "resnet20_cifar10_B", "densenetbc100_12_cifar10"], "lenet5_seed004")
+)
 def test_every_key_of_a_reference_is_needed(name: str, state_dict: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_weights, "SHOWN", 1000)
     weights = state_dict(name)

@@ -12,13 +12,14 @@ from jaxclf.models.classifier import create_model
 from jaxclf.models.count import equations
 from jaxclf.models.heads import list_heads
 from jaxclf.models.pooling import POOLS
+from tests.tiers import quick
 
 STRUCTURES: dict[Any, str] = {}
 """The first name of each class and choice of parts, as VGG with and without norm: the default tier."""
 for name in list_models():
     variant = BACKBONES.resolve(name)
     STRUCTURES.setdefault((variant.module, *(one for one in variant.fields.values() if isinstance(one, bool))), name)
-CHOSEN = [pytest.param(name, marks=() if name in STRUCTURES.values() else pytest.mark.slow) for name in list_models()]
+CHOSEN = quick(list_models(), *STRUCTURES.values())
 
 
 def trace(module: Any, side: int, dtype: Any) -> tuple[list[Any], Any, dict[str, Any]]:

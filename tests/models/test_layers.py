@@ -11,6 +11,7 @@ import pytest
 from jaxclf.models.classifier import create_model
 from jaxclf.models.layers import depthwise
 from tests.models.drawn import drawn
+from tests.tiers import quick
 from tests.training.runs import TINY
 
 FLAX: dict[str, Any] = {
@@ -32,13 +33,16 @@ def answer(convolve: Any, x: jax.Array, kernel: jax.Array, strides: Sequence[int
 
 @pytest.mark.parametrize(
     ("size", "taps", "strides", "padding"),
-    [
-        ((8, 8), (3, 3), (1, 1), [(1, 1), (1, 1)]),
-        ((9, 8), (3, 3), (2, 2), [(1, 1), (1, 1)]),
+    quick(
+        [
+            ((8, 8), (3, 3), (1, 1), [(1, 1), (1, 1)]),
+            ((9, 8), (3, 3), (2, 2), [(1, 1), (1, 1)]),
+            ((9, 8), (5, 5), (2, 2), [(1, 2), (2, 1)]),
+            ((7, 11), (3, 5), (3, 1), [(0, 0), (2, 0)]),
+            ((1, 1), (3, 3), (1, 1), [(1, 1), (1, 1)]),
+        ],
         ((9, 8), (5, 5), (2, 2), [(1, 2), (2, 1)]),
-        ((7, 11), (3, 5), (3, 1), [(0, 0), (2, 0)]),
-        ((1, 1), (3, 3), (1, 1), [(1, 1), (1, 1)]),
-    ],
+    ),
 )
 def test_a_depthwise_convolution_is_xlas_with_its_gradients(
     size: tuple[int, int], taps: tuple[int, int], strides: tuple[int, int], padding: list[tuple[int, int]]

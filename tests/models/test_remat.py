@@ -33,6 +33,7 @@ from jaxclf.models.count import count
 from jaxclf.models.layers import BatchNorm
 from jaxclf.models.stages import blocks
 from tests.models.drawn import drawn
+from tests.tiers import quick
 
 SMALL = {
     "resnet_cifar": (functools.partial(CifarResNet, 8, shortcut="B"), 32),
@@ -129,7 +130,7 @@ def traces(family: str, remat: Remat) -> tuple[Any, list[Any], list[Any], int]:
     return traverse_util.flatten_dict(variables), operations(drawing), operations(loss), size
 
 
-@pytest.mark.parametrize("family", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in SMALL])
+@pytest.mark.parametrize("family", quick(SMALL, *QUICK))
 def test_a_step_computes_the_same_in_the_same_order_and_stores_less(family: str) -> None:
     """Gradients are JAX's of this program: jax.checkpoint changes what they store, and no number."""
     variables, drawing, loss, without = traces(family, "none")
@@ -188,7 +189,7 @@ def test_a_block_or_a_stage_stores_its_input_alone(unit: Remat, inputs: int) -> 
     assert channels(CifarResNet(14, remat=unit), 32, 16) == {32: inputs}  # of layer3_0; of layer2_1 before it
 
 
-@pytest.mark.parametrize(("depth", "layers"), [(16, 2), (28, 4)])
+@pytest.mark.parametrize(("depth", "layers"), quick([(16, 2), (28, 4)], (16, 2)))
 def test_what_a_dense_block_stores_grows_with_its_depth_and_not_with_the_square(depth: int, layers: int) -> None:
     entering = (8 + 4 * layers) // 2
     leaving = entering + 4 * layers  # the transition's input

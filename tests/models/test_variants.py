@@ -19,6 +19,7 @@ from jaxclf.models.torch_weights import load_torch
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.step import Program, init_state, train_step
 from tests.models.drawn import drawn
+from tests.tiers import quick
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "th_rn18_512_scratch": {"num_classes": 512},
@@ -43,7 +44,9 @@ def our_key(key: str) -> str:
     return key.replace("classifier.2.", "fc.").replace("classifier.0.", "fc.").removeprefix("features.")
 
 
-@pytest.mark.parametrize(("name", "parameters"), list(zip(NETWORKS, PARAMETERS, strict=True)))
+@pytest.mark.parametrize(
+    ("name", "parameters"), quick(zip(NETWORKS, PARAMETERS, strict=True), ("th_rn18_512_id_scratch", 11_176_512))
+)
 def test_the_thesiss_resnet18_have_their_parameters_and_answer_as_the_reference(
     name: str, parameters: int, golden: Any
 ) -> None:

@@ -30,6 +30,7 @@ from jaxclf.training.run_directory import RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.weights import WeightRecord, Weights, convert, read, read_state_dict, with_preprocessing, write
 from tests.models.drawn import drawn
+from tests.tiers import quick
 
 StateDict = dict[str, np.ndarray]
 
@@ -100,7 +101,7 @@ REBUILT = {
 }
 
 
-@pytest.mark.parametrize("name", REBUILT)
+@pytest.mark.parametrize("name", quick(REBUILT, "resnet18"))
 def test_maps_leaves_exactly_the_rebuilt_conv_at_its_start(name: str, state_dict: Any) -> None:
     given = state_dict(name + ("_mlill" if name == "efficientnet_lite0" else "_tv"))
     model = create_model(name, num_classes=10, maps=10, head="identity")
@@ -319,6 +320,7 @@ def published() -> Weights:
     return read(file, model="efficientnet_lite0", head="learned")
 
 
+@pytest.mark.slow
 def test_published_efficientnet_weights_answer_as_their_own_code(published: Weights) -> None:
     # Measured with the package's PyTorch code on torch.linspace(-1, 1, 3*224*224).view(1, 3, 224, 224).
     images = np.linspace(-1, 1, 3 * 224 * 224, dtype=np.float32).reshape(1, 3, 224, 224).transpose(0, 2, 3, 1)

@@ -21,6 +21,7 @@ from jaxclf.data import augment as ours
 from jaxclf.data import rand_augment
 from jaxclf.data.colour import HUE, Jitter, apply_jitter, draw_jitter, shift_hue
 from jaxclf.data.rand_augment import OPERATIONS, Operations, apply_rand_augment, draw_rand_augment
+from tests.tiers import quick
 
 HEIGHT, WIDTH = 24, 20
 stats: Any = untyped  # scipy's annotations do not know what its tests return
@@ -82,7 +83,9 @@ def same_frequencies(mine: np.ndarray, other: np.ndarray, cells: int) -> None:
     assert stats.chi2_contingency(counts).pvalue > LEVEL
 
 
-@pytest.mark.parametrize(("kind", "channels"), [(0, 3), (1, 3), (2, 3), (3, 3), (0, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("kind", "channels"), quick([(0, 3), (1, 3), (2, 3), (3, 3), (0, 1), (1, 1)], (1, 3), (3, 3), (0, 1))
+)
 def test_each_jitter_gives_torchvisions_pixels(kind: int, channels: int, functional: Any) -> None:
     rng = np.random.default_rng(kind)
     if kind == HUE:
@@ -183,7 +186,7 @@ def test_every_magnitude_of_rand_augment_gives_torchvisions_pixels(size: tuple[i
         check_rand_augment(images, magnitude, compiled=False)  # op by op: nothing is compiled anew
 
 
-@pytest.mark.parametrize("pad", [3, 7])
+@pytest.mark.parametrize("pad", quick([3, 7], 3))
 @pytest.mark.parametrize(("pad_mode", "theirs"), [("zero", "constant"), ("reflect", "reflect")])
 def test_a_crop_is_that_of_torchvisions_padded_image(pad: int, pad_mode: str, theirs: str, functional: Any) -> None:
     images, indices, key = pictures(), np.arange(5, dtype=np.int32), jax.random.key(1)
@@ -411,14 +414,16 @@ def test_operations_are_drawn_as_by_torchvision(transforms: Any, monkeypatch: py
     assert stats.chi2_contingency(table).pvalue > LEVEL
 
 
-@pytest.mark.parametrize("alpha", [0.2, *(pytest.param(alpha, marks=pytest.mark.slow) for alpha in (1.0, 3.0))])
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_mixups_share_is_drawn_as_by_torchvision(alpha: float, transforms: Any) -> None:
     theirs = importlib.import_module("torchvision.transforms.v2").MixUp(alpha=alpha, num_classes=2)
     mine = draws(lambda key: ours.draw_mixup(alpha, key))
     same_distribution(mine, np.array([theirs.make_params([])["lam"] for _ in range(THEIRS)]))
 
 
-@pytest.mark.parametrize("alpha", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_cutmixs_rectangle_is_drawn_as_by_torchvision(alpha: float, transforms: Any) -> None:
     theirs = importlib.import_module("torchvision.transforms.v2").CutMix(alpha=alpha, num_classes=2)
     image = torch_images(np.zeros((2, HEIGHT, WIDTH, 3), np.float32))

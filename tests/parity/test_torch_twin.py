@@ -25,6 +25,7 @@ pytest.importorskip("torch.nn", reason="parity with PyTorch needs the extra `par
 from benchmarks import torch_networks  # noqa: E402
 from tests.parity import torch_twin  # noqa: E402
 from tests.parity.pairs import model_of, pair  # noqa: E402
+from tests.tiers import quick  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--model.backbone", "tests.tiny:Tiny")
@@ -50,7 +51,7 @@ def assert_forward(config: ModelConfig, shape: tuple[int, int, int], *, jit: boo
 
 
 @pytest.mark.parametrize("head", ["learned", "orthogonal", "hadamard", "hadamard_printed", "identity"])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", quick([True, False], True))
 def test_heads_answer_the_same(head: str, bias: bool) -> None:
     assert_forward(ModelConfig("resnet8", head, bias=bias), (8, 8, 3))
 
@@ -196,6 +197,7 @@ def get_table():
 """
 
 
+@pytest.mark.slow
 def test_the_twins_of_a_table_are_trained_once_and_gathered(
     tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,11 +14,10 @@ from PIL import Image
 from jaxclf.data.transforms import TORCHVISION, preprocess
 from jaxclf.models.classifier import create_model
 from jaxclf.models.torch_weights import load_torch, to_torch
+from tests.tiers import quick
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet_v2", "densenet121"))]
-)
+@pytest.mark.parametrize("name", quick(["resnet18", "mobilenet_v2", "densenet121"], "resnet18"))
 def test_answers_are_those_of_torchvisions_own_module(name: str, torchvision: Any, golden: Any) -> None:
     torch: Any = importlib.import_module("torch")
     torch.manual_seed(0)

@@ -271,6 +271,7 @@ def test_flags_that_make_no_sense_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_driver_leaves_its_gpu_to_the_runs(tmp_path: Path) -> None:
     """With a platform that does not exist, the first use of a device would fail."""
     script = """

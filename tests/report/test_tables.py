@@ -19,6 +19,7 @@ from jaxclf.config import Config
 from jaxclf.errors import RunError, UsageError
 from jaxclf.report import tables
 from tests.report.two_heads import get_table
+from tests.tiers import quick
 
 RUNS = ["learned-head/seed0", "learned-head/seed1", "identity/seed0", "identity/seed1"]
 
@@ -212,7 +213,7 @@ DRIVER = (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", quick([signal.SIGTERM, signal.SIGINT, signal.SIGKILL], signal.SIGTERM))
 def test_processes_of_a_table_end_with_it(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-c", DRIVER, SLEEPER, str(tmp_path)]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

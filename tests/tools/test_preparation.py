@@ -425,6 +425,7 @@ def elsewhere(root: Path, *calls: str, timeout: float) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_killed_at_some_moments_and_before_some_changes(tmp_path):
     elsewhere(tmp_path, "kill_after_moments(root / 'moments')", "kill_before_changes(root, step=110)", timeout=60)
 

@@ -43,6 +43,7 @@ def measured(setup: Setup, loader: Loader = IN_THREADS) -> Iterator[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_stage_of_a_stream_has_a_rate(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(bench(f"folder:{photo_folder}", "--loader.threads", "2")) == 0
     out, err = capsys.readouterr()

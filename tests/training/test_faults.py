@@ -29,6 +29,7 @@ from jaxclf.training.evaluation import evaluate_split, restore
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.step import TrainState
+from tests.tiers import quick
 from tests.training.runs import config, ended, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -361,7 +362,7 @@ def test_what_the_disk_refuses_for_is_said_behind_a_long_path() -> None:
 
 @pytest.mark.filterwarnings("default:heartbeat failed")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads, as they fail
-@pytest.mark.parametrize(("failed", "kept"), [(32, 24), (42, 40)], ids=["inside an epoch", "at the end of an epoch"])
+@pytest.mark.parametrize(("failed", "kept"), quick([(32, 24), (42, 40)], (32, 24)))
 def test_full_disk_stops_with_the_step_and_goes_on_when_there_is_room(
     failed: int,
     kept: int,
@@ -404,7 +405,7 @@ def test_full_disk_stops_with_the_step_and_goes_on_when_there_is_room(
 # Divergence.
 
 
-@pytest.mark.parametrize("every", [None, 5])
+@pytest.mark.parametrize("every", quick([None, 5], 5))
 def test_divergence_stops_with_its_step_and_keeps_a_good_checkpoint(
     every: int | None, recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -496,15 +497,15 @@ def run_with_warnings(command: list[str], capfd: pytest.CaptureFixture[str]) -> 
     return code, [line for line in err.splitlines() if line.startswith("jaxclf: ")]
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize("damage", quick(DAMAGES, "cut", "delete_record", "empty_metrics"))
 def test_damaged_newest_checkpoint_is_named_set_aside_and_done_without(
-    damage: Callable[[Path], None],
+    damage: str,
     recipe: str,
     unfinished: Path,
     whole: tuple[Path, Result],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    damage(unfinished / "checkpoints" / "63")
+    DAMAGES[damage](unfinished / "checkpoints" / "63")
     code, lines = run_with_warnings(["train", recipe, "--workdir", str(unfinished)], capfd)
     assert code == 0
     assert len(lines) == 1

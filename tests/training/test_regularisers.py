@@ -15,6 +15,7 @@ from jaxclf.training import losses
 from jaxclf.training.loop import train
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.step import Program, TrainState, init_state, train_step
+from tests.tiers import quick
 
 SHAPES = [(3, 3, 4, 8), (1, 1, 4, 8), (1, 1, 8, 8), (3, 3, 1, 64)]
 """Wide, tall, square and tall as out x (in*kh*kw)."""
@@ -80,7 +81,9 @@ def one_step(**options: Any) -> tuple[Program, TrainState, TrainState]:
     return program, before, jax.jit(train_step, static_argnums=0)(program, before, images, labels, labels)
 
 
-@pytest.mark.parametrize(("kind", "which", "convs"), [("so", "last", 1), ("dso", "last", 1), ("so", "all", 2)])
+@pytest.mark.parametrize(
+    ("kind", "which", "convs"), quick([("so", "last", 1), ("dso", "last", 1), ("so", "all", 2)], ("so", "last", 1))
+)
 def test_a_step_adds_the_regularisers_gradient_and_reports_its_value_apart(
     kind: Literal["so", "dso"], which: Literal["last", "all"], convs: int
 ) -> None:

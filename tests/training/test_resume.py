@@ -22,6 +22,7 @@ from jaxclf.errors import UsageError
 from jaxclf.training import loop
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.run_directory import RunDirectory, read_config
+from tests.tiers import quick
 from tests.training.runs import TINY, Stop, complete_steps, config, ended, recipe_of, rows_of, stop_before_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,9 +74,7 @@ def check_end(name: str, workdir: Path, uninterrupted: Callable[[str], Path]) ->
     assert ended(workdir) == ended(uninterrupted(name))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LATER else ()) for name in CONFIGS]
-)
+@pytest.mark.parametrize("name", quick(CONFIGS, *(name for name in CONFIGS if name not in LATER)))
 def test_run_stopped_three_times_equals_the_uninterrupted_one(
     name: str, tmp_path: Path, uninterrupted: Callable[[str], Path]
 ) -> None:
@@ -102,7 +101,7 @@ def stop_at_call(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, numb
 @pytest.mark.parametrize(
     ("owner", "method", "number", "after"),
     [
-        pytest.param(RunDirectory, "write_rows", 2, False, id="before the second epoch's row"),
+        pytest.param(RunDirectory, "write_rows", 2, False, id="before the second epoch's row", marks=SLOW),
         pytest.param(RunDirectory, "write_rows", 2, True, id="between the row and its checkpoint"),
         pytest.param(
             RunDirectory, "write", 6, True, id="between metrics.csv and metrics.jsonl of an epoch", marks=SLOW
@@ -115,7 +114,9 @@ def stop_at_call(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, numb
             id="between the last checkpoint and the predictions",
             marks=SLOW,
         ),
-        pytest.param(RunDirectory, "write_predictions", 1, True, id="between the predictions and the result"),
+        pytest.param(
+            RunDirectory, "write_predictions", 1, True, id="between the predictions and the result", marks=SLOW
+        ),
     ],
 )
 def test_run_stopped_between_two_files_equals_the_uninterrupted_one(

@@ -28,6 +28,7 @@ def diverge(patch: pytest.MonkeyPatch, *, seed: int, step: int, stop: int = 1000
     patch.setattr(loop, "train_steps", spoiling)
 
 
+@pytest.mark.slow
 def test_it_goes_back_once_and_says_so_and_a_kill_after_that_changes_no_bit(tmp_path: Path) -> None:
     given, other = config(rollbacks=2), reseeded(0, 1)
     with pytest.MonkeyPatch.context() as patch:

@@ -17,6 +17,7 @@ from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.run_directory import RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.stack import check_stack, room, step_bytes, train_stacked
+from tests.tiers import quick
 from tests.training.runs import config
 
 
@@ -82,7 +83,7 @@ def test_the_memory_of_a_step_grows_with_the_runs() -> None:
     assert 1.8 < two / one < 2.2
 
 
-@pytest.mark.parametrize("others", [["--executor", "ray"], ["--jobs", "2"]])
+@pytest.mark.parametrize("others", quick([["--executor", "ray"], ["--jobs", "2"]], ["--jobs", "2"]))
 def test_one_program_is_not_shared_out(others: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     experiment = Path(__file__).parents[2] / "experiments" / "digits_heads.py"
     assert main(["table", str(experiment), "--workdir", str(tmp_path / "w"), "--stack", *others]) == 2
