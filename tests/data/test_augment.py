@@ -68,6 +68,7 @@ def test_pixels_are_one_of_the_crops_of_the_zero_padded_image(pad: int, flip: bo
         assert (candidates(image, pad, flip) == pixels).all((1, 2, 3)).any()
 
 
+@pytest.mark.slow
 def test_every_crop_and_mirror_is_equally_likely() -> None:
     images = pictures()
     indices = np.arange(50, dtype=np.int32)
@@ -132,6 +133,7 @@ def test_with_crop_and_mirror_alone_pixels_are_cropped_exactly_and_normalised(co
     assert np.abs(got - compiled(normalise, static_argnums=(1, 2))(cropped, MEAN, STD)).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_every_part_leaves_an_example_the_same_in_every_batch() -> None:
     """All batches are of three images, which share one compiled chain."""
     images, key = pictures(6), jax.random.key(3)

@@ -74,6 +74,7 @@ def close(a: TrainState, b: TrainState) -> None:
         assert np.abs(np.asarray(leaf) - other).max() <= 2e-4 * scale, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_four_steps_in_one_call_are_four_steps(setup: Any) -> None:
     program, data, arrays = setup
     indices = order.epoch_order(0, 0, len(data.splits["train"].labels))[:64].reshape(4, 16)

@@ -156,17 +156,17 @@ def trained(family: str, remat: Remat) -> Any:
         return step(variables.pop("params"), variables, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "unit"),
     [
-        ("resnet_cifar", "block"),
         *(
-            pytest.param(*one, marks=pytest.mark.slow)
-            for one in (
-                *(("resnet_cifar", "stage"), ("densenet_cifar", "block"), ("densenet_cifar", "stage")),
-                *(("resnet_bottleneck", "stage"), ("mobilenet_v2", "block")),
-            )
+            ("resnet_cifar", "block"),
+            ("resnet_cifar", "stage"),
+            ("densenet_cifar", "block"),
+            ("densenet_cifar", "stage"),
         ),
+        *(("resnet_bottleneck", "stage"), ("mobilenet_v2", "block")),
     ],
 )
 def test_no_number_of_a_step_changes(family: str, unit: Remat) -> None:

@@ -144,6 +144,7 @@ def test_dropout_drops_whole_features_in_training_alone() -> None:
     np.testing.assert_allclose(np.asarray(dropped)[kept], 2 * np.asarray(whole)[kept], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_steps_dropout_is_a_function_of_seed_and_step() -> None:
     @functools.cache
     def step(dropout: float) -> tuple[Any, Any]:

@@ -185,6 +185,7 @@ def test_a_sweep_runs_what_is_missing_and_names_the_best(
     assert labels == ["lr=0.1", "lr=0.1", "lr=1e-9", "lr=1e-9"]
 
 
+@pytest.mark.slow
 def test_a_sweep_on_validation_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", TINY, "--workdir", str(tmp_path), "--grid", "optim.lr=0.1", "--seeds", "0"]
     assert main([*command, "--data.validation", "0.2"]) == 0

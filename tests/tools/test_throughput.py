@@ -62,6 +62,7 @@ def test_every_stage_of_a_stream_has_a_rate(photo_folder: Path, capsys: pytest.C
     assert re.search(r"; the slowest stage is (read|decode|transform), \d+ % of a thread's time\.", verdict)
 
 
+@pytest.mark.slow
 def test_a_resident_set_has_a_step_and_its_augmentation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(bench("digits")) == 0
     first, nothing, *lines, verdict = capsys.readouterr().out.splitlines()
@@ -83,6 +84,7 @@ def test_a_set_without_test_images_is_measured(own_imagenet: Path) -> None:
         assert [*rates(lines)] == STAGES[:5]
 
 
+@pytest.mark.slow
 def test_broken_images_do_not_stop_it(photo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = shutil.copytree(photo_folder, tmp_path / "set")
     for file in root.glob("train/*/[0-4].jpg"):

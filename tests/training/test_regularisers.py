@@ -111,6 +111,7 @@ def test_a_step_adds_the_regularisers_gradient_and_reports_its_value_apart(
     assert kind not in plain.sums
 
 
+@pytest.mark.slow
 def test_the_metrics_have_the_regulariser_in_a_last_column_where_it_is_on(tmp_path: Path) -> None:
     config = Config(
         data=DataConfig(batch_size=338),

@@ -50,8 +50,6 @@ CONFIGS = {
     ),
 }
 SLOW = pytest.mark.slow
-LATER = ("saves where it does not evaluate", "smaller last batch", "four steps a dispatch", "every option at once")
-"""Slow: the last three cost a second compilation each."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ def check_end(name: str, workdir: Path, uninterrupted: Callable[[str], Path]) ->
     assert ended(workdir) == ended(uninterrupted(name))
 
 
-@pytest.mark.parametrize("name", quick(CONFIGS, *(name for name in CONFIGS if name not in LATER)))
+@pytest.mark.parametrize("name", quick(CONFIGS, "saves inside epochs"))
 def test_run_stopped_three_times_equals_the_uninterrupted_one(
     name: str, tmp_path: Path, uninterrupted: Callable[[str], Path]
 ) -> None:

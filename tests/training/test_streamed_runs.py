@@ -177,6 +177,7 @@ def test_what_is_skipped_is_named_once_counted_and_kept(
     assert "skipped" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_that_skips_goes_on_with_the_same_bits(broken: Path, tmp_path: Path, quiet_warnings: None) -> None:
     skipping = config(broken, on_error="skip")
     loop.train(skipping, tmp_path / "undisturbed", quiet=True)

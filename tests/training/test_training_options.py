@@ -183,6 +183,7 @@ def test_a_fixed_head_stays_what_it_was_in_a_residual_network(name: Any, turn: t
     check_fixed(program_of("resnet8", "orthogonal", dtype, optim=optim), 8)
 
 
+@pytest.mark.slow
 def test_bfloat16_training_stays_near_float32_with_float32_parameters() -> None:
     wide, narrow = (
         run(program_of(TINY, dtype=dtype, optim=OptimConfig(lr=0.01)), 3, 8) for dtype in ("float32", "bfloat16")
