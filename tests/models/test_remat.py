@@ -160,13 +160,8 @@ def trained(family: str, remat: Remat) -> Any:
 @pytest.mark.parametrize(
     ("family", "unit"),
     [
-        *(
-            ("resnet_cifar", "block"),
-            ("resnet_cifar", "stage"),
-            ("densenet_cifar", "block"),
-            ("densenet_cifar", "stage"),
-        ),
-        *(("resnet_bottleneck", "stage"), ("mobilenet_v2", "block")),
+        *(("resnet_cifar", "block"), ("resnet_cifar", "stage"), ("resnet_bottleneck", "stage")),
+        *(("densenet_cifar", "block"), ("densenet_cifar", "stage"), ("mobilenet_v2", "block")),
     ],
 )
 def test_no_number_of_a_step_changes(family: str, unit: Remat) -> None:
@@ -214,6 +209,7 @@ class Net(nn.Module):
         return blocks(functools.partial(Noisy, name="noisy"))(self, x, train)
 
 
+@pytest.mark.slow
 def test_dropout_draws_one_mask_for_both_passes_and_statistics_move_once() -> None:
     x = jnp.tile(jnp.asarray([1.0, 3.0]).reshape(2, 1, 1, 1), (1, 4, 4, 1))
     variables = Net(remat="block").init(jax.random.key(0), x, train=False)

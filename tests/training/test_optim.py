@@ -200,7 +200,7 @@ FREEZES: Any = (("all", ("backbone/*",)), ("weights", ("*/bias", "head/scale")),
 """With what decays."""
 
 
-@pytest.mark.parametrize("name", quick(NAMES, "sgd", "adam"))
+@pytest.mark.parametrize("name", quick(NAMES, "adam"))
 def test_what_is_frozen_stays_to_the_bit(name: Any) -> None:
     rng = np.random.default_rng(0)
     draw: Any = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731

@@ -235,6 +235,7 @@ def test_twenty_kills_change_no_bit(recipe: Path, tmp_path: Path) -> None:
     assert sum(hit.writing for hit in hits) >= 5, hits
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_given_more_epochs(tmp_path: Path) -> None:
     short, long = config(epochs=2), config(epochs=3)
     whole, extended = tmp_path / "whole", tmp_path / "extended"

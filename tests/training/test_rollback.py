@@ -55,6 +55,7 @@ def test_it_goes_back_once_and_says_so_and_a_kill_after_that_changes_no_bit(tmp_
         assert (again.sha256, again.rollbacks) == (result.sha256, 1)
 
 
+@pytest.mark.slow
 def test_it_stops_when_it_has_gone_back_as_often_as_it_may(tmp_path: Path) -> None:
     """No batch of a fresh network has so low a loss."""
     with pytest.warns(UserWarning, match="going back to step 0") as caught, pytest.raises(RunError) as error:

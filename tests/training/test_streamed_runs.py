@@ -86,6 +86,7 @@ def test_a_finished_run_evaluates_to_its_result(undisturbed: Path, photo_folder:
     assert (again.sha256, again.top1, again.loss) == (result["sha256"], result["top1"], result["loss"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_inside_an_epoch_with_other_readers(
     undisturbed: Path, photo_folder: Path, tmp_path: Path
 ) -> None:

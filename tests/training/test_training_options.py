@@ -81,6 +81,7 @@ def test_batchnorm_sees_the_parts_one_after_the_other() -> None:
     np.testing.assert_allclose(parts.batch_stats["backbone"]["bn1"]["running_mean"], mean, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_average_follows_parameters_and_statistics_and_is_what_is_evaluated() -> None:
     program = program_of(TINY, optim=OptimConfig(ema=0.75))
     state = init_state(program, (8, 8, 1), 0, 0)
@@ -109,6 +110,7 @@ def test_a_test_image_is_answered_by_the_mean_logits_of_its_views() -> None:
     assert float(sums["loss"]) == pytest.approx(float(loss), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_recalibration_is_the_mean_over_batches_whatever_was_there_before() -> None:
     program = program_of(TINY)
     state = run(program, 2, side=8)
