@@ -14,6 +14,7 @@ from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
 from jaxclf.models.pooling import POOLS, Power, create_pool
 from tests.models.drawn import drawn
+from tests.tiers import quick
 
 
 def maps(*values: float) -> jax.Array:
@@ -133,7 +134,7 @@ def test_relu_before_the_pool_removes_what_is_negative() -> None:
     np.testing.assert_allclose(rectified.apply(variables, IMAGES, method="class_maps"), positive, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("pool", ["max", "power", "attention"])
+@pytest.mark.parametrize("pool", quick(["max", "power", "attention"], "power"))
 def test_class_maps_do_not_depend_on_the_pool(pool: str) -> None:
     average, other = (resnet(pool=name) for name in ("average", pool))
     variables = drawn(other, 16, 16, 3)
