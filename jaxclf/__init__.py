@@ -2,10 +2,14 @@
 
 import importlib
 import importlib.metadata
+import sys
 from typing import TYPE_CHECKING, Any
 
 from jaxclf.config import Config
 from jaxclf.errors import RunError, UsageError
+
+if sys.platform == "win32":
+    raise ImportError("jaxclf does not run on Windows: install it under WSL 2, on Linux or on macOS")
 
 if TYPE_CHECKING:
     from jaxclf.models.backbones import list_models

@@ -72,14 +72,14 @@ class DataConfig:
     """Side of the images in pixels. Resident sets: resized bilinear when they are read, None keeps them as they are.
     Streamed sets: what crops are cut to, must be given."""
     mean: tuple[float, ...] | None = None
-    """Normalisation mean per channel on the 0..1 scale; None is the data set's own constant."""
+    """Normalisation mean per channel on the 0..1 scale; None is that of model.weights, else the data set's constant."""
     std: tuple[float, ...] | None = None
-    """Normalisation standard deviation per channel on the 0..1 scale; None is the data set's own constant."""
+    """Normalisation standard deviation per channel on the 0..1 scale; None as for the mean."""
     resize: Count | None = None
     """Streamed sets: short side in pixels that test images are resized to before the centre crop of image_size; None is
-    8/7 of it, 256 for 224."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Streamed sets: PIL's filter, which smooths when it shrinks."""
+    in proportion what model.weights want, else 8/7 of it, 256 for 224."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Streamed sets: PIL's filter, which smooths when it shrinks; None is that of model.weights, else bilinear."""
     pixels: Literal["exact", "fast"] = "exact"
     """Streamed sets. exact: those of torchvision on PIL; fast: others, from libjpeg's scaled decoding and OpenCV's
     resizing (extra `fast`)."""

@@ -12,7 +12,7 @@ from jaxclf.config import DataConfig
 from jaxclf.data.facts import SPLITS, Facts
 from jaxclf.data.order import held_out
 from jaxclf.data.sources import UNREADABLE, Part, Report, Source
-from jaxclf.data.transforms import Preprocessing, resize_images, resize_side
+from jaxclf.data.transforms import Preprocessing, pil_filter, resize_images, resize_side
 from jaxclf.errors import UsageError
 
 
@@ -73,7 +73,7 @@ class Dataset(abc.ABC):
         """Steps from an image file to a test image of a run of this config."""
         size = self.image_shape[0]
         short_side = resize_side(self.config) if self.facts.streamed else size
-        return Preprocessing(short_side, size, None, self.config.interpolation, *self.constants)
+        return Preprocessing(short_side, size, None, pil_filter(self.config), *self.constants)
 
     @abc.abstractmethod
     def train_examples(self) -> int:

@@ -19,7 +19,7 @@ from jaxclf.data.kinds import StreamedSet
 from jaxclf.data.order import Batch, Fault, Order, example_rng, padded_batch, shard
 from jaxclf.data.reading import Reading
 from jaxclf.data.sources import Report, Source
-from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop, resize_side
+from jaxclf.data.transforms import RandomResizedCrop, ResizeCenterCrop, pil_filter, resize_side
 from jaxclf.devices.layout import Layout, one_device
 from jaxclf.errors import RunError, UsageError, one_line
 
@@ -281,7 +281,7 @@ def training_transform(data: DataConfig, augment: AugmentConfig, channels: Liter
         scale=augment.crop_scale,
         ratio=augment.crop_ratio,
         flip=augment.flip,
-        interpolation=data.interpolation,
+        interpolation=pil_filter(data),
         channels=channels,
     )
 
@@ -290,5 +290,5 @@ def test_transform(data: DataConfig, channels: Literal[1, 3]) -> Transform:
     """Return the transform from a file to a test image."""
     assert data.image_size is not None
     return (ResizeCenterCrop if data.pixels == "exact" else FastResizeCenterCrop)(
-        resize=resize_side(data), size=data.image_size, interpolation=data.interpolation, channels=channels
+        resize=resize_side(data), size=data.image_size, interpolation=pil_filter(data), channels=channels
     )

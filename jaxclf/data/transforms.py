@@ -112,6 +112,11 @@ def resize_side(data: DataConfig) -> int:
     return data.resize or round(data.image_size * 8 / 7)
 
 
+def pil_filter(data: DataConfig) -> Interpolation:
+    """Return the filter that streamed images are resized with."""
+    return data.interpolation or "bilinear"
+
+
 def center_crop(image: Image.Image, side: int) -> Image.Image:
     """Cut the centre square of `side` pixels; a smaller image is padded with zeros (torchvision's CenterCrop)."""
     left, top = (-((side - length) // 2) if side > length else round((length - side) / 2.0) for length in image.size)

@@ -17,6 +17,7 @@ from jaxclf.training.checkpoint import Which, saved, state_digest
 from jaxclf.training.run_directory import Result, RunDirectory, per_class
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
 from jaxclf.training.step import TrainState, eval_step
+from jaxclf.training.weights import with_preprocessing
 
 
 def evaluate(
@@ -33,6 +34,7 @@ def evaluate(
     Raises `UsageError` for a directory without checkpoints and for one of another config, and `RunError` where the
     checkpoint or the loss is not finite.
     """
+    config = together(lambda: with_preprocessing(config, workdir))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, create=False, layout=setup.layout)) as directory,

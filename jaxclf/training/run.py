@@ -13,6 +13,8 @@ import numpy as np
 from jaxclf.config import Watching
 from jaxclf.data import pipeline
 from jaxclf.data.order import Batch, Fault
+from jaxclf.data.stream import Stream
+from jaxclf.data.transforms import pil_filter, resize_side
 from jaxclf.devices.cluster import gather, together, warn
 from jaxclf.errors import RunError
 from jaxclf.models.torch_weights import transfer_torch
@@ -230,6 +232,10 @@ def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) ->
     variables, sentences = transfer_torch(setup.program.model, state.variables, read_state_dict(file))
     data = setup.data
     sentences.append(f"images are normalised by mean {data.mean} and std {data.std}")
+    if isinstance(data, Stream):
+        given = setup.config.data
+        cut = f"resized to {resize_side(given)} and cut to {given.image_size} pixels"
+        sentences.append(f"images are resized by the {pil_filter(given)} filter, test images {cut}")
     for sentence in sentences if not quiet else ():
         print(f"{file}: {sentence}")
     variables = setup.layout.whole(jax.tree.map(np.asarray, variables), training=True)

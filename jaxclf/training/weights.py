@@ -157,26 +157,46 @@ def read(
 
 
 def with_preprocessing(config: Config, workdir: PathLike) -> Config:
-    """Return a config that normalises images as the weights that it starts from want it, unless it says how itself.
+    """Return a config that reads images as the weights that it starts from want them, unless it says how itself.
 
-    A run that has begun in `workdir` keeps what it began with. Weights that say nothing have the constants of their
-    backbone's published ones; those for images of other channels change nothing. Warns of another interpolation.
+    These are mean and std, and of streamed sets the interpolation, and the short side in proportion to the crop. A run
+    that has begun in `workdir` keeps what it began with. Weights that say nothing want what their backbone's published
+    ones do; those for images of other channels change nothing. Warns where the config asks for another interpolation.
     """
     data, file = config.data, config.model.weights
-    if file is None or data.mean is not None or data.std is not None:
+    if file is None:
         return config
     if (Path(workdir) / "config.json").exists():
         begun = read_config(workdir).data
-        return dataclasses.replace(config, data=dataclasses.replace(data, mean=begun.mean, std=begun.std))
-    if not Path(file).exists():
-        return config
-    kept, facts = _preprocessing(file, config.model.backbone), datasets.resolve(data).facts
+        wanted = {name: getattr(begun, name) for name in ("mean", "std", "interpolation", "resize")}
+    else:
+        wanted = _wanted(file, config)
+    if data.mean is not None or data.std is not None:
+        wanted |= {"mean": data.mean, "std": data.std}
+    unsaid = {name: value for name, value in wanted.items() if getattr(data, name) is None}
+    return dataclasses.replace(config, data=dataclasses.replace(data, **unsaid))
+
+
+def _wanted(file: str, config: Config) -> dict[str, Any]:
+    """Return the fields of `DataConfig` that say how weights want a data set's images; none where they do not say."""
+    data, facts = config.data, datasets.resolve(config.data).facts
+    kept = _preprocessing(file, config.model.backbone) if Path(file).exists() else None
     if kept is None or len(kept.mean) != facts.image_shape[2]:
-        return config
-    if facts.streamed and kept.interpolation != data.interpolation:
-        given = f"data.interpolation is {data.interpolation}"
+        return {}
+    wanted: dict[str, Any] = {"mean": kept.mean, "std": kept.std}
+    if not facts.streamed:
+        return wanted
+    if data.pixels == "fast":  # which are bilinear
+        wanted["interpolation"] = "bilinear"
+    elif data.interpolation is None:
+        wanted["interpolation"] = kept.interpolation
+    if (data.interpolation or wanted["interpolation"]) != kept.interpolation:
+        given = f"data.interpolation is {data.interpolation or 'bilinear'}"
         warnings.warn(f"{file} is for {kept.interpolation} images; {given}", stacklevel=2)
-    return dataclasses.replace(config, data=dataclasses.replace(data, mean=kept.mean, std=kept.std))
+    short_side = kept.resize if kept.crop_padding is None else kept.crop + kept.crop_padding
+    if short_side is not None and data.image_size is not None:
+        wanted["resize"] = max(data.image_size, round(data.image_size * short_side / kept.crop))
+    return wanted
 
 
 def _preprocessing(source: PathLike, backbone: str) -> Preprocessing | None:

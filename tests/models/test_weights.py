@@ -24,6 +24,7 @@ from jaxclf.models.classifier import create_model
 from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
 from jaxclf.tools.predict import predict
 from jaxclf.training.checkpoint import Checkpoints
+from jaxclf.training.evaluation import evaluate
 from jaxclf.training.loop import A_HEARTBEAT, train
 from jaxclf.training.run import opened
 from jaxclf.training.run_directory import RunDirectory
@@ -257,18 +258,19 @@ def test_faults_of_weight_files_are_usage_errors(tmp_path: Path) -> None:
             action()
 
 
-def test_training_from_weights_normalises_as_they_want_it_unless_the_config_says_how(
+def test_training_from_weights_reads_images_as_they_want_them_unless_the_config_says_how(
     photo_folder: Path, tmp_path: Path
 ) -> None:
-    own = dataclasses.replace(TORCHVISION, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    own = dataclasses.replace(TORCHVISION, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), resize=232)
     record = WeightRecord("resnet8", 4, preprocessing=own)
     write(tmp_path / "w.safetensors", Weights(record.build(), drawn(record.build(), 32, 32, 3), record))
     model = ModelConfig("resnet8", weights=str(tmp_path / "w.safetensors"))
     config = Config(data=DataConfig(f"folder:{photo_folder}", image_size=32), model=model)
     filled = with_preprocessing(config, tmp_path / "run")
-    assert (filled.data.mean, filled.data.std) == (own.mean, own.std)
-    said = dataclasses.replace(config, data=dataclasses.replace(config.data, mean=(0.1, 0.1, 0.1)))
-    assert with_preprocessing(said, tmp_path / "run") == said
+    wanted = {"mean": own.mean, "std": own.std, "interpolation": "bilinear", "resize": 33}  # 32 * 232 / 224
+    assert filled == dataclasses.replace(config, data=dataclasses.replace(config.data, **wanted))
+    said = dataclasses.replace(config.data, mean=(0.1, 0.1, 0.1), interpolation="bilinear", resize=40)
+    assert with_preprocessing(dataclasses.replace(config, data=said), tmp_path / "run").data == said
     grey = dataclasses.replace(config, data=DataConfig("digits"))
     assert with_preprocessing(grey, tmp_path / "run") == grey
     (tmp_path / "w.safetensors").unlink()  # a run that has begun does not need it any more
@@ -277,8 +279,12 @@ def test_training_from_weights_normalises_as_they_want_it_unless_the_config_says
     assert with_preprocessing(config, tmp_path / "run") == filled
     bare = dataclasses.replace(config, model=ModelConfig("efficientnet_lite0", weights=str(tmp_path / "w.pth")))
     (tmp_path / "w.pth").touch()
-    with pytest.warns(UserWarning, match=r"w\.pth is for bicubic images; data\.interpolation is bilinear"):
-        assert with_preprocessing(bare, tmp_path / "other").data.mean == (127 / 255,) * 3
+    found = with_preprocessing(bare, tmp_path / "other").data
+    assert (found.mean, found.interpolation, found.resize) == ((127 / 255,) * 3, "bicubic", 37)  # 32 * (224 + 32) / 224
+    for other in ({"interpolation": "bilinear"}, {"pixels": "fast"}):
+        given = dataclasses.replace(bare, data=dataclasses.replace(bare.data, **other))
+        with pytest.warns(UserWarning, match=r"w\.pth is for bicubic images; data\.interpolation is bilinear"):
+            assert with_preprocessing(given, tmp_path / "other").data.interpolation == "bilinear"
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "a"])
@@ -403,6 +409,13 @@ def test_training_starts_from_the_backbone_of_a_run(
     said = capsys.readouterr().out
     assert f"{trained}: loaded 10 variables of the backbone" in said
     assert "left the head at its initial values and did not use the given last layer" in said
+
+
+@pytest.mark.slow
+def test_a_run_from_weights_is_evaluated_by_the_config_that_it_was_given(trained: Path, tmp_path: Path) -> None:
+    config = digits(ModelConfig("tests.tiny:Tiny", head="orthogonal", weights=str(trained)))
+    result = train(config, tmp_path, quiet=True)
+    assert evaluate(config, tmp_path).sha256 == result.sha256
 
 
 def test_a_run_without_or_with_a_damaged_checkpoint_gives_no_weights(trained: Path, tmp_path: Path) -> None:
