@@ -88,7 +88,8 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
     """Return the config of a run directory; `UsageError` if it has none or one that cannot be read."""
     file = Path(workdir) / "config.json"
     if not file.exists():
-        raise UsageError(f"{workdir} is not a run directory: it has no config.json")
+        hint = "; a weight file goes to --weights" if Path(workdir).is_file() else ""
+        raise UsageError(f"{workdir} is not a run directory: it has no config.json{hint}")
     try:
         return Config.from_json(file.read_text())
     except (UsageError, UnicodeDecodeError) as error:
