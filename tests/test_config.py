@@ -46,8 +46,9 @@ def other_value(section: str, field: str, rng: random.Random) -> Any:
     part = getattr(Config(), section)
     hint, default = typing.get_type_hints(type(part))[field], getattr(part, field)
     options = [option for option in typing.get_args(hint) if option is not type(None)]
-    if typing.get_origin(hint) is typing.Literal:
-        return rng.choice([option for option in options if option != default] or [default])
+    for choice in (hint, options[0] if options else None):
+        if typing.get_origin(choice) is typing.Literal:
+            return rng.choice([option for option in typing.get_args(choice) if option != default] or [default])
     kind = hint if isinstance(hint, type) else options[0]
     if typing.get_origin(hint) is tuple or typing.get_origin(kind) is tuple:
         inner = typing.get_args(hint if typing.get_origin(hint) is tuple else kind)

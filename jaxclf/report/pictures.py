@@ -184,7 +184,9 @@ def _score_panel(
 def _ticks(axes: Axes, most: int) -> list[float]:
     """Return round values of the horizontal axis whose labels lie inside of the picture."""
     low, high = axes.get_xlim()
-    width = axes.get_figure(root=True).bbox.width
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    width = figure.bbox.width
     ticks = [float(v) for v in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= v <= high]
     return [v for v in ticks if LABEL_ROOM <= axes.transData.transform((v, 0))[0] <= width - LABEL_ROOM]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ def evaluate(
     Raises `UsageError` for a directory without checkpoints and for one of another config, and `RunError` where the
     checkpoint or the loss is not finite.
     """
-    config = together(lambda: with_preprocessing(config, workdir))
+    config = together(lambda: with_preprocessing(config, Path(workdir)))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, create=False, layout=setup.layout)) as directory,
@@ -96,7 +97,9 @@ def result_of(
     """Return the result of a state that was evaluated on the test images."""
     names = {"trainable": state.params, "fixed": state.fixed, "statistics": state.batch_stats}
     return Result(
-        **test.metrics,
+        top1=test.metrics["top1"],
+        top5=test.metrics["top5"],
+        loss=test.metrics["loss"],
         per_class=per_class(test.labels, test.predictions, len(setup.data.class_names)),
         step=int(state.step),
         parameters={name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in names.items()},

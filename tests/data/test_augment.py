@@ -153,6 +153,7 @@ def test_every_part_draws_from_a_key_of_its_own() -> None:
     assert len({tuple(np.asarray(jax.random.key_data(each))) for each in keys}) == 6
 
 
+@pytest.mark.slow
 def test_equal_images_are_lit_and_erased_differently() -> None:
     images, indices = np.repeat(pictures(1), 12, axis=0), np.arange(12, dtype=np.int32)
     for config in (AugmentConfig(pad=0, flip=False, lighting=0.1), AugmentConfig(pad=0, flip=False, erasing=1.0)):

@@ -130,8 +130,8 @@ def test_equal_seeds_are_drawn_beside_each_other_and_no_label_is_cut() -> None:
     for narrow, width in ((True, 350), (False, 1040)):
         figure = pictures.draw_scores(given, summarise(given, records), records, width=width, narrow=narrow)
         (axes,) = figure.axes
-        seeds = [line for line in axes.lines if len(line.get_xdata()) == 3 and line.get_marker() == "o"]
-        points = axes.transData.transform([xy for line in seeds for xy in line.get_xydata()])
+        drawn = [np.asarray(line.get_xydata()) for line in axes.lines if line.get_marker() == "o"]
+        points = axes.transData.transform(np.concatenate([seeds for seeds in drawn if len(seeds) == 3]))
         gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)[~np.eye(6, dtype=bool)]
         assert gaps.min() > 4
         figure.canvas.draw()

@@ -11,7 +11,6 @@ from jaxclf.config import OptimConfig
 from jaxclf.errors import UsageError
 from jaxclf.training.optim import apply_updates, average, decayed, trainable, transformation
 from jaxclf.training.schedules import Timeline, learning_rate, schedule
-from tests.tiers import quick
 from tests.tiny import Tiny
 
 NAMES: Any = ("sgd", "rmsprop", "rmsprop_tf", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "lbfgs")
@@ -200,7 +199,8 @@ FREEZES: Any = (("all", ("backbone/*",)), ("weights", ("*/bias", "head/scale")),
 """With what decays."""
 
 
-@pytest.mark.parametrize("name", quick(NAMES, "adam"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_frozen_stays_to_the_bit(name: Any) -> None:
     rng = np.random.default_rng(0)
     draw: Any = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
