@@ -143,6 +143,17 @@ class ModelConfig:
     """Learn a bias in the head; None is the head's own habit (identity: no, all others: yes)."""
     head_seed: int | None = None
     """Seed of random fixed matrices; None is run.seed, so that repeated runs repeat the draw too."""
+    head_normalise: Literal["none", "features", "both"] | None = None
+    """Fixed heads: divide the features by their norm, or these and the rows of the matrix; None is the head's habit."""
+    head_scale: float | None = None
+    """Fixed heads: factor of the logits, or its start where the head learns it; None is the head's habit."""
+    head_neck: Count | None = None
+    """Fixed heads: learn a matrix from the features to this many, and put the fixed one behind it."""
+    head_embed: Literal["zero", "repeat", "rotate"] = "zero"
+    """Fixed heads whose matrix has fewer columns than there are features: leave zeros, repeat it, or turn it by a
+    random rotation of all features."""
+    head_shuffle: bool = False
+    """Fixed heads: give the classes the rows of the matrix in an order drawn from head_seed."""
     maps: int | None = None
     """End the backbone in this many feature maps instead of its usual width."""
     # Options of one family, here because config.json and run_id of every run are made of these names.
@@ -187,6 +198,7 @@ class ModelConfig:
         """
         names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout")
         names += ("pool", "pool_power", "pool_units", "relu_before_pool")
+        names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
         plain = ModelConfig()
         return {name: value for name in names if (value := getattr(self, name)) != getattr(plain, name)}
 

@@ -16,6 +16,11 @@ from jaxclf.models.heads import Head, create_head
 from jaxclf.models.pooling import Pool, average, create_pool
 
 Dtype = Literal["float32", "bfloat16"]
+HEAD_OPTIONS: dict[str, Any] = {
+    **{"head_normalise": None, "head_scale": None, "head_neck": None},
+    **{"head_embed": "zero", "head_shuffle": False},
+}
+"""Options of heads with a fixed matrix, as a config names them, and their defaults."""
 
 
 class Classifier(nn.Module):
@@ -84,8 +89,9 @@ def create_model(
     """Build a classifier: a Linen module from images [n h w c] float32 to logits [n k].
 
     `backbone` and `head` are names (`list_models()`, `list_heads()`). Options of every head: `bias` (bool, None for
-    the head's habit) and `seed` (of random fixed matrices). Options of backbones: `maps` ends it in that many
-    channels, `shortcut` and `maps_shortcut` choose shortcuts of CIFAR ResNets.
+    the head's habit) and `seed` (of random fixed matrices); of heads with a fixed matrix: `head_normalise`,
+    `head_scale`, `head_neck`, `head_embed` and `head_shuffle` (`heads.create_head` says what they do). Options of
+    backbones: `maps` ends it in that many channels, `shortcut` and `maps_shortcut` choose shortcuts of CIFAR ResNets.
     `pool` is "average", "max", "power" (option `pool_power`, 2) or "attention" (`pool_units`, 32); `relu_before_pool`
     puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout` is the rate before the head (VGG:
     after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it. `freeze_statistics` lets
@@ -103,6 +109,8 @@ def create_model(
     if dropout is not None and not 0 <= dropout < 1:
         raise UsageError(f"dropout is {dropout} but must be from 0 to below 1")
     head_options = {name: options.pop(name, default) for name, default in (("bias", None), ("seed", 0))}
+    for name, default in HEAD_OPTIONS.items():
+        head_options[name.removeprefix("head_")] = options.pop(name, default)
     pool_options = {name: options.pop(name, None) for name in ("pool_power", "pool_units")}
     allowed, rebuilt = backbone_options(backbone), options.get("maps") is not None
     if "seed" in allowed:

@@ -2,17 +2,16 @@
 
 Every head also takes a feature map [n i j d] and answers at each position; those class maps average to the logits.
 One, the 3x3 convolution, needs the map and stands before the pool (`before_pool`).
-What is fixed is a variable of the `fixed` collection, named as in matrices.py. Source: thesis section 3 and its
-appendix; thesis.md section 1 has the formulas.
+What is fixed is a variable of the `fixed` collection, named as in matrices.py. A head is a matrix and what stands
+around it: rows of one table, `OWN`. Source: thesis section 3 and its appendix, and the papers named in the table.
 """
 
 import dataclasses
-import functools
 import inspect
 import numbers
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -22,8 +21,10 @@ from jaxtyping import Array, Float
 
 from jaxclf.errors import UsageError
 from jaxclf.models.layers import as_input, fixed_matrix, torch_default, uniform
-from jaxclf.models.matrices import distinct_rows, largest_cosine, matrix
+from jaxclf.models.matrices import MATRICES, distinct_rows, largest_cosine, matrix, obstacle
 from jaxclf.registry import Registry
+
+Normalise = Literal["none", "features", "both"]
 
 
 class HeadWarning(UserWarning):
@@ -60,35 +61,57 @@ class Learned(Head):
         return self.add_bias(x @ kernel, width**-0.5)
 
 
-class Orthogonal(Head):
-    """y = W h + b, W fixed and semi-orthogonal."""
+class Fixed(Head):
+    """y = s W g(h) + b: W a fixed matrix [k d], g a neck, a norm, or nothing, as the fields say."""
+
+    matrix: str = "orthogonal"
+    """Name of the matrix, and of its variable: matrices.py lists them, and the words behind a +."""
+    normalise: Normalise = "none"
+    """features: divide them by their norm + 1e-8 (class maps: that of the pooled ones); both: the rows of W, too."""
+    scale: float | None = None
+    """The factor s, or its start where it is learned; None: no factor."""
+    learn_scale: bool = False
+    neck: int | None = None
+    """Learn a matrix without bias from the features to this many, on which W stands; None: W stands on the features."""
+    bound: Literal["features", "classes"] = "features"
+    """The bias is drawn from U(+-1 / sqrt of the number of these)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
         """Return logits."""
-        width = x.shape[-1]
-        x, weight = as_input(x, fixed_matrix(self, "orthogonal", self.num_classes, width, self.seed))
-        return self.add_bias(x @ weight.T, width**-0.5)
-
-
-class Hadamard(Head):
-    """y = -s H h / (|h| + 1e-8) + b, as the reference code computes it; the norm is that of the pooled features."""
-
-    normalise: bool = True
-    """False gives the printed equation 3.6, y = s H h + b: no norm, no minus sign."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
-        """Return logits."""
-        bound = self.num_classes**-0.5
-        scale = self.param("scale", nn.initializers.constant(bound), (1,))
-        weight = fixed_matrix(self, "hadamard", self.num_classes, x.shape[-1], self.seed)
-        x, scale, weight = as_input(x, scale, weight)
-        if self.normalise:
+        bound = (self.num_classes if self.bound == "classes" else x.shape[-1]) ** -0.5
+        scale = self._scale()
+        if self.neck is not None:
+            x, kernel = as_input(x, self.param("neck", torch_default, (x.shape[-1], self.neck)))
+            x = x @ kernel
+        weight = fixed_matrix(self, self.matrix, self.num_classes, x.shape[-1], self.seed)
+        if self.normalise == "both":
+            weight = weight / jnp.linalg.norm(weight, axis=1, keepdims=True)
+        x, weight = as_input(x, weight)
+        if self.normalise != "none":
             pooled = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
             norm = jnp.sqrt(jnp.square(pooled).sum(-1, keepdims=True))
-            x, scale = x / (norm + 1e-8), -scale
-        return self.add_bias((x @ weight.T) * scale.reshape((1,) * x.ndim), bound)
+            x = x / (norm + 1e-8)
+        logits = x @ weight.T
+        if scale is not None:
+            logits, scale = as_input(logits, scale)
+            logits = logits * scale.reshape((1,) * x.ndim)
+        return self.add_bias(logits, bound)
+
+    def _scale(self) -> Array | None:
+        if self.scale is None:
+            return None
+        if not self.learn_scale:
+            return jnp.full((1,), self.scale)
+        return self.param("scale", nn.initializers.constant(self.scale), (1,))
+
+
+class Negated(Fixed):
+    """The same with the sign that the reference code of Hoffer et al. (2018) gives the scale: y = -s W g(h) + b."""
+
+    def _scale(self) -> Array | None:
+        scale = super()._scale()
+        return None if scale is None else -scale
 
 
 class Identity(Head):
@@ -130,6 +153,11 @@ class HeadEntry:
     """Its fixed matrix (matrices.py); None for a learned one."""
     bias: bool = True
     """Whether it learns a bias when nobody says."""
+    normalise: Normalise = "none"
+    scale: float | Literal["1/sqrt(k)"] | None = None
+    learn_scale: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """More fields of its module."""
 
     @classmethod
     def of(cls, found: Any) -> "HeadEntry":
@@ -139,15 +167,36 @@ class HeadEntry:
         return found if isinstance(found, HeadEntry) else cls(found, None)
 
 
+def _fixed(matrix: str, **changed: Any) -> HeadEntry:
+    return HeadEntry(Fixed, matrix, **changed)
+
+
+HADAMARD: dict[str, Any] = {"scale": "1/sqrt(k)", "learn_scale": True, "options": {"bound": "classes"}}
+
 OWN: dict[str, HeadEntry] = {
     "learned": HeadEntry(Learned, None),
-    "orthogonal": HeadEntry(Orthogonal, "orthogonal"),
-    "hadamard": HeadEntry(Hadamard, "hadamard"),
-    "hadamard_printed": HeadEntry(functools.partial(Hadamard, normalise=False), "hadamard"),
+    "orthogonal": _fixed("orthogonal"),
+    "hadamard": HeadEntry(Negated, "hadamard", normalise="features", **HADAMARD),
+    "hadamard_printed": _fixed("hadamard", **HADAMARD),
     "identity": HeadEntry(Identity, "identity", bias=False),
     "conv3x3": HeadEntry(Conv3x3, None),
+    **{name: _fixed(name) for name in MATRICES if name not in ("identity", "orthogonal", "hadamard")},
+    # Combinations of the literature.
+    "hoffer_orthogonal": _fixed("orthogonal", normalise="features", scale=10.0, learn_scale=True),  # Hoffer et al. 2018
+    "reponet_simplex": _fixed("simplex", bias=False, options={"neck": "k - 1"}),  # Pernici et al. 2021
+    "reponet_orthoplex": _fixed("orthoplex", bias=False, options={"neck": "ceil(k / 2)"}),
+    "reponet_cube": _fixed("binary", bias=False, options={"neck": "ceil(log2 k)"}),
+    "kasarla": _fixed("simplex_recursive", bias=False, scale=1.0, options={"neck": "k - 1"}),  # Kasarla et al. 2022
+    "ebv": _fixed("tammes", bias=False, normalise="features", scale=1 / 0.07),  # Shen et al. 2023
 }
+"""Heads by name. Without a norm, scale or neck of its own, a matrix stands alone, with a learned bias (the thesis)."""
 
+NECKS: dict[str, Callable[[int], int]] = {
+    "k - 1": lambda k: k - 1,
+    "ceil(k / 2)": lambda k: -(-k // 2),
+    "ceil(log2 k)": lambda k: max(1, (k - 1).bit_length()),
+}
+"""Widths of necks that follow from the number of classes."""
 
 HEADS = Registry("head", "jaxclf.heads", OWN, HeadEntry.of)
 
@@ -158,7 +207,7 @@ def list_heads() -> list[str]:
 
 
 def head_matrix(name: str, num_classes: int, features: int, seed: int = 0) -> np.ndarray:
-    """Return the fixed matrix [k d] of a head, float64.
+    """Return the fixed matrix [k d] of a head on so many features (a head with a neck: on those behind it), float64.
 
     Raises `UsageError` for an unknown head, for one that learns its matrix, and for an impossible (k, d).
 
@@ -168,38 +217,94 @@ def head_matrix(name: str, num_classes: int, features: int, seed: int = 0) -> np
     """
     entry = HEADS.resolve(name)
     if entry.matrix is None:
-        fixed = [other for other, candidate in OWN.items() if candidate.matrix]
-        raise UsageError(f"head {name!r} learns its matrix; heads with a fixed one: {', '.join(fixed)}")
-    _check_possible(name, num_classes, features)
-    return matrix(entry.matrix, num_classes, features, seed)
+        raise UsageError(f"head {name!r} learns its matrix; heads with a fixed one: {', '.join(_with_matrix())}")
+    width = _neck(entry, num_classes) or features
+    _require_possible(name, entry.matrix, num_classes, width)
+    return matrix(entry.matrix, num_classes, width, seed)
 
 
-def create_head(name: str, num_classes: int, features: int, *, bias: bool | None = None, seed: int = 0) -> Head:
-    """Build a head for k classes on d features.
+def create_head(
+    name: str,
+    num_classes: int,
+    features: int,
+    *,
+    bias: bool | None = None,
+    seed: int = 0,
+    normalise: Normalise | None = None,
+    scale: float | None = None,
+    neck: int | None = None,
+    embed: Literal["zero", "repeat", "rotate"] = "zero",
+    shuffle: bool = False,
+) -> Head:
+    """Build a head for k classes on d features; None leaves an option to the head.
 
-    Raises `UsageError` where it cannot work and warns (`HeadWarning`) where it works badly, with the number that
-    matters: the distinct rows of a Hadamard matrix past its width, the largest cosine between rows of a cut one.
+    Of heads with a fixed matrix, `normalise` and `scale` (fixed, or the start of a learned one) are as in `Fixed`,
+    `neck` learns a matrix to so many features before, `embed` says what becomes of columns that the construction
+    leaves, and `shuffle` gives the classes its rows in an order drawn from `seed`.
+
+    Raises `UsageError` where it cannot work, with the heads that can, and warns (`HeadWarning`) where it works badly,
+    with the number that matters: the distinct rows, or the largest cosine between rows of a cut matrix.
     """
     entry = HEADS.resolve(name)
     if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise UsageError(f"num_classes is {num_classes!r} but must be a whole number, at least 2")
-    _check_possible(name, num_classes, features)
-    if entry.matrix == "hadamard":
-        _warn_hadamard(num_classes, features)
-    return entry.module(num_classes=num_classes, bias=entry.bias if bias is None else bias, seed=seed)
+    given = {"normalise": normalise, "scale": scale, "neck": neck}
+    given |= {"embed": None if embed == "zero" else embed, "shuffle": shuffle or None}
+    said = [option for option, value in given.items() if value is not None]
+    learn_bias = entry.bias if bias is None else bias
+    if not (inspect.isclass(entry.module) and issubclass(entry.module, Fixed)):
+        if said:
+            raise UsageError(f"head {name} takes no {', '.join(said)}; heads that do: {', '.join(_with_matrix(Fixed))}")
+        if entry.matrix is not None:
+            _require_possible(name, entry.matrix, num_classes, features)
+        return entry.module(num_classes=num_classes, bias=learn_bias, seed=seed)
+    assert entry.matrix is not None
+    words = [*([] if embed == "zero" else [embed]), *(["shuffle"] if shuffle else [])]
+    built, width = "+".join([entry.matrix, *words]), neck or _neck(entry, num_classes)
+    _require_possible(name, built, num_classes, width or features)
+    _warn(name, built, num_classes, width or features)
+    start = num_classes**-0.5 if entry.scale == "1/sqrt(k)" else entry.scale
+    return entry.module(
+        num_classes=num_classes,
+        bias=learn_bias,
+        seed=seed,
+        matrix=built,
+        normalise=normalise or entry.normalise,
+        scale=start if scale is None else scale,
+        learn_scale=entry.learn_scale,
+        **{**entry.options, "neck": width},
+    )
 
 
-def _check_possible(name: str, num_classes: int, features: int) -> None:
-    if name == "identity" and num_classes > features:
-        others = ", ".join(other for other in OWN if other != name)
-        raise UsageError(
-            f"identity gives each class a feature of its own, but there are {num_classes} classes and {features} "
-            f"features; end the backbone in maps={num_classes}, or use a head that can: {others}"
-        )
+def _with_matrix(module: type[Head] | None = None) -> list[str]:
+    """Return our heads with a fixed matrix, all or those of a module."""
+    return [name for name, entry in OWN.items() if entry.matrix and entry.module in (module or entry.module, Negated)]
 
 
-def _warn_hadamard(num_classes: int, features: int) -> None:
-    rows = matrix("hadamard", num_classes, features)
+def _neck(entry: HeadEntry, num_classes: int) -> int | None:
+    """Return the width of a head's own neck; None without one."""
+    return NECKS[entry.options["neck"]](num_classes) if "neck" in entry.options else None
+
+
+def _require_possible(name: str, built: str, num_classes: int, features: int) -> None:
+    """Raise `UsageError` where there is no such matrix, with the heads for which there is one."""
+    if not (text := obstacle(built, num_classes, features)):
+        return
+    able = [
+        other
+        for other, entry in OWN.items()
+        if entry.matrix is None or not obstacle(entry.matrix, num_classes, _neck(entry, num_classes) or features)
+    ]
+    if name == "identity":
+        text = f"identity gives each class a feature of its own, but there are {num_classes} classes and {features} "
+        text += f"features; end the backbone in maps={num_classes}"
+    raise UsageError(f"{text}; or use a head that can: {', '.join(able)}")
+
+
+def _warn(name: str, built: str, num_classes: int, features: int) -> None:
+    if not MATRICES[built.split("+")[0]].cut:
+        return
+    rows = matrix(built, num_classes, features)
     distinct, overlap = distinct_rows(rows), round(largest_cosine(rows) * features)  # rows of +-1: a whole number
     if distinct < num_classes:
         text = f"only {distinct} of its {num_classes} rows are distinct, so at most {distinct} classes can be predicted"
@@ -208,4 +313,4 @@ def _warn_hadamard(num_classes: int, features: int) -> None:
         text += f" = {overlap / features:.3f}"
     else:
         return
-    warnings.warn(f"hadamard head with {num_classes} classes on {features} features: {text}", HeadWarning, stacklevel=4)
+    warnings.warn(f"{name} head with {num_classes} classes on {features} features: {text}", HeadWarning, stacklevel=4)

@@ -20,7 +20,7 @@ from jaxclf.models.backbone import Backbone
 from jaxclf.models.backbones import OWN, create_backbone
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.heads import Identity
-from jaxclf.models.matrices import MATRICES, matrix
+from jaxclf.models.matrices import is_random, matrix
 
 SHOWN = 8
 """Differences that an error lists."""
@@ -73,7 +73,7 @@ def to_torch(model: Classifier, variables: Mapping[str, Any]) -> dict[str, np.nd
     _raise_for(faults, "the variables do not fit the model")
     head, state_dict = model.backbone.head_names[0], {}
     for path, value in flat.items():
-        if path[:2] == ("fixed", "head") and not MATRICES[path[-1]].random:
+        if path[:2] == ("fixed", "head") and not is_random(path[-1]):
             continue
         key = _torch_key(path, head)
         state_dict[key] = _to_torch(np.asarray(value, np.float32), path, model.backbone.linear_layers)
@@ -241,7 +241,7 @@ def _read(shapes: Shapes, state_dict: Mapping[str, np.ndarray], head: str) -> tu
     """Return flat variables of those shapes, and the faults: what is missing, does not fit, or was not expected."""
     faults, flat, seen = [], {}, set()
     for path, shape in shapes.items():
-        key, exact = _torch_key(path, head), path[0] == "fixed" and not MATRICES[path[-1]].random
+        key, exact = _torch_key(path, head), path[0] == "fixed" and not is_random(path[-1])
         own = matrix(path[-1], *shape).astype(np.float32) if exact else None
         if key not in state_dict:
             if own is None:

@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 from jaxclf.devices.cluster import together, warn
 from jaxclf.devices.layout import AXIS
 from jaxclf.errors import RunError, UsageError, one_line
-from jaxclf.models.matrices import MATRICES, digest, matrix
+from jaxclf.models.matrices import digest, is_random, matrix
 from jaxclf.training.step import TrainState
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def is_exact(name: str) -> bool:
     >>> is_exact("fixed.head.hadamard"), is_exact("fixed.head.orthogonal")
     (True, False)
     """
-    return name.startswith("fixed.") and not MATRICES[name.rsplit(".", 1)[-1]].random
+    return name.startswith("fixed.") and not is_random(name.rsplit(".", 1)[-1])
 
 
 def fixed_record(flat: Flat) -> dict[str, Any]:

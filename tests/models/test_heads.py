@@ -11,8 +11,8 @@ import scipy.linalg
 
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
-from jaxclf.models.heads import HeadWarning, create_head, head_matrix, list_heads
-from jaxclf.models.matrices import matrix
+from jaxclf.models.heads import OWN, HeadWarning, create_head, head_matrix, list_heads
+from jaxclf.models.matrices import MATRICES, distinct_rows, matrix
 from tests.models.drawn import drawn
 
 HEADS = ["learned", "orthogonal", "hadamard", "hadamard_printed", "identity"]
@@ -34,8 +34,9 @@ def features(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def test_the_list_of_heads() -> None:
-    assert list_heads() == [*HEADS, "conv3x3"]
+def test_every_matrix_is_a_head() -> None:
+    assert list_heads()[:6] == [*HEADS, "conv3x3"]
+    assert set(MATRICES) <= set(list_heads())
 
 
 def test_an_unknown_head_is_answered_with_the_nearest_name() -> None:
@@ -167,7 +168,10 @@ def test_identity_without_enough_features_names_the_way_out() -> None:
     with pytest.raises(UsageError) as caught:
         create_model("resnet20", num_classes=100, head="identity")
     assert "there are 100 classes and 64 features; end the backbone in maps=100" in str(caught.value)
-    assert str(caught.value).endswith("use a head that can: learned, orthogonal, hadamard, hadamard_printed, conv3x3")
+    assert (
+        "; or use a head that can: learned, orthogonal, hadamard, hadamard_printed, conv3x3, biorthogonal_hadam"
+        in str(caught.value)
+    )
     with pytest.raises(UsageError, match="100 classes and 64 features"):
         head_matrix("identity", 100, 64)
 
@@ -184,6 +188,83 @@ def test_head_matrix() -> None:
     assert np.array_equal(head_matrix("hadamard_printed", 3, 4), head_matrix("hadamard", 3, 4))
     assert np.array_equal(head_matrix("orthogonal", 3, 4, 5), matrix("orthogonal", 3, 4, 5))
     assert head_matrix("orthogonal", 3, 4, 5).dtype == np.float64
-    fixed = "orthogonal, hadamard, hadamard_printed, identity"
+    fixed = "orthogonal, hadamard, hadamard_printed, identity, block_identity"
     with pytest.raises(UsageError, match=f"'learned' learns its matrix; heads with a fixed one: {fixed}"):
         head_matrix("learned", 3, 4)
+
+
+SIZES = {"kerdock": (100, 64), "polygon": (9, 12), "block_identity": (5, 12), "etf": (12, 12), "gold": (64, 40)}
+"""(k, d) of heads that need one of their own; the others take (10, 12)."""
+FIXED = [name for name in list_heads() if name not in ("learned", "conv3x3")]
+
+
+def expected(name: str, k: int, variables: Any, h: np.ndarray) -> np.ndarray:
+    """The logits of a head with a fixed matrix, from the fields of its row, in float64."""
+    row, params = OWN[name], {key: np.asarray(value, np.float64) for key, value in variables.get("params", {}).items()}
+    h = h @ params["neck"] if "neck" in params else h
+    if row.normalise != "none":
+        h = h / (np.linalg.norm(h, axis=1, keepdims=True) + 1e-8)
+    scale = params["scale"] if row.learn_scale else 1.0 if row.scale is None else row.scale
+    sign = -1 if name == "hadamard" else 1
+    return sign * scale * (h @ head_matrix(name, k, h.shape[1]).T) + params.get("bias", 0)
+
+
+@pytest.mark.filterwarnings("ignore:hadamard")
+@pytest.mark.parametrize("name", FIXED)
+def test_a_fixed_head_is_its_formula_and_its_class_maps_average_to_it(name: str) -> None:
+    k, d = SIZES.get(name, (10, 12))
+    head, variables = head_and_variables(name, k, d)
+    if "params" in variables and "scale" in variables["params"]:
+        variables["params"]["scale"] = jnp.asarray([1.7])
+    maps = features(3, 4, 5, d)
+    logits, by_place = jax.jit(lambda x, y: (head.apply(variables, x), head.apply(variables, y)))(
+        maps.mean((1, 2)), maps
+    )
+    want = expected(name, k, variables, maps.mean((1, 2)).astype(np.float64))
+    assert np.abs(logits - want).max() < 1e-5 * max(1, np.abs(want).max())
+    assert np.abs(by_place.mean((1, 2)) - want).max() < 1e-5 * max(1, np.abs(want).max())
+
+
+def test_the_options_of_a_fixed_head_change_what_they_say() -> None:
+    h = features(7, 12)
+    head, variables = head_and_variables("simplex", 5, 12, normalise="both", scale=3.0, bias=False)
+    rows = head_matrix("simplex", 5, 12)
+    want = 3 * h / np.linalg.norm(h, axis=1, keepdims=True) @ (rows / np.linalg.norm(rows, axis=1, keepdims=True)).T
+    assert np.allclose(head.apply(variables, jnp.asarray(h)), want, atol=1e-5)
+    _, variables = head_and_variables("orthogonal", 5, 12, neck=20)
+    assert variables["params"]["neck"].shape == (12, 20)
+    assert variables["fixed"]["orthogonal"].shape == (5, 20)
+    turned: Any = create_head("kerdock", 100, 70, embed="rotate", shuffle=True, seed=4)
+    ((name, rows),) = turned.init(jax.random.key(0), jnp.zeros((1, 70)))["fixed"].items()
+    assert name == "kerdock+rotate+shuffle"
+    assert np.array_equal(rows, matrix(name, 100, 70, 4).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "d", "text"),
+    [
+        ("simplex", 70, 64, "simplex has at most 65 rows of 64 columns; 70 were asked for; or use a head that can: "),
+        ("kerdock", 5, 3, "kerdock needs at least 4 columns; 3 were asked for; or use a head that can: "),
+        ("gold", 2000, 40, "gold has at most 1024 rows of 40 columns (it is built with 32 of them); 2000 were "),
+        ("block_identity", 70, 64, "block_identity has at most 64 rows of 64 columns; 70 were asked for"),
+    ],
+)
+def test_an_impossible_head_says_why_and_names_those_that_can(name: str, k: int, d: int, text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        create_head(name, k, d)
+    assert str(caught.value).startswith(text)
+    able = str(caught.value).rpartition(": ")[2].split(", ")
+    assert {"learned", "orthogonal", "gaussian"} <= set(able)
+    assert name not in able
+
+
+def test_options_of_fixed_heads_are_refused_by_others() -> None:
+    with pytest.raises(UsageError, match=r"^head learned takes no scale, shuffle; heads that do: orthogonal, hadamard"):
+        create_head("learned", 5, 12, scale=2.0, shuffle=True)
+    with pytest.raises(UsageError, match="unknown word behind a matrix 'turn'"):
+        matrix("kerdock+turn", 2, 4)
+
+
+def test_the_head_that_would_not_collapse_has_a_row_for_each_of_a_hundred_classes() -> None:
+    for name, distinct in (("hadamard", 64), ("biorthogonal_hadamard", 100), ("kerdock", 100)):
+        assert distinct_rows(matrix(name, 100, 64)) == distinct

@@ -1,0 +1,209 @@
+"""The fixed matrices that stand where a learned layer would: pure numpy, float64, a function of (rows, columns, seed).
+
+Rows are classes or output channels (k), columns are features or input channels (d), as in `y = W h`. Heads and the
+backbones' fixed shortcuts share this table. The name of a matrix is also the name of its variable in the `fixed`
+collection, so a variable tree says what it is made of.
+
+A construction that exists for some widths alone is built at the largest one within d, and is never cut. Words behind
+the name say what becomes of the columns left, and of the rows: `kerdock` leaves zeros, `kerdock+repeat` repeats it,
+`kerdock+rotate` turns it by a random rotation of all d columns, `+shuffle` gives the classes its rows in random order.
+
+Source: thesis sections 3.2-3.3 and appendix A.1 (shortcut options C to G); the modules beside this one name theirs.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
+
+from jaxclf.errors import UsageError, unknown
+from jaxclf.models.matrices import codes, simplices, spheres
+from jaxclf.models.matrices.geometry import distinct_rows, largest_cosine
+
+__all__ = ["MATRICES", "Matrix", "digest", "distinct_rows", "is_random", "largest_cosine", "matrix", "obstacle"]
+
+Builder = Callable[[int, int, int], np.ndarray]
+"""(rows, columns, seed) -> float64 [k d]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """One line of the table."""
+
+    build: Builder
+    random: bool = False
+    """Drawn from the seed. Checkpoints store such a matrix; an exact one is regenerated and its hash compared.
+
+    A draw can be regenerated as well, but QR goes through LAPACK, whose last bit differs between processors.
+    """
+    max_rows: Callable[[int], float] = lambda columns: math.inf
+    """Most rows that exist for a number of columns."""
+    width: Callable[[int], int] = lambda columns: columns
+    """The most columns, of so many, that it is built with; 0 where these are too few."""
+    least: int = 1
+    """Fewest rows."""
+    cut: bool = False
+    """It is a corner of something larger, so its rows may repeat, or not be orthogonal."""
+
+
+def matrix(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    """Return the fixed matrix `name` as float64 [k d]; words behind a + are those of the module's docstring.
+
+    Raises `UsageError` for an unknown name and for more rows than the construction has.
+
+    >>> matrix("orthoplex", 4, 2)
+    array([[ 1.,  0.],
+           [-1.,  0.],
+           [ 0.,  1.],
+           [ 0., -1.]])
+    """
+    base, words = _parsed(name)
+    if text := obstacle(name, rows, columns):
+        raise UsageError(text)
+    entry = MATRICES[base]
+    narrow = entry.build(rows, entry.width(columns), seed)
+    found = np.pad(narrow, ((0, 0), (0, columns - narrow.shape[1])))
+    if "repeat" in words:
+        times = columns // narrow.shape[1]
+        found[:, : times * narrow.shape[1]] = np.tile(narrow, times) / math.sqrt(times)
+    if "rotate" in words:
+        found = found @ _orthogonal(columns, columns, seed)
+    return np.random.default_rng(seed).permutation(found) if "shuffle" in words else found
+
+
+def obstacle(name: str, rows: int, columns: int) -> str:
+    """Return why there is no such matrix of so many rows and columns, in a sentence; empty where there is one."""
+    entry = MATRICES[_parsed(name)[0]]
+    if (width := entry.width(columns)) == 0:
+        least = next(n for n in range(columns + 1, 2**20) if entry.width(n))
+        return f"{name} needs at least {least} columns; {columns} were asked for"
+    if rows < entry.least:
+        return f"{name} has at least {entry.least} rows; {rows} were asked for"
+    if rows <= entry.max_rows(width):
+        return ""
+    within = "" if width == columns else f" (it is built with {width} of them)"
+    return f"{name} has at most {int(entry.max_rows(width))} rows of {columns} columns{within}; {rows} were asked for"
+
+
+def is_random(name: str) -> bool:
+    """Tell whether a matrix is drawn from a seed, or turned or shuffled by one."""
+    base, words = _parsed(name)
+    return MATRICES[base].random or not set(words) <= {"repeat"}
+
+
+WORDS = ("repeat", "rotate", "shuffle")
+
+
+def _parsed(name: str) -> tuple[str, list[str]]:
+    base, *words = name.split("+")
+    if base not in MATRICES:
+        raise unknown("matrix", base, MATRICES)
+    for word in words:
+        if word not in WORDS:
+            raise unknown("word behind a matrix", word, WORDS)
+    return base, words
+
+
+def digest(array: np.ndarray) -> str:
+    """Return the SHA-256 of an array's float32 values and shape: what a checkpoint keeps of a regenerated matrix."""
+    values = np.ascontiguousarray(array, np.float32)
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+
+
+def _identity(rows: int, columns: int, seed: int) -> np.ndarray:
+    """One feature per class: the first k of d."""
+    return np.eye(rows, columns)
+
+
+def _orthogonal(rows: int, columns: int, seed: int) -> np.ndarray:
+    """Orthonormal rows (k <= d) or columns (k > d): Q of a normal matrix, signs fixed by R's diagonal, so Haar.
+
+    The same construction as torch.nn.init.orthogonal_.
+    """
+    tall = np.random.default_rng(seed).standard_normal((max(rows, columns), min(rows, columns)))
+    q, r = np.linalg.qr(tall)
+    q = q * np.sign(np.diag(r))
+    return q if rows >= columns else q.T
+
+
+def _hadamard(rows: int, columns: int, seed: int) -> np.ndarray:
+    """The upper left corner of Sylvester's matrix of order 2^ceil(log2 max(k, d)); entries +-1."""
+    order = 1 << (max(rows, columns) - 1).bit_length()
+    return scipy.linalg.hadamard(order)[:rows, :columns].astype(np.float64)
+
+
+def _orthoplex(rows: int, columns: int, seed: int) -> np.ndarray:
+    """Row r is (-1)^r at column r // 2: the vertices of the cross-polytope, in pairs."""
+    r = np.arange(rows)
+    out = np.zeros((rows, columns))
+    out[r, r // 2] = 1.0 - 2.0 * (r % 2)
+    return out
+
+
+def _signed_identity(rows: int, columns: int, seed: int) -> np.ndarray:
+    """+1 at column r for the first d rows, then -1 at column r - d."""
+    r = np.arange(rows)
+    out = np.zeros((rows, columns))
+    out[r, r % columns] = 1.0 - 2.0 * (r // columns)
+    return out
+
+
+def _hypercube(rows: int, columns: int, seed: int) -> np.ndarray:
+    """Row r is the binary number r, most significant bit first; bit 0 is +1 / sqrt(d), bit 1 is -1 / sqrt(d)."""
+    bits = [[(r >> (columns - 1 - column)) & 1 for column in range(columns)] for r in range(rows)]
+    return (1.0 - 2.0 * np.array(bits, np.float64)) / np.sqrt(columns)
+
+
+def _hypercube_random(rows: int, columns: int, seed: int) -> np.ndarray:
+    """Distinct random vertices of the same cube, in the order they were drawn."""
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2, (rows, columns))
+    while len(first := np.unique(bits, axis=0, return_index=True)[1]) < rows:
+        fresh = rng.integers(0, 2, (rows - len(first), columns))
+        bits = np.concatenate([bits[np.sort(first)], fresh])
+    return (1.0 - 2.0 * bits) / np.sqrt(columns)
+
+
+def _vertices(columns: int) -> float:
+    return 2.0**columns if columns < 1000 else math.inf
+
+
+def _twice(columns: int) -> int:
+    return 2 * columns
+
+
+def _itself(columns: int) -> int:
+    return columns
+
+
+MATRICES: dict[str, Matrix] = {
+    "identity": Matrix(_identity, max_rows=_itself),
+    "block_identity": Matrix(simplices.block_identity, max_rows=_itself),
+    "orthogonal": Matrix(_orthogonal, random=True),
+    "hadamard": Matrix(_hadamard, cut=True),
+    "hadamard_exact": Matrix(codes.hadamard_exact, max_rows=_itself, width=codes.largest_order),
+    "biorthogonal_hadamard": Matrix(codes.biorthogonal_hadamard, max_rows=_twice, width=codes.largest_order),
+    "biorthogonal_hadamard_varied": Matrix(
+        codes.biorthogonal_hadamard_varied, max_rows=lambda columns: 2 * columns - 2, width=codes.largest_order
+    ),
+    "kerdock": Matrix(codes.kerdock, max_rows=lambda columns: columns**2 // 2 + columns, width=codes.even_power),
+    "gold": Matrix(codes.gold, max_rows=lambda columns: columns**2, width=codes.odd_power),
+    "orthoplex": Matrix(_orthoplex, max_rows=_twice),
+    "signed_identity": Matrix(_signed_identity, max_rows=_twice),
+    "hypercube": Matrix(_hypercube, max_rows=_vertices),
+    "hypercube_random": Matrix(_hypercube_random, random=True, max_rows=_vertices),
+    "binary": Matrix(simplices.binary, max_rows=_vertices),
+    "simplex": Matrix(simplices.simplex, max_rows=lambda columns: columns + 1, least=2),
+    "simplex_recursive": Matrix(simplices.simplex_recursive, max_rows=lambda columns: columns + 1, least=2),
+    "etf": Matrix(simplices.etf, max_rows=_itself, least=2),
+    "etf_rotated": Matrix(simplices.etf_rotated, random=True, max_rows=_itself, least=2),
+    "polygon": Matrix(simplices.polygon, width=lambda columns: 2 if columns >= 2 else 0, least=2),
+    "tammes": Matrix(spheres.tammes, random=True, least=2),
+    "hyperspherical": Matrix(spheres.hyperspherical, random=True, least=2),
+    "gaussian": Matrix(spheres.gaussian, random=True),
+    "rademacher": Matrix(spheres.rademacher, random=True),
+    "sphere": Matrix(spheres.sphere, random=True),
+}
