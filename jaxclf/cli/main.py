@@ -17,6 +17,7 @@ import jaxclf
 from jaxclf.cli.convert import Convert
 from jaxclf.cli.data import Data
 from jaxclf.cli.evaluate import Evaluate
+from jaxclf.cli.heads import Heads
 from jaxclf.cli.models import Models
 from jaxclf.cli.predict import Predict
 from jaxclf.cli.recipe import read_flags, with_recipe
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type] = {
     "table": RunTable,
     "sweep": Sweep,
     "models": Models,
+    "heads": Heads,
     "summary": Summary,
     "convert": Convert,
     "predict": Predict,

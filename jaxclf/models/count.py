@@ -80,7 +80,7 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     norms = {path for path, row in rows.items() if row["statistics"]}
     outputs: dict[str, tuple[int, ...]] = {}
     for eqn, path in equations(closed.jaxpr):
-        macs = _multiplications(eqn)
+        macs = multiplications(eqn)
         rows[path]["macs"] += macs
         rows[path]["flops_2020"] += macs + _activations_and_pools(eqn, path, model)
         outputs[path] = eqn.outvars[0].aval.shape[1:]
@@ -106,8 +106,8 @@ def equations(jaxpr: Any, outer: tuple[str, ...] = ()) -> Iterator[tuple[Any, st
                     yield from equations(getattr(value, "jaxpr", value), scope)
 
 
-def _multiplications(eqn: Any) -> int:
-    """Multiply-accumulates of a convolution or a matrix product, 0 for anything else."""
+def multiplications(eqn: Any) -> int:
+    """Return the multiply-accumulates of a convolution or a matrix product, 0 for anything else."""
     shapes = [var.aval.shape for var in eqn.invars]
     size = math.prod(eqn.outvars[0].aval.shape)
     if eqn.primitive.name == "conv_general_dilated":

@@ -14,6 +14,8 @@ from numpy import argsort, ndarray
 
 from jaxclf.report import map_pictures, pictures
 from jaxclf.report.experiment import GAP_NOTE, CountTable, Record, Summary, Table, selection
+from jaxclf.report.head_pictures import draw_head
+from jaxclf.report.head_table import COLUMNS, HeadRow, cells
 from jaxclf.report.map_pictures import ClassMaps
 
 
@@ -97,6 +99,18 @@ def render_counts(table: CountTable) -> str:
     """Return the page of a table of counts: every number, the printed one under it, bars of the column it names."""
     compared = [cell.agrees for _, cells in table.rows for cell in cells if cell.agrees is not None]
     return TEMPLATES.get_template("counts.html").render(table=table, compared=compared)
+
+
+def render_heads(title: str, rows: Sequence[HeadRow]) -> str:
+    """Return the page of some heads: their facts, and a picture of every fixed matrix."""
+    drawn = {
+        row.name: pictures.svg(draw_head(row), name=row.name, label=f"Cosines of {row.name}")
+        for row in rows
+        if row.facts
+    }
+    table = {"title": title}
+    given = {"cells": [cells(row) for row in rows], "columns": COLUMNS}
+    return TEMPLATES.get_template("heads.html").render(table=table, pictures=drawn, **given)
 
 
 def _verdict(groups: Iterable[Sequence[Summary]]) -> str:

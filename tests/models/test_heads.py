@@ -200,13 +200,14 @@ FIXED = [name for name in list_heads() if name not in ("learned", "conv3x3")]
 
 def expected(name: str, k: int, variables: Any, h: np.ndarray) -> np.ndarray:
     """The logits of a head with a fixed matrix, from the fields of its row, in float64."""
-    row, params = OWN[name], {key: np.asarray(value, np.float64) for key, value in variables.get("params", {}).items()}
+    row = OWN[name]
+    params = {key: np.asarray(value, np.float64) for key, value in variables.get("params", {}).items()}
     h = h @ params["neck"] if "neck" in params else h
     if row.normalise != "none":
         h = h / (np.linalg.norm(h, axis=1, keepdims=True) + 1e-8)
-    scale = params["scale"] if row.learn_scale else 1.0 if row.scale is None else row.scale
+    scale: Any = params["scale"] if row.learn_scale else 1.0 if row.scale is None else row.scale
     sign = -1 if name == "hadamard" else 1
-    return sign * scale * (h @ head_matrix(name, k, h.shape[1]).T) + params.get("bias", 0)
+    return sign * scale * (h @ head_matrix(name, k, h.shape[1]).T) + params.get("bias", np.zeros(k))
 
 
 @pytest.mark.filterwarnings("ignore:hadamard")

@@ -63,8 +63,8 @@ def orthant(array: np.ndarray) -> float:
 
     It is |max(w, 0)| / |w|, reached by the positive part of the row; where a row has none, its largest entry / |w|.
 
-    >>> orthant(np.eye(3)), orthant(np.array([[1.0, -1.0]])) ** 2
-    (1.0, 0.5000000000000001)
+    >>> orthant(np.eye(3)), orthant(np.array([[3.0, -4.0]]))
+    (1.0, 0.6)
     """
     norms = np.linalg.norm(array, axis=1)
     positive = np.linalg.norm(np.maximum(array, 0), axis=1)
