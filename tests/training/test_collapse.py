@@ -1,6 +1,7 @@
 """Neural collapse: measures of features whose values are known, and the columns of a run."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxclf
-from jaxclf.config import Config
+from jaxclf.config import Config, DataConfig, ModelConfig
 from jaxclf.data.augment import normalise
 from jaxclf.errors import UsageError
 from jaxclf.models.heads import Head, create_head
@@ -200,6 +201,23 @@ def test_a_run_has_the_columns_of_all_its_test_images(tmp_path: Path) -> None:
     expected = by_definition(features, labels, np.asarray(state.params["head"]["kernel"]).T)
     expected["nc4"] = (nearest == logits.argmax(1)).mean()
     assert {name: row[f"test_{name}"] for name in MEASURES} == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_skipped_image_counts_nowhere(photo_folder: Path, tmp_path: Path) -> None:
+    """It stands alone in its batch, whose features are all left out, or is not there at all: 11 images either way."""
+    found = []
+    for name in ("broken", "gone"):
+        folder = shutil.copytree(photo_folder, tmp_path / name)
+        image = folder / "val" / "ant" / "0.png"
+        image.write_bytes(b"") if name == "broken" else image.unlink()
+        data = DataConfig(f"folder:{folder}", image_size=24, on_error="skip", batch_size=8, eval_batch_size=1)
+        given = Config(data=data, model=ModelConfig("tests.tiny:Tiny"))
+        with set_up(given) as setup:
+            assert setup.data.sizes["test"] == (12 if name == "broken" else 11)
+            found.append(measure_collapse(setup, setup.init_state(), "test"))
+    assert found[0] == found[1]
+    assert set(found[0]) == set(MEASURES)
 
 
 @pytest.mark.slow
