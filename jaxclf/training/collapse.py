@@ -128,7 +128,7 @@ def class_distance_normalised_variance(moments: Moments) -> float:
     """Return the mean over pairs of classes of (V_c + V_c') / (2 |m_c - m_c'|^2), V_c the mean of |h - m_c|^2.
 
     Infinite where two class means coincide. Source: Galanti, György and Hutter, "On the role of neural collapse in
-    transfer learning", ICLR 2022, arXiv 2112.15121, section 2.
+    transfer learning", ICLR 2022, arXiv 2112.15121.
     """
     means, seen = moments.means, moments.seen
     centred = means - means.mean(0)
@@ -150,7 +150,7 @@ def effective_rank(moments: Moments) -> float:
     """Return exp(-sum p log p), p the singular values of the features' covariance over their sum; from 1 to d.
 
     NaN where all features are equal. Source: Roy and Vetterli, "The effective rank: A measure of effective
-    dimensionality", EUSIPCO 2007, definition 1.
+    dimensionality", EUSIPCO 2007.
     """
     count = moments.counts.sum()
     mean, second = moments.sums.sum(0) / count, moments.outer / count

@@ -104,7 +104,7 @@ def test_unequal_classes_in_batches_give_what_the_definitions_give(k: int, d: in
 
 
 def test_nearest_classes_are_those_of_the_shortest_distance() -> None:
-    """From (0.2, 9) the first mean is at (2.8, 9) and the second at (3.2, 9); (0, 1) is between them."""
+    """The means are (3, 0) and (-3, 0); (0, 1) is as far from both, and among equals the first counts."""
     moments = Moments.of(POINTS, PAIRS, 2)
     assert nearest_classes(moments, np.array([[0.2, 9.0], [-0.2, 9.0], [0.0, 1.0]])).tolist() == [0, 1, 0]
 
