@@ -294,6 +294,9 @@ class RunConfig:
     """Seed of the initial weights, the order of the images and their augmentation."""
     eval_every: Count = 1
     """Evaluate after every N epochs, and always after the last."""
+    collapse: bool = False
+    """Measure neural collapse and the geometry of the features at each evaluation of an epoch, in two more passes over
+    its images: columns nc1, cdnv, nc2_norm, nc2_angle, nc3, nc4, effective_rank and dead. No other number changes."""
     checkpoint_every: Count | None = None
     """Save after every N steps; None saves at the evaluations only. The end of the run is always saved."""
     recalibrate: Natural = 0

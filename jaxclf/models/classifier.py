@@ -50,6 +50,16 @@ class Classifier(nn.Module):
             return self._widen(self.pool(self._rectify(self.head(drop(features)))))
         return self._widen(self.head(drop(self.pool(self._rectify(features)))))
 
+    def logits_and_features(self, images: Float[Array, "n h w c"]) -> tuple[Float[Array, "n k"], Float[Array, "n d"]]:
+        """Return the logits of an evaluation and the pooled features that the head makes them of, both float32.
+
+        Raises `UsageError` for a head that stands before the pool: it takes no vector.
+        """
+        if self.head.before_pool:
+            raise UsageError(f"{type(self.head).__name__} stands before the pool, so there are no pooled features")
+        features = self.pool(self._rectify(self._features(images, False)))
+        return self._widen(self.head(features)), self._widen(features)
+
     def class_maps(self, images: Float[Array, "n h w c"]) -> Float[Array, "n i j k"]:
         """Return logits at every position of the last feature map (of the 3x3 conv's, under that head).
 

@@ -1,23 +1,28 @@
 """Evaluate states of a run: every image of a split is counted once."""
 
 import dataclasses
+import functools
+import operator
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
 
 from jaxclf.config import Config, Loader
-from jaxclf.data.order import Fault
+from jaxclf.data.order import Batch, Fault
 from jaxclf.devices.cluster import together, warn
 from jaxclf.errors import RunError
 from jaxclf.models.torch_weights import not_finite
 from jaxclf.training import losses
 from jaxclf.training.checkpoint import Which, saved, state_digest
+from jaxclf.training.collapse import Moments, head_weight, measures, nearest_classes
 from jaxclf.training.run_directory import Result, RunDirectory, per_class
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
-from jaxclf.training.step import TrainState, eval_step
+from jaxclf.training.step import TrainState, eval_step, feature_step
 from jaxclf.training.weights import with_preprocessing
 
 
@@ -72,14 +77,8 @@ def evaluate_split(setup: Setup, state: TrainState, split: str) -> Evaluation:
     if bad := not_finite(traverse_util.flatten_dict(jax.device_get(state.evaluated), sep=".")):
         raise RunError(f"step {int(state.step)}: {bad}")
     count, parts, faults = setup.data.sizes[split], [], []
-    size = min(setup.config.data.eval_batch_size, count)
-    program = dataclasses.replace(setup.program, spread=setup.layout.spread())
-    if setup.layout.training_mesh is not setup.layout.mesh:
-        state = setup.layout.whole(state)
-    for batch in setup.data.eval_batches(split, size + -size % setup.layout.devices):
-        parts.append(eval_step(program, state, batch.images, batch.labels, batch.rows, batch.mask))
-        if not setup.layout.ahead:
-            jax.block_until_ready(parts[-1])
+    for part, batch in _stepped(setup, state, split, eval_step):
+        parts.append(part)
         faults += batch.faults
     sums, answers = zip(*jax.device_get(parts), strict=True)
     total = {name: sum(part[name].item() for part in sums) for name in losses.zeros()}
@@ -89,6 +88,47 @@ def evaluate_split(setup: Setup, state: TrainState, split: str) -> Evaluation:
         raise RunError(f"step {int(state.step)}: the loss on the {split} images is {total['loss']}")
     labels, predictions = (np.concatenate(values)[:count] for values in zip(*answers, strict=True))
     return Evaluation(losses.means(total), labels, predictions, tuple(faults))
+
+
+def measure_collapse(setup: Setup, state: TrainState, split: str) -> dict[str, float]:
+    """Return the measures of neural collapse that are defined for a split's features, by name (collapse.py).
+
+    One pass over the images gives the class means, a second one the share of images whose prediction is the class with
+    the nearest mean, nc4. No batch's features are kept. Raises `RunError` as `evaluate_split` does.
+    """
+    head, variables = setup.program.model.head, jax.device_get(state.evaluated)
+    batches = (Moments.of(features, labels, head.num_classes) for labels, _, features in _features(setup, state, split))
+    moments = functools.reduce(operator.add, batches)
+    if not np.isfinite(moments.squares).all():
+        raise RunError(f"step {int(state.step)}: a feature of the {split} images is not finite")
+    own = {name: tree["head"] for name, tree in variables.items() if "head" in tree}
+    found = measures(moments, head_weight(head, own, len(moments.largest)))
+    agreeing, count = 0, 0
+    for _, predictions, features in _features(setup, state, split):
+        agreeing += int((nearest_classes(moments, features) == predictions).sum())
+        count += len(predictions)
+    return found | {"nc4": agreeing / count}
+
+
+def _features(setup: Setup, state: TrainState, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield labels int32 [n], predictions int32 [n] and features float32 [n d], of the images of a batch that count."""
+    for part, _ in _stepped(setup, state, split, feature_step):
+        answers, features = jax.device_get(part)
+        counted = answers.labels >= 0
+        yield answers.labels[counted], answers.predictions[counted], features[counted]
+
+
+def _stepped(setup: Setup, state: TrainState, split: str, step: Callable[..., Any]) -> Iterator[tuple[Any, Batch]]:
+    """Yield what a step of evaluation returns for each batch of a split, and the batch."""
+    size = min(setup.config.data.eval_batch_size, setup.data.sizes[split])
+    program = dataclasses.replace(setup.program, spread=setup.layout.spread())
+    if setup.layout.training_mesh is not setup.layout.mesh:
+        state = setup.layout.whole(state)
+    for batch in setup.data.eval_batches(split, size + -size % setup.layout.devices):
+        part = step(program, state, batch.images, batch.labels, batch.rows, batch.mask)
+        if not setup.layout.ahead:
+            jax.block_until_ready(part)
+        yield part, batch
 
 
 def result_of(

@@ -20,7 +20,8 @@ from jaxclf.errors import RunError
 from jaxclf.models.torch_weights import transfer_torch
 from jaxclf.training import losses, recovery
 from jaxclf.training.checkpoint import Checkpoints
-from jaxclf.training.evaluation import Evaluation, evaluate_split, result_of
+from jaxclf.training.collapse import MEASURES
+from jaxclf.training.evaluation import Evaluation, evaluate_split, measure_collapse, result_of
 from jaxclf.training.parallel import recalibrate_step
 from jaxclf.training.progress import Progress
 from jaxclf.training.recovery import Diverged
@@ -109,12 +110,14 @@ class Run:
             state = self._recalibrated(state)
         due = epoch == run.epochs or epoch % run.eval_every == 0
         held_out = self._evaluated(state, split).metrics if due else {}
+        measured = self._measured(state, split) if due and run.collapse else {}
         self._report()
         program, train = setup.program, losses.means(state.sums)
         row = {"epoch": epoch, "step": step, "lr": learning_rate(program.optim, program.timeline, step - 1)}
         row |= {f"train_{name}": train[name] for name in ("loss", "top1")}
         row |= {f"{split}_{name}": held_out.get(name) for name in ("loss", "top1", "top5")}
         row |= {f"train_{name}": float(state.sums[name]) / per_epoch for name in program.terms}
+        row |= {f"{split}_{name}": measured.get(name) for name in (MEASURES if run.collapse else ())}
         self.rows.append(row)
         with self._saying_what_is_kept(f"step {step}: "):
             self.directory.write_rows(self.rows)
@@ -153,6 +156,10 @@ class Run:
             evaluation = evaluate_split(self.setup, state, split)
         self._note(split, evaluation.faults)
         return evaluation
+
+    def _measured(self, state: TrainState, split: str) -> dict[str, float]:
+        with self._saying_what_is_kept():
+            return measure_collapse(self.setup, state, split)
 
     def _recalibrated(self, state: TrainState) -> TrainState:
         """Average BatchNorm's statistics over `run.recalibrate` batches from behind the last step."""

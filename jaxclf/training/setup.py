@@ -105,6 +105,9 @@ def set_up(
     dataset = dataset or datasets.resolve(config.data)
     # The steps read fixed matrices from the state, so the model they are compiled for needs no seed of its own.
     model = build(config, dataset.num_classes, seed=0)
+    if config.run.collapse and model.head.before_pool:
+        given = f"for model.head {config.model.head}, which stands before the pool and takes no pooled features"
+        raise UsageError(f"run.collapse is True but must be False {given}")
     where = over_devices(devices, replicas=config.run.parallel == "pmap")
     _check_memory(dataset, config.data.batch_size)
     data = pipeline.open_data(dataset, config.augment, loader, where, report=Lines())

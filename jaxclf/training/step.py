@@ -306,16 +306,48 @@ def eval_step(
     mask: Bool[Array, " b"],
 ) -> tuple[losses.Sums, Answers]:
     """Return masked metric sums and answers of the examples `indices` (None: of all), by the mean logits of views."""
+    batch, labels = _eval_batch(program, images, labels, indices)
+    logits = _over_views(apply_model(program, state.evaluated, batch), len(labels))
+    return program.spread.whole((losses.metric_sums(logits, labels, mask), _answers(logits, labels, mask)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def feature_step(
+    program: Program,
+    state: TrainState,
+    images: UInt8[Array, "m h w c"],
+    labels: Int[Array, " m"],
+    indices: Int[Array, " b"] | None,
+    mask: Bool[Array, " b"],
+) -> tuple[Answers, Float[Array, "b d"]]:
+    """Return answers as `eval_step` does, and the head's input, the mean over views; the mask leaves none of it out.
+
+    Raises `UsageError` for a head that stands before the pool.
+    """
+    batch, labels = _eval_batch(program, images, labels, indices)
+    given = apply_model(program, state.evaluated, batch, method="logits_and_features")
+    logits, features = (_over_views(one, len(labels)) for one in given)
+    return program.spread.whole((_answers(logits, labels, mask), features))
+
+
+def _eval_batch(
+    program: Program, images: jax.Array, labels: jax.Array, indices: jax.Array | None
+) -> tuple[Float[Array, "vb h w c"], Int[Array, " b"]]:
+    """Return the network's input for the examples `indices` (None: for all), view by view, and their labels."""
     if indices is not None:
         indices = program.spread.split(indices)
         images, labels = images[indices], labels[indices]
-    shown = views(program.augment, images)  # [v n h w c]
-    count = len(images)
-    batch = normalise(shown.reshape(-1, *shown.shape[2:]), program.mean, program.std)
-    logits = apply_model(program, state.evaluated, batch)
-    logits = logits.reshape(-1, count, logits.shape[-1]).mean(0) if len(shown) > 1 else logits
-    answers = (jnp.where(mask, one.astype(jnp.int32), -1) for one in (labels, logits.argmax(-1)))
-    return program.spread.whole((losses.metric_sums(logits, labels, mask), Answers(*answers)))
+    shown = views(program.augment, images)  # [v b h w c]
+    return normalise(shown.reshape(-1, *shown.shape[2:]), program.mean, program.std), labels
+
+
+def _over_views(values: Float[Array, "vb k"], count: int) -> Float[Array, "b k"]:
+    """Average over the views of `count` images."""
+    return values.reshape(-1, count, values.shape[-1]).mean(0) if len(values) > count else values
+
+
+def _answers(logits: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"]) -> Answers:
+    return Answers(*(jnp.where(mask, one.astype(jnp.int32), -1) for one in (labels, logits.argmax(-1))))
 
 
 def recalibrate(
