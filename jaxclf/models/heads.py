@@ -298,7 +298,7 @@ def _require_possible(name: str, built: str, num_classes: int, features: int) ->
     if name == "identity":
         text = f"identity gives each class a feature of its own, but there are {num_classes} classes and {features} "
         text += f"features; end the backbone in maps={num_classes}"
-    raise UsageError(f"{text}; or use a head that can: {', '.join(able)}")
+    raise UsageError(f"{text}, or use a head that can: {', '.join(able)}")
 
 
 def _warn(name: str, built: str, num_classes: int, features: int) -> None:

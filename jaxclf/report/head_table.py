@@ -46,7 +46,7 @@ def _row(name: str, num_classes: int, features: int, seed: int) -> HeadRow:
     except UsageError as error:
         if num_classes < 2 or features < 1:
             raise
-        return HeadRow(name, str(error).partition("; or use")[0])
+        return HeadRow(name, str(error).partition(", or use")[0])
     image = jax.ShapeDtypeStruct((1, 3, 3, features) if head.before_pool else (1, features), jnp.float32)
     shapes: Any = jax.eval_shape(head.init, jax.random.key(0), image)
     jaxpr = jax.make_jaxpr(head.apply)(shapes, image).jaxpr

@@ -169,7 +169,7 @@ def test_identity_without_enough_features_names_the_way_out() -> None:
         create_model("resnet20", num_classes=100, head="identity")
     assert "there are 100 classes and 64 features; end the backbone in maps=100" in str(caught.value)
     assert (
-        "; or use a head that can: learned, orthogonal, hadamard, hadamard_printed, conv3x3, biorthogonal_hadam"
+        ", or use a head that can: learned, orthogonal, hadamard, hadamard_printed, conv3x3, biorthogonal_hadam"
         in str(caught.value)
     )
     with pytest.raises(UsageError, match="100 classes and 64 features"):
@@ -244,8 +244,8 @@ def test_the_options_of_a_fixed_head_change_what_they_say() -> None:
 @pytest.mark.parametrize(
     ("name", "k", "d", "text"),
     [
-        ("simplex", 70, 64, "simplex has at most 65 rows of 64 columns; 70 were asked for; or use a head that can: "),
-        ("kerdock", 5, 3, "kerdock needs at least 4 columns; 3 were asked for; or use a head that can: "),
+        ("simplex", 70, 64, "simplex has at most 65 rows of 64 columns; 70 were asked for, or use a head that can: "),
+        ("kerdock", 5, 3, "kerdock needs at least 4 columns; 3 were asked for, or use a head that can: "),
         ("gold", 2000, 40, "gold has at most 1024 rows of 40 columns (it is built with 32 of them); 2000 were "),
         ("block_identity", 70, 64, "block_identity has at most 64 rows of 64 columns; 70 were asked for"),
     ],

@@ -90,8 +90,7 @@ def test_recipe_without_get_config(refused: Callable[..., str], tmp_path: Path) 
     [
         (
             ["--model.head", "identiy"],
-            "unknown head 'identiy'; did you mean 'identity'? "
-            "Valid: conv3x3, hadamard, hadamard_printed, identity, learned, orthogonal",
+            "unknown head 'identiy'; did you mean 'identity' or 'block_identity'? Valid: binary, biorthogonal_hadamard",
         ),
         (["--model.backbone", "resnet18x"], "unknown backbone 'resnet18x'; did you mean 'resnet18' or 'resnet8'?"),
         (["--data.dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
