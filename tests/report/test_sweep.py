@@ -120,7 +120,7 @@ def test_points_are_scored_on_validation_images_where_all_hold_some_out() -> Non
     ("axis", "start"),
     [
         ("optim.lr=0.1,-1", "lr=-1: optim.lr is -1.0 but must be above 0"),
-        ("model.head=learned,identiy", "head=identiy: unknown head 'identiy'; did you mean 'identity'?"),
+        ("model.head=learned,identiy", "head=identiy: unknown head 'identiy'; did you mean 'identity'"),
         ("data.dataset=digits,cifar", "dataset=cifar: unknown data set 'cifar'; did you mean 'cifar"),
     ],
 )
@@ -143,7 +143,7 @@ def test_points_with_one_directory_are_refused(tmp_path: Path) -> None:
 def test_a_bad_grid_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", TINY, "--workdir", str(tmp_path / "w"), "--grid", "model.head=learned,identiy"]) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("jaxclf: head=identiy: unknown head 'identiy'; did you mean 'identity'?")
+    assert err.startswith("jaxclf: head=identiy: unknown head 'identiy'; did you mean 'identity'")
     assert (err.count("\n"), out) == (1, "")
     assert not (tmp_path / "w").exists()
 
@@ -236,7 +236,7 @@ def test_outline_needs_no_data_and_shows_overrides(
 
 def test_outline_of_a_recipe_that_cannot_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["summary", TINY, "--model.head", "identiy"]) == 2
-    assert capsys.readouterr().err.startswith("jaxclf: unknown head 'identiy'; did you mean 'identity'?")
+    assert capsys.readouterr().err.startswith("jaxclf: unknown head 'identiy'; did you mean 'identity'")
     assert main(["summary", TINY, "--data.batch-size", "2000"]) == 2
     assert capsys.readouterr().err == "jaxclf: data.batch_size 2000 leaves no whole batch of 1352\n"
 
