@@ -204,7 +204,7 @@ def test_all_faults_are_listed_at_once() -> None:
         ("model.init", "orthogonl", "one of he_uniform, orthogonal_last, orthogonal"),
         ("model.pool_power", 0.0, "above 0 and finite"),
         ("model.pool_units", 0, "at least 1"),
-        ("loss.name", "hinge", "one of cross_entropy, binary, mse"),
+        ("loss.name", "hinge", "one of cross_entropy, binary, mse, dot_regression"),
         ("loss.label_smoothing", 1.0, "from 0 to below 1"),
         ("loss.dso", -0.025, "at least 0 and finite"),
         ("loss.so", -1.0, "at least 0 and finite"),
@@ -246,6 +246,7 @@ def test_value_out_of_its_range_is_refused_with_what_is_allowed(name: str, value
         ),
         ("optim", {"name": "lbfgs", "accumulate": 2}, "accumulate is 2 but must be 1 for lbfgs"),
         ("loss", {"name": "mse", "label_smoothing": 0.1}, "label_smoothing is 0.1 but must be 0 for mse"),
+        ("loss", {"name": "dot_regression", "label_smoothing": 0.1}, "must be 0 for dot_regression"),
     ],
 )
 def test_field_that_is_wrong_beside_another_is_refused(section: str, fields: dict[str, Any], message: str) -> None:

@@ -42,6 +42,16 @@ class Summary:
     """Classes of the head."""
     head: str = "learned"
     """Name of a head."""
+    head_normalise: Literal["none", "features", "both"] | None = None
+    """Fixed heads: what is divided by its norm; None is the head's own habit."""
+    head_scale: float | None = None
+    """Fixed heads: factor of the logits; None is the head's own habit."""
+    head_neck: int | None = None
+    """Fixed heads: learn a matrix from the features to this many."""
+    head_embed: Literal["zero", "repeat", "rotate"] | None = None
+    """Fixed heads: what becomes of columns that the matrix leaves; None is zero."""
+    head_shuffle: bool = False
+    """Fixed heads: give the classes the rows in a random order."""
     maps: int | None = None
     """End the backbone in this many feature maps (under identity: one a class)."""
     bias: bool | None = None
@@ -70,6 +80,7 @@ class Summary:
             if value is not None and value < 1:
                 raise UsageError(f"--{name} is {value} but must be at least 1")
         names = ("maps", "bias", "shortcut", "maps_shortcut", "pool", "pool_units")
+        names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
         options: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
         model = create_model(self.name, num_classes=self.num_classes, head=self.head, **options)
         size = self.image_size or model.backbone.image_size

@@ -122,8 +122,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "model.freeze_statistics is True, but run.recalibrate and model.ghost_batch are about moving statistics"
     if optim.name == "lbfgs" and optim.accumulate > 1:
         yield f"optim.accumulate is {optim.accumulate} but must be 1 for lbfgs"
-    if loss.name == "mse" and loss.label_smoothing > 0:
-        yield f"loss.label_smoothing is {loss.label_smoothing} but must be 0 for mse"
+    if loss.name in ("mse", "dot_regression") and loss.label_smoothing > 0:
+        yield f"loss.label_smoothing is {loss.label_smoothing} but must be 0 for {loss.name}"
     if config.data.resize is not None and config.data.resize < (config.data.image_size or 1):
         yield f"data.resize is {config.data.resize} but must be at least data.image_size {config.data.image_size}"
     if augment.test_crop is not None and not augment.test.endswith("crop"):

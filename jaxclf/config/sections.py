@@ -207,8 +207,9 @@ class ModelConfig:
 class LossConfig:
     """The minimised sum: a loss against the labels, plus regularisers, each of which is reported apart."""
 
-    name: Literal["cross_entropy", "binary", "mse"] = "cross_entropy"
-    """Softmax cross-entropy; binary cross-entropy of each class against the rest; squared error to the one-hot."""
+    name: Literal["cross_entropy", "binary", "mse", "dot_regression"] = "cross_entropy"
+    """Softmax cross-entropy; binary cross-entropy of each class against the rest; squared error to the one-hot;
+    dot_regression: half the squared error of the label's own logit to 1, for logits that are cosines (etf_dr)."""
     label_smoothing: Share = 0.0
     """Share of every label that is spread evenly over all classes (torch CrossEntropyLoss's label_smoothing)."""
     l1: Weight = 0.0

@@ -25,6 +25,7 @@ from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, TEST_NAMES, TRAIN_NAME
 from jaxclf.data.kinds import Dataset, Images, ResidentSet, StreamedSet, numbers
 from jaxclf.data.order import held_out
 from jaxclf.data.sources import Folder, Part, Records, Source, class_directories, holds_classes
+from jaxclf.data.transforms import resize_images
 from jaxclf.errors import UsageError, unknown
 from jaxclf.registry import Registry
 
@@ -62,6 +63,29 @@ def _digits_test(labels: Int32[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     for label in range(10):
         test[np.flatnonzero(labels == label)[DIGITS_TEST_EVERY - 1 :: DIGITS_TEST_EVERY]] = True
     return test
+
+
+class DigitPairs(ResidentSet):
+    """Two digits side by side, each enlarged to 16x16: a hundred classes, of which 42 is a four left of a two.
+
+    Pairs are drawn once, by the generator's own seed, as many of each class, from the digits of the same split: no
+    digit of a test image is in a training image.
+    """
+
+    facts = RESIDENT["digit_pairs"]
+    location = DIGITS_FILE
+
+    def read(self, split: str) -> Images:
+        """Draw a split's pairs; they are the same on every call."""
+        digits, labels = Digits(self.config).read(split), np.arange(100, dtype=np.int32)
+        labels = labels.repeat((self.facts.counts[split] or 0) // len(labels))
+        rng, places = np.random.default_rng(SPLITS.index(split)), np.empty((2, len(labels)), np.int64)
+        for side, digit in enumerate(np.divmod(labels, 10)):
+            for number in range(10):
+                wanted = np.flatnonzero(digit == number)
+                places[side, wanted] = rng.choice(np.flatnonzero(digits.labels == number), len(wanted))
+        large = resize_images(digits.images, 16)
+        return Images(np.concatenate([large[places[0]], large[places[1]]], axis=2), labels)
 
 
 class TfdsSet(Dataset):
@@ -213,7 +237,10 @@ def _kind(found: Any) -> type[ResidentSet] | type[StreamedSet]:
     return found
 
 
-OWN: dict[str, type[ResidentSet] | type[StreamedSet]] = {**dict.fromkeys(RESIDENT, ResidentTfds), "digits": Digits}
+OWN: dict[str, type[ResidentSet] | type[StreamedSet]] = {
+    **dict.fromkeys(RESIDENT, ResidentTfds),
+    **{"digits": Digits, "digit_pairs": DigitPairs},
+}
 SETS = Registry("data set", "jaxclf.datasets", OWN, _kind)
 IMPORTED = re.compile(r"[\w.]+:[A-Za-z_][\w.]*")
 """package.module:Name; a number after the colon is the version of a set of TFDS."""

@@ -73,13 +73,13 @@ class Fixed(Head):
     learn_scale: bool = False
     neck: int | None = None
     """Learn a matrix without bias from the features to this many, on which W stands; None: W stands on the features."""
-    bound: Literal["features", "classes"] = "features"
-    """The bias is drawn from U(+-1 / sqrt of the number of these)."""
+    bound: Literal["features", "classes", "zero"] = "features"
+    """The bias is drawn from U(+-1 / sqrt of the number of these), or starts at zero."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
         """Return logits."""
-        bound = (self.num_classes if self.bound == "classes" else x.shape[-1]) ** -0.5
+        bounds = {"features": x.shape[-1] ** -0.5, "classes": self.num_classes**-0.5, "zero": 0.0}
         scale = self._scale()
         if self.neck is not None:
             x, kernel = as_input(x, self.param("neck", torch_default, (x.shape[-1], self.neck)))
@@ -96,7 +96,7 @@ class Fixed(Head):
         if scale is not None:
             logits, scale = as_input(logits, scale)
             logits = logits * scale.reshape((1,) * x.ndim)
-        return self.add_bias(logits, bound)
+        return self.add_bias(logits, bounds[self.bound])
 
     def _scale(self) -> Array | None:
         if self.scale is None:
@@ -182,7 +182,10 @@ OWN: dict[str, HeadEntry] = {
     "conv3x3": HeadEntry(Conv3x3, None),
     **{name: _fixed(name) for name in MATRICES if name not in ("identity", "orthogonal", "hadamard")},
     # Combinations of the literature.
-    "hoffer_orthogonal": _fixed("orthogonal", normalise="features", scale=10.0, learn_scale=True),  # Hoffer et al. 2018
+    "hoffer_orthogonal": _fixed(  # Hoffer et al. 2018
+        "orthogonal", normalise="features", scale=10.0, learn_scale=True, options={"bound": "zero"}
+    ),
+    "etf_dr": _fixed("etf_rotated", bias=False, normalise="features"),  # Yang et al. 2022, beside loss dot_regression
     "reponet_simplex": _fixed("simplex", bias=False, options={"neck": "k - 1"}),  # Pernici et al. 2021
     "reponet_orthoplex": _fixed("orthoplex", bias=False, options={"neck": "ceil(k / 2)"}),
     "reponet_cube": _fixed("binary", bias=False, options={"neck": "ceil(log2 k)"}),

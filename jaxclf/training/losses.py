@@ -38,18 +38,22 @@ def example_losses(config: LossConfig, logits: Float[Array, "n k"], targets: Flo
         cross_entropy  -sum_k s log softmax(x)                                     CrossEntropyLoss(label_smoothing=e)
         binary         -mean_k [s log sigmoid(x) + (1 - s) log(1 - sigmoid(x))]    BCEWithLogitsLoss, given s
         mse            mean_k (x - t)^2                                            MSELoss
+        dot_regression sum_k t (x - 1)^2 / 2                                       DR of Yang et al. (2022)
 
     Under binary the smoothed share is spread over the classes too, so its labels still sum to 1; smoothing each class
-    towards 1/2 by itself would be another loss.
+    towards 1/2 by itself would be another loss. dot_regression says nothing of the classes that are not the label's:
+    smoothing would draw all of them towards 1. Mixed labels share it out.
 
     Raises:
-        UsageError: label smoothing with mse.
+        UsageError: label smoothing with mse and dot_regression.
     """
     classes, smoothing = logits.shape[1], config.label_smoothing
-    if config.name == "mse":
+    if config.name in ("mse", "dot_regression"):
         if smoothing:
-            raise UsageError(f"loss.label_smoothing is {smoothing} but must be 0 for mse")
-        return jnp.square(logits - targets).mean(1)
+            raise UsageError(f"loss.label_smoothing is {smoothing} but must be 0 for {config.name}")
+        if config.name == "mse":
+            return jnp.square(logits - targets).mean(1)
+        return (targets * jnp.square(logits - 1)).sum(1) / 2
     smoothed = (1 - smoothing) * targets + smoothing / classes if smoothing else targets
     if config.name == "cross_entropy":
         return -(smoothed * jax.nn.log_softmax(logits)).sum(1)

@@ -22,6 +22,8 @@ from jaxclf.config import DataConfig
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Digits, Images, ResidentTfds, resolve
 from jaxclf.data.facts import RESIDENT, STREAMED
+from jaxclf.data.kinds import ResidentSet
+from jaxclf.data.transforms import resize_images
 from jaxclf.errors import UsageError
 from jaxclf.tools import preparation
 from tests.data.streamed import needs_prepare
@@ -139,7 +141,7 @@ def test_table_is_consistent():
     assert RESIDENT["cifar100"].std == (0.2673343, 0.2564385, 0.2761505)
 
 
-@pytest.mark.parametrize("name", sorted((RESIDENT.keys() | STREAMED.keys()) - {"digits"}))
+@pytest.mark.parametrize("name", sorted((RESIDENT.keys() | STREAMED.keys()) - {"digits", "digit_pairs"}))
 def test_builders_agree_with_the_table(name):
     row = {**RESIDENT, **STREAMED}[name]
     features: Any = tfds.builder(name).info.features
@@ -288,3 +290,22 @@ def rows(images: np.ndarray, labels: np.ndarray) -> str:
     """Return a digest of the set of (label, pixels), whatever the order."""
     pairs = np.concatenate([labels.astype(np.uint8)[:, None], images], axis=1)
     return hashlib.sha256(b"".join(sorted(row.tobytes() for row in pairs))).hexdigest()
+
+
+def test_pairs_of_digits_are_balanced_and_share_no_digit_between_the_splits() -> None:
+    pairs, digits = resolve(DataConfig("digit_pairs")), Digits(DataConfig("digits"))
+    assert isinstance(pairs, ResidentSet)
+    halves = {}
+    for split, count in (("train", 10_000), ("test", 4_000)):
+        part, single = pairs.read(split), digits.read(split)
+        assert part.images.shape == (count, 16, 32, 1)
+        assert np.bincount(part.labels).tolist() == [count // 100] * 100
+        enlarged = resize_images(single.images, 16)
+        large = {image.tobytes(): label for image, label in zip(enlarged, single.labels, strict=True)}
+        left, right = ([half.tobytes() for half in part.images[:, :, start : start + 16]] for start in (0, 16))
+        assert [10 * large[a] + large[b] for a, b in zip(left, right, strict=True)] == part.labels.tolist()
+        halves[split] = {*left, *right}
+        assert np.array_equal(part.images, pairs.read(split).images)
+    assert not halves["train"] & halves["test"]
+    mean, std = pairs.read("train").statistics()
+    np.testing.assert_allclose([*mean, *std], [*pairs.facts.mean, *pairs.facts.std], atol=5e-5)

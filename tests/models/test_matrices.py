@@ -77,6 +77,12 @@ def test_hadamard_is_the_corner_of_sylvesters_matrix(rows: int, columns: int) ->
     assert np.array_equal(matrix("hadamard", rows, columns), sylvester)
 
 
+def test_hadamard_of_imagenets_21841_classes_takes_no_square_of_them() -> None:
+    h = matrix("hadamard", 21_841, 16)  # Sylvester's matrix of that order would take 8 GB
+    assert h.shape == (21_841, 16)
+    assert distinct_rows(h) == 16
+
+
 def test_hadamard_past_its_width_repeats_rows() -> None:
     h = matrix("hadamard", 100, 64)
     assert distinct_rows(h) == 64

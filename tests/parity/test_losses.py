@@ -48,10 +48,13 @@ def assert_close(ours: Any, theirs: Any, dtype: Any) -> None:
 @pytest.mark.parametrize("kind", ["hard", "mixed"])
 @pytest.mark.parametrize(
     ("name", "smoothing"),
-    [("cross_entropy", 0.0), ("cross_entropy", 0.1), ("binary", 0.0), ("binary", 0.1), ("mse", 0.0)],
+    [
+        *(("cross_entropy", 0.0), ("cross_entropy", 0.1), ("binary", 0.0), ("binary", 0.1)),
+        *(("mse", 0.0), ("dot_regression", 0.0)),
+    ],
 )
 def test_losses_of_each_example_and_gradients_are_torchs(
-    dtype: Any, name: Literal["cross_entropy", "binary", "mse"], smoothing: float, kind: str
+    dtype: Any, name: Literal["cross_entropy", "binary", "mse", "dot_regression"], smoothing: float, kind: str
 ) -> None:
     config = LossConfig(name, label_smoothing=smoothing)
     logits = 3 * np.random.default_rng(0).standard_normal((EXAMPLES, CLASSES)).astype(dtype)

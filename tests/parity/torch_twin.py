@@ -143,6 +143,8 @@ def example_losses(config: LossConfig, logits: torch.Tensor, targets: torch.Tens
         return F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing, reduction="none")
     if config.name == "mse":
         return F.mse_loss(logits, targets, reduction="none").mean(1)
+    if config.name == "dot_regression":
+        return (targets * F.mse_loss(logits, torch.ones_like(logits), reduction="none")).sum(1) / 2
     smoothed = (1 - config.label_smoothing) * targets + config.label_smoothing / logits.shape[1]
     return F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none").mean(1)
 

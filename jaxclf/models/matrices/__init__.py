@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy.linalg
 
 from jaxclf.errors import UsageError, unknown
 from jaxclf.models.matrices import codes, simplices, spheres
@@ -130,9 +129,12 @@ def _orthogonal(rows: int, columns: int, seed: int) -> np.ndarray:
 
 
 def _hadamard(rows: int, columns: int, seed: int) -> np.ndarray:
-    """The upper left corner of Sylvester's matrix of order 2^ceil(log2 max(k, d)); entries +-1."""
-    order = 1 << (max(rows, columns) - 1).bit_length()
-    return scipy.linalg.hadamard(order)[:rows, :columns].astype(np.float64)
+    """The upper left corner of Sylvester's matrix of order 2^ceil(log2 max(k, d)); entries +-1.
+
+    Entry (r, c) is (-1)^(bits that r and c share), so the whole matrix, of k^2 entries and more, is never made.
+    """
+    shared = np.bitwise_count(np.arange(rows)[:, None] & np.arange(columns))
+    return 1.0 - 2.0 * (shared % 2)
 
 
 def _orthoplex(rows: int, columns: int, seed: int) -> np.ndarray:
