@@ -11,8 +11,8 @@ CAPTION = (
     "The thesis's Hadamard head has 44.86 % on CIFAR-100, because ResNet-32 has 64 features: of its 100 rows 64 are "
     "distinct, so that 36 classes are never predicted. Here the same question is asked of 100 classes made of two "
     "digits side by side, with ResNet-8, which has 64 features as well: 10,000 pairs to train, 4,000 of other digits "
-    "to test, 10 epochs of SGD, the same recipe in every row. A neck is a learned matrix before the fixed one; identity "
-    "ends the network in 100 channels."
+    "to test, 10 epochs of SGD, the same recipe in every row. A neck is a learned matrix before the fixed one; "
+    "identity ends the network in 100 channels."
 )
 ROWS = (
     ("learned", {"head": "learned"}),

@@ -14,6 +14,7 @@ from jaxclf.models.classifier import create_model
 from jaxclf.models.heads import OWN, HeadWarning, create_head, head_matrix, list_heads
 from jaxclf.models.matrices import MATRICES, distinct_rows, matrix
 from tests.models.drawn import drawn
+from tests.tiers import quick
 
 HEADS = ["learned", "orthogonal", "hadamard", "hadamard_printed", "identity"]
 """Heads on pooled features; conv3x3, which stands before the pool, is tested in test_variants.py."""
@@ -211,7 +212,7 @@ def expected(name: str, k: int, variables: Any, h: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.filterwarnings("ignore:hadamard")
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", quick(FIXED, "hadamard", "kerdock", "simplex", "hoffer_orthogonal", "kasarla", "ebv"))
 def test_a_fixed_head_is_its_formula_and_its_class_maps_average_to_it(name: str) -> None:
     k, d = SIZES.get(name, (10, 12))
     head, variables = head_and_variables(name, k, d)

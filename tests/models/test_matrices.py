@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from jaxclf.errors import UsageError
 from jaxclf.models.matrices import MATRICES, digest, distinct_rows, is_random, largest_cosine, matrix, obstacle
+from tests import tiers
 
 widths = st.integers(1, 48)
 seeds = st.integers(0, 2**32 - 1)
@@ -27,7 +28,7 @@ def test_an_unknown_matrix_is_answered_with_the_nearest_name() -> None:
         matrix("orthoplx", 2, 2)
 
 
-@pytest.mark.parametrize("name", sorted(MATRICES))
+@pytest.mark.parametrize("name", tiers.quick(MATRICES, *sorted(MATRICES.keys() - {"tammes", "hyperspherical"})))
 @quick
 @given(rows=widths, columns=widths, seed=seeds)
 def test_every_matrix_is_float64_of_its_shape_and_a_function_of_its_arguments(
