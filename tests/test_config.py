@@ -245,8 +245,10 @@ def test_value_out_of_its_range_is_refused_with_what_is_allowed(name: str, value
             for off in ({"momentum": 0.0}, {"dampening": 0.1})
         ),
         ("optim", {"name": "lbfgs", "accumulate": 2}, "accumulate is 2 but must be 1 for lbfgs"),
-        ("loss", {"name": "mse", "label_smoothing": 0.1}, "label_smoothing is 0.1 but must be 0 for mse"),
-        ("loss", {"name": "dot_regression", "label_smoothing": 0.1}, "must be 0 for dot_regression"),
+        *(
+            ("loss", {"name": name, "label_smoothing": 0.1}, f"label_smoothing is 0.1 but must be 0 for {name}")
+            for name in ("mse", "dot_regression")
+        ),
     ],
 )
 def test_field_that_is_wrong_beside_another_is_refused(section: str, fields: dict[str, Any], message: str) -> None:

@@ -36,6 +36,7 @@ AXES: dict[str, dict[str, tuple[Any, ...]]] = {
     "bearpaw_cifar": {"backbone": ("resnet110", "densenet_bc_190_40"), "dataset": ("cifar100",)},
     "bit_finetune": {"dataset": ("cifar100", *CLASSES, "imagenet2012"), "backbone": ("resnet18",)},
     "cifar100_resnet32": {"classes": (64,), "maps": (100,), "maps_shortcut": (None,)},
+    "digit_pairs": {"neck": (None,)},
     "fashion_mnist": {"backbone": ("lenet5",)},
     "folder": {"path": ("pictures",), "backbone": ("resnet50", "mobilenet_v2"), "maps": (12,), "image_size": (160,)},
     "imagenet_mobilenet_v2": {"classes": (100,), "form": ("torchvision", "torch", "tensorflow")},

@@ -270,9 +270,9 @@ LINEAR = [head for head in heads.list_heads() if head != "conv3x3"]  # which nee
 
 @pytest.mark.parametrize("head", quick(LINEAR, "orthogonal", "hadamard"))
 def test_a_checkpoint_holds_drawn_matrices_and_regenerates_exact_ones(head: str, tmp_path: Path) -> None:
-    # Identity's shortcut draws a matrix inside of the backbone; a Hadamard matrix is narrow for Tiny's 8 features.
+    # Identity's shortcut draws a matrix inside of the backbone; some matrices are narrow for Tiny's 8 features.
     drawing: Any = {"backbone": "resnet8", "model": {"maps": 10, "maps_shortcut": "G"}}
-    wide: Any = {"model": {"maps": 16}} if head.startswith("hadamard") else {}
+    wide: Any = {"model": {"maps": 16}}
     state = set_up(config(head, **(drawing if head == "identity" else wide))).init_state()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state.replace(step=jnp.asarray(21, jnp.int32)), rows=1, top1=None)
@@ -280,7 +280,7 @@ def test_a_checkpoint_holds_drawn_matrices_and_regenerates_exact_ones(head: str,
         after, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
     assert jax.tree.structure(after.fixed) == jax.tree.structure(state.fixed)
     assert bits(after.fixed) == bits(state.fixed)
-    names = {"learned": [], "identity": ["hypercube_random"], "hadamard_printed": ["hadamard"]}.get(head, [head])
+    names = {"learned": [], "identity": ["hypercube_random"]}.get(head, [heads.OWN[head].matrix])
     assert list(bits(after.fixed)) == names
     stored = (tmp_path / "21" / "state" / "_METADATA").read_text()  # Orbax's list of the arrays
     assert [name in stored for name in names] == [matrices.MATRICES[name].random for name in names]
