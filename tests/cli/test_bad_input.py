@@ -132,7 +132,7 @@ KINDS: dict[str, tuple[Callable[[], st.SearchStrategy[Case]], int]] = {
 """Kinds, and how many of each there are among 500; Hypothesis draws none twice."""
 
 
-@pytest.mark.parametrize("count", quick([25, 500], 25))
+@pytest.mark.parametrize("count", quick([15, 500], 15))
 def test_bad_input_gives_one_line_and_changes_no_good_run(
     count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

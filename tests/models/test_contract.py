@@ -19,7 +19,8 @@ STRUCTURES: dict[Any, str] = {}
 for name in list_models():
     variant = BACKBONES.resolve(name)
     STRUCTURES.setdefault((variant.module, *(one for one in variant.fields.values() if isinstance(one, bool))), name)
-CHOSEN = quick(list_models(), *STRUCTURES.values())
+SLOW = {"resnet50", "densenet121", "shufflenet_v2_x0_5", "efficientnet_lite0"}
+CHOSEN = quick(list_models(), *(name for name in STRUCTURES.values() if name not in SLOW))
 
 
 def trace(module: Any, side: int, dtype: Any) -> tuple[list[Any], Any, dict[str, Any]]:

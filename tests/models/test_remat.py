@@ -48,7 +48,7 @@ SMALL = {
     "efficientnet_lite": (EfficientNetLite0, 32),
 }
 """One small network of every family that has blocks, and the side of its images."""
-QUICK = ("resnet_cifar", "densenet_cifar")
+QUICK = ("resnet_cifar",)
 """Families of the default tier: blocks that hand on one array, and blocks that hand on channels apart."""
 
 

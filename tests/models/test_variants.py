@@ -66,6 +66,7 @@ def test_the_thesiss_resnet18_have_their_parameters_and_answer_as_the_reference(
     assert logits.argmax(1).tolist() == answer["argmax"]
 
 
+@pytest.mark.slow
 def test_the_3x3_conv_heads_maps_are_its_convolution_and_average_to_the_logits() -> None:
     images = jnp.asarray(np.random.default_rng(0).standard_normal((2, 32, 24, 3), np.float32))
     model = create_model("resnet8", num_classes=5, head="conv3x3")
@@ -195,6 +196,7 @@ def test_the_default_start_is_what_the_modules_draw_to_the_bit() -> None:
     assert all(np.array_equal(ours[name], drawn[name]) for name in drawn)
 
 
+@pytest.mark.slow
 def test_orthogonal_starts_redraw_the_last_conv_or_all_convs_and_nothing_else() -> None:
     usual, last, every = (kernels(init) for init in ("he_uniform", "orthogonal_last", "orthogonal"))
     convs = [name for name, value in usual.items() if value.ndim == 4]

@@ -332,6 +332,7 @@ def test_a_perfect_score_is_drawn_on_a_linear_axis() -> None:
     assert drawn.axes[0].get_yscale() == "log"
 
 
+@pytest.mark.slow
 def test_thirteen_rows_in_four_groups_with_a_hundred_classes() -> None:
     rows = [Row(f"row {n}", f"group {min(n // 3, 3)}", {}, 60.0 + n) for n in range(13)]
     records = [r for row in rows for r in three(row.label, row.printed or 0, 70)]

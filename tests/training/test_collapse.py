@@ -23,6 +23,7 @@ from jaxclf.training.loop import train
 from jaxclf.training.run_directory import RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.stack import train_stacked
+from tests.tiers import quick
 from tests.tiny import get_config
 from tests.training.runs import rows_of
 
@@ -139,7 +140,7 @@ def variables_of(head: Head) -> Any:
     return head.init(jax.random.key(0), jnp.zeros((1, 8)))
 
 
-@pytest.mark.parametrize("name", ["learned", "orthogonal", "identity"])
+@pytest.mark.parametrize("name", quick(["learned", "orthogonal", "identity"], "orthogonal"))
 def test_a_linear_heads_matrix_is_found(name: str) -> None:
     head = create_head(name, 5, 8)
     variables = variables_of(head)
@@ -161,7 +162,10 @@ def test_a_head_without_a_matrix_has_none() -> None:
     assert head_weight(head, variables_of(head), 8) is None
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "attention", "relu_before_pool": True, "dropout": 0.5}])
+ATTENTIVE = {"pool": "attention", "relu_before_pool": True, "dropout": 0.5}
+
+
+@pytest.mark.parametrize("options", quick([{}, ATTENTIVE], ATTENTIVE))
 def test_the_features_are_what_the_head_takes(options: Any) -> None:
     model = jaxclf.create_model("tests.tiny:Tiny", num_classes=3, **options)
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))

@@ -93,7 +93,7 @@ def test_recipe_without_get_config(refused: Callable[..., str], tmp_path: Path) 
             "unknown head 'identiy'; did you mean 'identity' or 'block_identity'? Valid: binary, biorthogonal_hadamard",
         ),
         (["--model.backbone", "resnet18x"], "unknown backbone 'resnet18x'; did you mean 'resnet18' or 'resnet8'?"),
-        (["--data.dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
+        (["--data.dataset", "digit"], "unknown data set 'digit'; did you mean 'digits' or 'digit_pairs'?"),
         (
             ["--model.head", "identity", "--model.maps", "5"],
             "identity gives each class a feature of its own, but there are 10 classes and 5 features; "

@@ -147,6 +147,7 @@ def terms(**options: Any) -> dict[str, float]:
     return {name: value.item() for name, value in got.items()}
 
 
+@pytest.mark.slow
 def test_regularisers_are_weighted_and_named_apart() -> None:
     assert terms() == {}
     assert terms(l1=0.5) == {"l1": 0.5 * (2 + 7)}  # conv1 does not decay

@@ -100,7 +100,7 @@ def stop_at_call(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, numb
     ("owner", "method", "number", "after"),
     [
         pytest.param(RunDirectory, "write_rows", 2, False, id="before the second epoch's row", marks=SLOW),
-        pytest.param(RunDirectory, "write_rows", 2, True, id="between the row and its checkpoint"),
+        pytest.param(RunDirectory, "write_rows", 2, True, id="between the row and its checkpoint", marks=SLOW),
         pytest.param(
             RunDirectory, "write", 6, True, id="between metrics.csv and metrics.jsonl of an epoch", marks=SLOW
         ),
