@@ -33,6 +33,7 @@ from jaxclf.training.weights import WeightRecord, Weights, convert, read, read_s
 from tests.models.drawn import drawn
 from tests.tiers import quick
 
+pytestmark = pytest.mark.long
 StateDict = dict[str, np.ndarray]
 
 

@@ -21,6 +21,8 @@ from jaxclf.report import tables
 from tests.report.two_heads import get_table
 from tests.tiers import quick
 
+pytestmark = pytest.mark.long
+
 RUNS = ["learned-head/seed0", "learned-head/seed1", "identity/seed0", "identity/seed1"]
 
 

@@ -32,6 +32,7 @@ from jaxclf.training.step import TrainState
 from tests.tiers import quick
 from tests.training.runs import config, ended, recipe_of
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = config(checkpoint_every=8)
