@@ -20,7 +20,16 @@ HEADS = (
     "learned",
     *("identity", "block_identity", "signed_identity", "orthoplex"),
     *("orthogonal", "hadamard", "hadamard_printed", "hadamard_exact", "biorthogonal_hadamard", "kerdock", "gold"),
-    *("hypercube", "hypercube_random", "binary", "simplex", "simplex_recursive", "etf", "etf_rotated", "polygon"),
+    *(
+        "hypercube",
+        "hypercube_random",
+        "hypercube_compact",
+        "simplex",
+        "simplex_recursive",
+        "etf",
+        "etf_rotated",
+        "polygon",
+    ),
     *("tammes", "hyperspherical", "gaussian", "rademacher", "sphere"),
     *("hoffer_orthogonal", "etf_dr", "reponet_simplex", "reponet_orthoplex", "reponet_cube", "kasarla", "ebv"),
 )

@@ -79,9 +79,10 @@ class Summary:
         for name, value in (("image-size", self.image_size), ("channels", self.channels)):
             if value is not None and value < 1:
                 raise UsageError(f"--{name} is {value} but must be at least 1")
-        names = ("maps", "bias", "shortcut", "maps_shortcut", "pool", "pool_units")
-        names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
-        options: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        own = ("name", "num_classes", "head", "image_size", "channels", "json")
+        options: dict[str, Any] = {
+            name: value for name, value in vars(self).items() if name not in own and value is not None
+        }
         model = create_model(self.name, num_classes=self.num_classes, head=self.head, **options)
         size = self.image_size or model.backbone.image_size
         counted = count(model, (size, size, self.channels))

@@ -25,7 +25,6 @@ from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, TEST_NAMES, TRAIN_NAME
 from jaxclf.data.kinds import Dataset, Images, ResidentSet, StreamedSet, numbers
 from jaxclf.data.order import held_out
 from jaxclf.data.sources import Folder, Part, Records, Source, class_directories, holds_classes
-from jaxclf.data.transforms import resize_images
 from jaxclf.errors import UsageError, unknown
 from jaxclf.registry import Registry
 
@@ -66,7 +65,7 @@ def _digits_test(labels: Int32[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
 
 
 class DigitPairs(ResidentSet):
-    """Two digits side by side, each enlarged to 16x16: a hundred classes, of which 42 is a four left of a two.
+    """Two digits side by side in a square of 16x16: a hundred classes, of which 42 is a four left of a two.
 
     Pairs are drawn once, by the generator's own seed, as many of each class, from the digits of the same split: no
     digit of a test image is in a training image.
@@ -84,8 +83,8 @@ class DigitPairs(ResidentSet):
             for number in range(10):
                 wanted = np.flatnonzero(digit == number)
                 places[side, wanted] = rng.choice(np.flatnonzero(digits.labels == number), len(wanted))
-        large = resize_images(digits.images, 16)
-        return Images(np.concatenate([large[places[0]], large[places[1]]], axis=2), labels)
+        pairs = np.concatenate([digits.images[places[0]], digits.images[places[1]]], axis=2)  # [n 8 16 1]
+        return Images(np.pad(pairs, ((0, 0), (4, 4), (0, 0), (0, 0))), labels)
 
 
 class TfdsSet(Dataset):

@@ -70,8 +70,12 @@ class Dataset(abc.ABC):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Steps from an image file to a test image of a run of this config."""
-        size = self.image_shape[0]
+        """Steps from an image file to a test image of a run of this config; `UsageError` unless these are square."""
+        size, width, _ = self.image_shape
+        if size != width:
+            raise UsageError(
+                f"images of {self.facts.name} are {size}x{width}; only square ones are prepared from files"
+            )
         short_side = resize_side(self.config) if self.facts.streamed else size
         return Preprocessing(short_side, size, None, pil_filter(self.config), *self.constants)
 

@@ -16,11 +16,8 @@ from jaxclf.models.heads import Head, create_head
 from jaxclf.models.pooling import Pool, average, create_pool
 
 Dtype = Literal["float32", "bfloat16"]
-HEAD_OPTIONS: dict[str, Any] = {
-    **{"head_normalise": None, "head_scale": None, "head_neck": None},
-    **{"head_embed": "zero", "head_shuffle": False},
-}
-"""Options of heads with a fixed matrix, as a config names them, and their defaults."""
+HEAD_OPTIONS = ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
+"""Options of heads with a fixed matrix, as a config names them."""
 
 
 class Classifier(nn.Module):
@@ -119,8 +116,7 @@ def create_model(
     if dropout is not None and not 0 <= dropout < 1:
         raise UsageError(f"dropout is {dropout} but must be from 0 to below 1")
     head_options = {name: options.pop(name, default) for name, default in (("bias", None), ("seed", 0))}
-    for name, default in HEAD_OPTIONS.items():
-        head_options[name.removeprefix("head_")] = options.pop(name, default)
+    head_options |= {name.removeprefix("head_"): options.pop(name) for name in HEAD_OPTIONS if name in options}
     pool_options = {name: options.pop(name, None) for name in ("pool_power", "pool_units")}
     allowed, rebuilt = backbone_options(backbone), options.get("maps") is not None
     if "seed" in allowed:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from jaxclf.errors import UsageError
 from jaxclf.models.layers import as_input, fixed_matrix, torch_default, uniform
 from jaxclf.models.matrices import MATRICES, distinct_rows, largest_cosine, matrix, obstacle
+from jaxclf.models.matrices.simplices import bits
 from jaxclf.registry import Registry
 
 Normalise = Literal["none", "features", "both"]
@@ -71,6 +72,8 @@ class Fixed(Head):
     scale: float | None = None
     """The factor s, or its start where it is learned; None: no factor."""
     learn_scale: bool = False
+    sign: Literal[1, -1] = 1
+    """-1: y = -s W g(h) + b, as the reference code of Hoffer et al. (2018) has it."""
     neck: int | None = None
     """Learn a matrix without bias from the features to this many, on which W stands; None: W stands on the features."""
     bound: Literal["features", "classes", "zero"] = "features"
@@ -102,16 +105,9 @@ class Fixed(Head):
         if self.scale is None:
             return None
         if not self.learn_scale:
-            return jnp.full((1,), self.scale)
-        return self.param("scale", nn.initializers.constant(self.scale), (1,))
-
-
-class Negated(Fixed):
-    """The same with the sign that the reference code of Hoffer et al. (2018) gives the scale: y = -s W g(h) + b."""
-
-    def _scale(self) -> Array | None:
-        scale = super()._scale()
-        return None if scale is None else -scale
+            return jnp.full((1,), self.sign * self.scale)
+        scale = self.param("scale", nn.initializers.constant(self.scale), (1,))
+        return -scale if self.sign == -1 else scale
 
 
 class Identity(Head):
@@ -153,11 +149,13 @@ class HeadEntry:
     """Its fixed matrix (matrices.py); None for a learned one."""
     bias: bool = True
     """Whether it learns a bias when nobody says."""
-    normalise: Normalise = "none"
-    scale: float | Literal["1/sqrt(k)"] | None = None
-    learn_scale: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """More fields of its module."""
+    """Fields of its module. Of `Fixed`, a scale and a neck may be a function of the number of classes."""
+
+    @property
+    def combines(self) -> bool:
+        """Whether a fixed matrix stands in a `Fixed`, whose fields can be chosen."""
+        return self.matrix is not None and inspect.isclass(self.module) and issubclass(self.module, Fixed)
 
     @classmethod
     def of(cls, found: Any) -> "HeadEntry":
@@ -167,39 +165,31 @@ class HeadEntry:
         return found if isinstance(found, HeadEntry) else cls(found, None)
 
 
-def _fixed(matrix: str, **changed: Any) -> HeadEntry:
-    return HeadEntry(Fixed, matrix, **changed)
+def _fixed(matrix: str, bias: bool = True, **options: Any) -> HeadEntry:
+    return HeadEntry(Fixed, matrix, bias, options)
 
 
-HADAMARD: dict[str, Any] = {"scale": "1/sqrt(k)", "learn_scale": True, "options": {"bound": "classes"}}
+HADAMARD: dict[str, Any] = {"scale": lambda k: k**-0.5, "learn_scale": True, "bound": "classes"}
 
 OWN: dict[str, HeadEntry] = {
     "learned": HeadEntry(Learned, None),
     "orthogonal": _fixed("orthogonal"),
-    "hadamard": HeadEntry(Negated, "hadamard", normalise="features", **HADAMARD),
+    "hadamard": _fixed("hadamard", normalise="features", sign=-1, **HADAMARD),
     "hadamard_printed": _fixed("hadamard", **HADAMARD),
     "identity": HeadEntry(Identity, "identity", bias=False),
     "conv3x3": HeadEntry(Conv3x3, None),
     **{name: _fixed(name) for name in MATRICES if name not in ("identity", "orthogonal", "hadamard")},
-    # Combinations of the literature.
-    "hoffer_orthogonal": _fixed(  # Hoffer et al. 2018
-        "orthogonal", normalise="features", scale=10.0, learn_scale=True, options={"bound": "zero"}
-    ),
-    "etf_dr": _fixed("etf_rotated", bias=False, normalise="features"),  # Yang et al. 2022, beside loss dot_regression
-    "reponet_simplex": _fixed("simplex", bias=False, options={"neck": "k - 1"}),  # Pernici et al. 2021
-    "reponet_orthoplex": _fixed("orthoplex", bias=False, options={"neck": "ceil(k / 2)"}),
-    "reponet_cube": _fixed("binary", bias=False, options={"neck": "ceil(log2 k)"}),
-    "kasarla": _fixed("simplex_recursive", bias=False, scale=1.0, options={"neck": "k - 1"}),  # Kasarla et al. 2022
-    "ebv": _fixed("tammes", bias=False, normalise="features", scale=1 / 0.07),  # Shen et al. 2023
+    # Combinations of the literature: Hoffer et al. 2018; Yang et al. 2022, beside the loss dot_regression; Pernici et
+    # al. 2021; Kasarla et al. 2022, who scale by .1 for ResNets; Shen et al. 2023.
+    "hoffer_orthogonal": _fixed("orthogonal", normalise="features", scale=10.0, learn_scale=True, bound="zero"),
+    "etf_dr": _fixed("etf_rotated", bias=False, normalise="features"),
+    "reponet_simplex": _fixed("simplex", bias=False, neck=lambda k: k - 1),
+    "reponet_orthoplex": _fixed("orthoplex", bias=False, neck=lambda k: -(-k // 2)),
+    "reponet_cube": _fixed("hypercube_compact", bias=False, neck=bits),
+    "kasarla": _fixed("simplex_recursive", bias=False, neck=lambda k: k - 1),
+    "ebv": _fixed("tammes", bias=False, normalise="features", scale=1 / 0.07),
 }
 """Heads by name. Without a norm, scale or neck of its own, a matrix stands alone, with a learned bias (the thesis)."""
-
-NECKS: dict[str, Callable[[int], int]] = {
-    "k - 1": lambda k: k - 1,
-    "ceil(k / 2)": lambda k: -(-k // 2),
-    "ceil(log2 k)": lambda k: max(1, (k - 1).bit_length()),
-}
-"""Widths of necks that follow from the number of classes."""
 
 HEADS = Registry("head", "jaxclf.heads", OWN, HeadEntry.of)
 
@@ -220,10 +210,10 @@ def head_matrix(name: str, num_classes: int, features: int, seed: int = 0) -> np
     """
     entry = HEADS.resolve(name)
     if entry.matrix is None:
-        raise UsageError(f"head {name!r} learns its matrix; heads with a fixed one: {', '.join(_with_matrix())}")
-    width = _neck(entry, num_classes) or features
-    _require_possible(name, entry.matrix, num_classes, width)
-    return matrix(entry.matrix, num_classes, width, seed)
+        fixed = [other for other, candidate in OWN.items() if candidate.matrix]
+        raise UsageError(f"head {name!r} learns its matrix; heads with a fixed one: {', '.join(fixed)}")
+    _require_possible(name, num_classes, features)
+    return matrix(entry.matrix, num_classes, _width(entry, num_classes, features), seed)
 
 
 def create_head(
@@ -236,7 +226,7 @@ def create_head(
     normalise: Normalise | None = None,
     scale: float | None = None,
     neck: int | None = None,
-    embed: Literal["zero", "repeat", "rotate"] = "zero",
+    embed: Literal["zero", "repeat", "rotate"] | None = None,
     shuffle: bool = False,
 ) -> Head:
     """Build a head for k classes on d features; None leaves an option to the head.
@@ -249,59 +239,54 @@ def create_head(
     with the number that matters: the distinct rows, or the largest cosine between rows of a cut matrix.
     """
     entry = HEADS.resolve(name)
+    require_classes(num_classes)
+    given = {"normalise": normalise, "scale": scale, "neck": neck, "embed": embed, "shuffle": shuffle or None}
+    given = {option: value for option, value in given.items() if value is not None}
+    own = {"num_classes": num_classes, "bias": entry.bias if bias is None else bias, "seed": seed}
+    if not entry.combines:
+        if given:
+            able = ", ".join(other for other, candidate in OWN.items() if candidate.combines)
+            raise UsageError(f"head {name} takes no {', '.join(given)}; heads that do: {able}")
+        _require_possible(name, num_classes, features)
+        return entry.module(**own, **entry.options)
+    _require_possible(name, num_classes, features, neck)
+    words = [word for word in (embed, "shuffle" if shuffle else None) if word not in (None, "zero")]
+    built = "+".join([str(entry.matrix), *words])
+    _warn(name, built, num_classes, neck or _width(entry, num_classes, features))
+    options = {option: value(num_classes) if callable(value) else value for option, value in entry.options.items()}
+    options |= {option: value for option, value in given.items() if option in ("normalise", "scale", "neck")}
+    return entry.module(**own, matrix=built, **options)
+
+
+def require_classes(num_classes: Any) -> None:
+    """Raise `UsageError` unless this is a number of classes."""
     if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise UsageError(f"num_classes is {num_classes!r} but must be a whole number, at least 2")
-    given = {"normalise": normalise, "scale": scale, "neck": neck}
-    given |= {"embed": None if embed == "zero" else embed, "shuffle": shuffle or None}
-    said = [option for option, value in given.items() if value is not None]
-    learn_bias = entry.bias if bias is None else bias
-    if not (inspect.isclass(entry.module) and issubclass(entry.module, Fixed)):
-        if said:
-            raise UsageError(f"head {name} takes no {', '.join(said)}; heads that do: {', '.join(_with_matrix(Fixed))}")
-        if entry.matrix is not None:
-            _require_possible(name, entry.matrix, num_classes, features)
-        return entry.module(num_classes=num_classes, bias=learn_bias, seed=seed)
-    assert entry.matrix is not None
-    words = [*([] if embed == "zero" else [embed]), *(["shuffle"] if shuffle else [])]
-    built, width = "+".join([entry.matrix, *words]), neck or _neck(entry, num_classes)
-    _require_possible(name, built, num_classes, width or features)
-    _warn(name, built, num_classes, width or features)
-    start = num_classes**-0.5 if entry.scale == "1/sqrt(k)" else entry.scale
-    return entry.module(
-        num_classes=num_classes,
-        bias=learn_bias,
-        seed=seed,
-        matrix=built,
-        normalise=normalise or entry.normalise,
-        scale=start if scale is None else scale,
-        learn_scale=entry.learn_scale,
-        **{**entry.options, "neck": width},
-    )
 
 
-def _with_matrix(module: type[Head] | None = None) -> list[str]:
-    """Return our heads with a fixed matrix, all or those of a module."""
-    return [name for name, entry in OWN.items() if entry.matrix and entry.module in (module or entry.module, Negated)]
-
-
-def _neck(entry: HeadEntry, num_classes: int) -> int | None:
-    """Return the width of a head's own neck; None without one."""
-    return NECKS[entry.options["neck"]](num_classes) if "neck" in entry.options else None
-
-
-def _require_possible(name: str, built: str, num_classes: int, features: int) -> None:
-    """Raise `UsageError` where there is no such matrix, with the heads for which there is one."""
-    if not (text := obstacle(built, num_classes, features)):
-        return
-    able = [
-        other
-        for other, entry in OWN.items()
-        if entry.matrix is None or not obstacle(entry.matrix, num_classes, _neck(entry, num_classes) or features)
-    ]
-    if name == "identity":
+def head_obstacle(name: str, num_classes: int, features: int, neck: int | None = None) -> str:
+    """Return why a head cannot stand on so many features, in a sentence; empty where it can."""
+    entry = HEADS.resolve(name)
+    if entry.matrix is None:
+        return ""
+    text = obstacle(entry.matrix, num_classes, neck or _width(entry, num_classes, features))
+    if text and name == "identity":
         text = f"identity gives each class a feature of its own, but there are {num_classes} classes and {features} "
         text += f"features; end the backbone in maps={num_classes}"
-    raise UsageError(f"{text}, or use a head that can: {', '.join(able)}")
+    return text
+
+
+def _width(entry: HeadEntry, num_classes: int, features: int) -> int:
+    """Return how many columns the matrix of a head has: those of its own neck, or the features."""
+    neck = entry.options.get("neck")
+    return neck(num_classes) if neck else features
+
+
+def _require_possible(name: str, num_classes: int, features: int, neck: int | None = None) -> None:
+    """Raise `UsageError` for a head that cannot stand there, with those that can."""
+    if text := head_obstacle(name, num_classes, features, neck):
+        able = [other for other in OWN if not head_obstacle(other, num_classes, features)]
+        raise UsageError(f"{text}, or use a head that can: {', '.join(able)}")
 
 
 def _warn(name: str, built: str, num_classes: int, features: int) -> None:

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclf.errors import UsageError
 from jaxclf.models.count import equations, multiplications
-from jaxclf.models.heads import HEADS, create_head, head_matrix
+from jaxclf.models.heads import HEADS, create_head, head_matrix, head_obstacle, require_classes
 from jaxclf.models.matrices import geometry, is_random
 
 
@@ -36,17 +35,15 @@ class HeadRow:
 
 def head_rows(names: Sequence[str], num_classes: int, features: int, seed: int = 0) -> list[HeadRow]:
     """Return a row for each head; what cannot be built says why. Raises `UsageError` for an unknown name."""
+    require_classes(num_classes)
     return [_row(name, num_classes, features, seed) for name in names]
 
 
 def _row(name: str, num_classes: int, features: int, seed: int) -> HeadRow:
     entry = HEADS.resolve(name)
-    try:
-        head: Any = create_head(name, num_classes, features, seed=seed)
-    except UsageError as error:
-        if num_classes < 2 or features < 1:
-            raise
-        return HeadRow(name, str(error).partition(", or use")[0])
+    if why := head_obstacle(name, num_classes, features):
+        return HeadRow(name, why)
+    head: Any = create_head(name, num_classes, features, seed=seed)
     image = jax.ShapeDtypeStruct((1, 3, 3, features) if head.before_pool else (1, features), jnp.float32)
     shapes: Any = jax.eval_shape(head.init, jax.random.key(0), image)
     jaxpr = jax.make_jaxpr(head.apply)(shapes, image).jaxpr

@@ -51,7 +51,7 @@ def accuracy(weights: Weights, data: DataConfig, *, split: str = "test", report:
     if names != dataset.class_names and set(names) == set(dataset.class_names):
         raise UsageError(f"the classes of {data.dataset} are those of the weights in another order")
     preprocessing = record.preprocessing or dataset.preprocessing
-    prepared = ("image_size", "resize", "mean", "std")
+    prepared = ("image_size", "resize", "interpolation", "mean", "std")
     if record.preprocessing and (odd := [f"data.{name}" for name in prepared if getattr(data, name) is not None]):
         raise UsageError(f"{', '.join(odd)} given, but the weights say how images are prepared: {preprocessing}")
     channels = dataset.facts.image_shape[2]

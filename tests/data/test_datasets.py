@@ -23,7 +23,6 @@ from jaxclf.data import datasets
 from jaxclf.data.datasets import Digits, Images, ResidentTfds, resolve
 from jaxclf.data.facts import RESIDENT, STREAMED
 from jaxclf.data.kinds import ResidentSet
-from jaxclf.data.transforms import resize_images
 from jaxclf.errors import UsageError
 from jaxclf.tools import preparation
 from tests.data.streamed import needs_prepare
@@ -298,14 +297,22 @@ def test_pairs_of_digits_are_balanced_and_share_no_digit_between_the_splits() ->
     halves = {}
     for split, count in (("train", 10_000), ("test", 4_000)):
         part, single = pairs.read(split), digits.read(split)
-        assert part.images.shape == (count, 16, 32, 1)
+        assert part.images.shape == (count, 16, 16, 1)
+        assert not part.images[:, [0, 1, 2, 3, 12, 13, 14, 15]].any()
         assert np.bincount(part.labels).tolist() == [count // 100] * 100
-        enlarged = resize_images(single.images, 16)
-        large = {image.tobytes(): label for image, label in zip(enlarged, single.labels, strict=True)}
-        left, right = ([half.tobytes() for half in part.images[:, :, start : start + 16]] for start in (0, 16))
-        assert [10 * large[a] + large[b] for a, b in zip(left, right, strict=True)] == part.labels.tolist()
+        known = {image.tobytes(): label for image, label in zip(single.images, single.labels, strict=True)}
+        left, right = ([half.tobytes() for half in part.images[:, 4:12, start : start + 8]] for start in (0, 8))
+        assert [10 * known[a] + known[b] for a, b in zip(left, right, strict=True)] == part.labels.tolist()
         halves[split] = {*left, *right}
         assert np.array_equal(part.images, pairs.read(split).images)
     assert not halves["train"] & halves["test"]
     mean, std = pairs.read("train").statistics()
     np.testing.assert_allclose([*mean, *std], [*pairs.facts.mean, *pairs.facts.std], atol=5e-5)
+
+
+def test_images_that_are_not_square_have_no_preparation_from_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = resolve(DataConfig("digit_pairs"))
+    assert pairs.preprocessing.crop == 16
+    monkeypatch.setattr(pairs, "facts", dataclasses.replace(pairs.facts, image_shape=(16, 32, 1)))
+    with pytest.raises(UsageError, match="^images of digit_pairs are 16x32; only square ones are prepared from files$"):
+        _ = pairs.preprocessing

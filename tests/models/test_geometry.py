@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxclf.models.matrices import codes, geometry, matrix
-from jaxclf.models.matrices.fields import powers, prime_power
+from jaxclf.models.matrices.finite_fields import powers, prime_power
 from jaxclf.models.matrices.geometry import facts
 from tests.tiers import quick
 
@@ -97,7 +97,7 @@ def test_golds_cosines_are_below_their_bound(d: int, k: int) -> None:
         ("signed_identity", 100, 64, (64, 100, 0.0, -1.0, 0.64)),
         ("hadamard", 100, 64, (64, 64, 1.0, 0.0, 0.71)),
         ("hypercube", 100, 64, (8, 100, 0.969, 0.78, 0.98)),
-        ("binary", 100, 64, (7, 100, 5 / 7, -1.0, 0.73)),
+        ("hypercube_compact", 100, 64, (7, 100, 5 / 7, -1.0, 0.73)),
         ("orthogonal", 100, 64, (64, 100, 0.33, None, 0.71)),
         ("hypercube_random", 100, 64, (64, 100, 0.375, None, 0.71)),
         ("gaussian", 1000, 64, (64, 1000, 0.55, None, 0.71)),

@@ -204,9 +204,9 @@ def expected(name: str, k: int, variables: Any, h: np.ndarray) -> np.ndarray:
     row = OWN[name]
     params = {key: np.asarray(value, np.float64) for key, value in variables.get("params", {}).items()}
     h = h @ params["neck"] if "neck" in params else h
-    if row.normalise != "none":
+    if row.options.get("normalise"):
         h = h / (np.linalg.norm(h, axis=1, keepdims=True) + 1e-8)
-    scale: Any = params["scale"] if row.learn_scale else 1.0 if row.scale is None else row.scale
+    scale: Any = params["scale"] if row.options.get("learn_scale") else row.options.get("scale", 1.0)
     sign = -1 if name == "hadamard" else 1
     return sign * scale * (h @ head_matrix(name, k, h.shape[1]).T) + params.get("bias", np.zeros(k))
 
@@ -263,6 +263,8 @@ def test_an_impossible_head_says_why_and_names_those_that_can(name: str, k: int,
 def test_options_of_fixed_heads_are_refused_by_others() -> None:
     with pytest.raises(UsageError, match=r"^head learned takes no scale, shuffle; heads that do: orthogonal, hadamard"):
         create_head("learned", 5, 12, scale=2.0, shuffle=True)
+    with pytest.raises(UsageError, match=r"kerdock\+repeat takes 16 of 20 columns; there is no room to repeat it"):
+        matrix("kerdock+repeat", 5, 20)
     with pytest.raises(UsageError, match="unknown word behind a matrix 'turn'"):
         matrix("kerdock+turn", 2, 4)
 

@@ -67,6 +67,8 @@ def matrix(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
     found = np.pad(narrow, ((0, 0), (0, columns - narrow.shape[1])))
     if "repeat" in words:
         times = columns // narrow.shape[1]
+        if times == 1:
+            raise UsageError(f"{name} takes {narrow.shape[1]} of {columns} columns; there is no room to repeat it")
         found[:, : times * narrow.shape[1]] = np.tile(narrow, times) / math.sqrt(times)
     if "rotate" in words:
         found = found @ _orthogonal(columns, columns, seed)
@@ -197,7 +199,7 @@ MATRICES: dict[str, Matrix] = {
     "signed_identity": Matrix(_signed_identity, max_rows=_twice),
     "hypercube": Matrix(_hypercube, max_rows=_vertices),
     "hypercube_random": Matrix(_hypercube_random, random=True, max_rows=_vertices),
-    "binary": Matrix(simplices.binary, max_rows=_vertices),
+    "hypercube_compact": Matrix(simplices.hypercube_compact, max_rows=_vertices),
     "simplex": Matrix(simplices.simplex, max_rows=lambda columns: columns + 1, least=2),
     "simplex_recursive": Matrix(simplices.simplex_recursive, max_rows=lambda columns: columns + 1, least=2),
     "etf": Matrix(simplices.etf, max_rows=_itself, least=2),

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import scipy.linalg
 
-from jaxclf.models.matrices.fields import characters, multiply, prime_power, trace
+from jaxclf.models.matrices.finite_fields import characters, multiply, prime_power, trace
 
 
 @functools.cache

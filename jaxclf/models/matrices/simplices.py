@@ -48,7 +48,7 @@ def bits(rows: int) -> int:
     return max(1, (rows - 1).bit_length())
 
 
-def binary(rows: int, columns: int, seed: int) -> np.ndarray:
+def hypercube_compact(rows: int, columns: int, seed: int) -> np.ndarray:
     """Row r is the binary number r over ceil(log2 k) columns, as +-1 / sqrt of their number (Pernici et al. 2021)."""
     width = bits(rows)
     places = np.arange(rows)[:, None] >> np.arange(width - 1, -1, -1) & 1
