@@ -314,5 +314,7 @@ def test_images_that_are_not_square_have_no_preparation_from_files(monkeypatch: 
     pairs = resolve(DataConfig("digit_pairs"))
     assert pairs.preprocessing.crop == 16
     monkeypatch.setattr(pairs, "facts", dataclasses.replace(pairs.facts, image_shape=(16, 32, 1)))
-    with pytest.raises(UsageError, match=r"^images of digit_pairs are 16x32; only square ones are prepared from files$"):
+    with pytest.raises(
+        UsageError, match=r"^images of digit_pairs are 16x32; only square ones are prepared from files$"
+    ):
         _ = pairs.preprocessing
