@@ -14,7 +14,7 @@ from jaxclf.data.facts import RESIDENT
 from jaxclf.data.pipeline import open_data
 from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.heads import HeadEntry, Learned
+from jaxclf.models.heads import HeadEntry, Linear
 from tests.tiny import Tiny
 
 
@@ -22,7 +22,7 @@ class Unfinished(Backbone):
     stem = "conv1"
 
 
-class Scaled(Learned):
+class Scaled(Linear):
     """A head of somebody else's."""
 
 

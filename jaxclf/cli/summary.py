@@ -43,9 +43,9 @@ class Summary:
     head: str = "learned"
     """Name of a head."""
     head_normalise: Literal["none", "features", "both"] | None = None
-    """Fixed heads: what is divided by its norm; None is the head's own habit."""
+    """Linear heads: what is divided by its norm; None is the head's own habit."""
     head_scale: float | None = None
-    """Fixed heads: factor of the logits; None is the head's own habit."""
+    """Linear heads: factor of the logits; None is the head's own habit."""
     head_neck: int | None = None
     """Fixed heads: learn a matrix from the features to this many."""
     head_embed: Literal["zero", "repeat", "rotate"] | None = None

@@ -144,9 +144,9 @@ class ModelConfig:
     head_seed: int | None = None
     """Seed of random fixed matrices; None is run.seed, so that repeated runs repeat the draw too."""
     head_normalise: Literal["none", "features", "both"] | None = None
-    """Fixed heads: divide the features by their norm, or these and the rows of the matrix; None is the head's habit."""
+    """Linear heads: divide the features by their norm, or these and the rows of the matrix; None is its habit."""
     head_scale: Positive | None = None
-    """Fixed heads: factor of the logits, or its start where the head learns it; None is the head's habit."""
+    """Linear heads: factor of the logits, or its start where the head learns it; None is the head's habit."""
     head_neck: Count | None = None
     """Fixed heads: learn a matrix from the features to this many, and put the fixed one behind it."""
     head_embed: Literal["zero", "repeat", "rotate"] = "zero"

@@ -51,22 +51,15 @@ class Head(nn.Module):
         return logits + bias.reshape((1,) * (logits.ndim - 1) + (-1,))
 
 
-class Learned(Head):
-    """y = W h + b, torch's Linear."""
+class Linear(Head):
+    """y = s W g(h) + b: W a fixed matrix [k d] or a learned one, g a neck, a norm, or nothing, as the fields say.
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
-        """Return logits."""
-        width = x.shape[-1]
-        x, kernel = as_input(x, self.param("kernel", torch_default, (width, self.num_classes)))
-        return self.add_bias(x @ kernel, width**-0.5)
+    The defaults are torch's Linear.
+    """
 
-
-class Fixed(Head):
-    """y = s W g(h) + b: W a fixed matrix [k d], g a neck, a norm, or nothing, as the fields say."""
-
-    matrix: str = "orthogonal"
-    """Name of the matrix, and of its variable: matrices.py lists them, and the words behind a +."""
+    matrix: str | None = None
+    """Name of the fixed matrix, and of its variable: matrices.py lists them, and the words behind a +; None: learned,
+    the parameter `kernel` [d k]."""
     normalise: Normalise = "none"
     """features: divide them by their norm + 1e-8 (class maps: that of the pooled ones); both: the rows of W, too."""
     scale: float | None = None
@@ -87,7 +80,10 @@ class Fixed(Head):
         if self.neck is not None:
             x, kernel = as_input(x, self.param("neck", torch_default, (x.shape[-1], self.neck)))
             x = x @ kernel
-        weight = fixed_matrix(self, self.matrix, self.num_classes, x.shape[-1], self.seed)
+        if self.matrix is None:
+            weight = self.param("kernel", torch_default, (x.shape[-1], self.num_classes)).T
+        else:
+            weight = fixed_matrix(self, self.matrix, self.num_classes, x.shape[-1], self.seed)
         if self.normalise == "both":
             weight = weight / jnp.linalg.norm(weight, axis=1, keepdims=True)
         x, weight = as_input(x, weight)
@@ -146,16 +142,16 @@ class HeadEntry:
 
     module: Callable[..., Head]
     matrix: str | None
-    """Its fixed matrix (matrices.py); None for a learned one."""
+    """Its fixed matrix (matrices.py); None where it learns one, or has none."""
     bias: bool = True
     """Whether it learns a bias when nobody says."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of its module. Of `Fixed`, a scale and a neck may be a function of the number of classes."""
+    """Fields of its module. Of `Linear`, a scale and a neck may be a function of the number of classes."""
 
-    @property
-    def combines(self) -> bool:
-        """Whether a fixed matrix stands in a `Fixed`, whose fields can be chosen."""
-        return self.matrix is not None and inspect.isclass(self.module) and issubclass(self.module, Fixed)
+    def takes(self, option: str) -> bool:
+        """Tell whether an option of `create_head` is one of this head: those of `Linear`, and of its fixed matrix."""
+        combines = inspect.isclass(self.module) and issubclass(self.module, Linear)
+        return combines and (self.matrix is not None or option in ("normalise", "scale"))
 
     @classmethod
     def of(cls, found: Any) -> "HeadEntry":
@@ -166,13 +162,13 @@ class HeadEntry:
 
 
 def _fixed(matrix: str, bias: bool = True, **options: Any) -> HeadEntry:
-    return HeadEntry(Fixed, matrix, bias, options)
+    return HeadEntry(Linear, matrix, bias, options)
 
 
 HADAMARD: dict[str, Any] = {"scale": lambda k: k**-0.5, "learn_scale": True, "bound": "classes"}
 
 OWN: dict[str, HeadEntry] = {
-    "learned": HeadEntry(Learned, None),
+    "learned": HeadEntry(Linear, None),
     "orthogonal": _fixed("orthogonal"),
     "hadamard": _fixed("hadamard", normalise="features", sign=-1, **HADAMARD),
     "hadamard_printed": _fixed("hadamard", **HADAMARD),
@@ -231,7 +227,7 @@ def create_head(
 ) -> Head:
     """Build a head for k classes on d features; None leaves an option to the head.
 
-    Of heads with a fixed matrix, `normalise` and `scale` (fixed, or the start of a learned one) are as in `Fixed`,
+    `normalise` and `scale` (fixed, or the start of a learned one) are as in `Linear`. Of heads with a fixed matrix,
     `neck` learns a matrix to so many features before, `embed` says what becomes of columns that the construction
     leaves, and `shuffle` gives the classes its rows in an order drawn from `seed`.
 
@@ -243,18 +239,17 @@ def create_head(
     given = {"normalise": normalise, "scale": scale, "neck": neck, "embed": embed, "shuffle": shuffle or None}
     given = {option: value for option, value in given.items() if value is not None}
     own = {"num_classes": num_classes, "bias": entry.bias if bias is None else bias, "seed": seed}
-    if not entry.combines:
-        if given:
-            able = ", ".join(other for other, candidate in OWN.items() if candidate.combines)
-            raise UsageError(f"head {name} takes no {', '.join(given)}; heads that do: {able}")
-        _require_possible(name, num_classes, features)
-        return entry.module(**own, **entry.options)
+    if foreign := [option for option in given if not entry.takes(option)]:
+        able = ", ".join(other for other, row in OWN.items() if all(map(row.takes, foreign)))
+        raise UsageError(f"head {name} takes no {', '.join(foreign)}; heads that do: {able}")
     _require_possible(name, num_classes, features, neck)
-    words = [word for word in (embed, "shuffle" if shuffle else None) if word not in (None, "zero")]
-    built = "+".join([str(entry.matrix), *words])
-    _warn(name, built, num_classes, neck or _width(entry, num_classes, features))
     options = {option: value(num_classes) if callable(value) else value for option, value in entry.options.items()}
     options |= {option: value for option, value in given.items() if option in ("normalise", "scale", "neck")}
+    if entry.matrix is None or not entry.takes("neck"):
+        return entry.module(**own, **options)
+    words = [word for word in (embed, "shuffle" if shuffle else None) if word not in (None, "zero")]
+    built = "+".join([entry.matrix, *words])
+    _warn(name, built, num_classes, neck or _width(entry, num_classes, features))
     return entry.module(**own, matrix=built, **options)
 
 

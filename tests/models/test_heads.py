@@ -261,8 +261,9 @@ def test_an_impossible_head_says_why_and_names_those_that_can(name: str, k: int,
 
 
 def test_options_of_fixed_heads_are_refused_by_others() -> None:
-    with pytest.raises(UsageError, match=r"^head learned takes no scale, shuffle; heads that do: orthogonal, hadamard"):
-        create_head("learned", 5, 12, scale=2.0, shuffle=True)
+    assert create_head("learned", 5, 12, normalise="both", scale=2.0).scale == 2.0
+    with pytest.raises(UsageError, match=r"^head learned takes no neck, shuffle; heads that do: orthogonal, hadamard"):
+        create_head("learned", 5, 12, scale=2.0, neck=4, shuffle=True)
     with pytest.raises(UsageError, match=r"kerdock\+repeat takes 16 of 20 columns; there is no room to repeat it"):
         matrix("kerdock+repeat", 5, 20)
     with pytest.raises(UsageError, match="unknown word behind a matrix 'turn'"):
