@@ -8,6 +8,7 @@ which are read while the run goes on.
 ((8, 8, 1), ('0', '1', '2'))
 """
 
+import abc
 import functools
 import importlib.resources
 import inspect
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Int32
 from jaxclf.config import DataConfig
 from jaxclf.data import prepared
 from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, TEST_NAMES, TRAIN_NAMES, Facts
-from jaxclf.data.kinds import Dataset, Images, ResidentSet, StreamedSet, numbers
+from jaxclf.data.kinds import Dataset, DrawnSet, Images, ResidentSet, StreamedSet, numbers
 from jaxclf.data.order import held_out
 from jaxclf.data.sources import Folder, Part, Records, Source, class_directories, holds_classes
 from jaxclf.errors import UsageError, unknown
@@ -62,29 +63,6 @@ def _digits_test(labels: Int32[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     for label in range(10):
         test[np.flatnonzero(labels == label)[DIGITS_TEST_EVERY - 1 :: DIGITS_TEST_EVERY]] = True
     return test
-
-
-class DigitPairs(ResidentSet):
-    """Two digits side by side in a square of 16x16: a hundred classes, of which 42 is a four left of a two.
-
-    Pairs are drawn once, by the generator's own seed, as many of each class, from the digits of the same split: no
-    digit of a test image is in a training image.
-    """
-
-    facts = RESIDENT["digit_pairs"]
-    location = DIGITS_FILE
-
-    def read(self, split: str) -> Images:
-        """Draw a split's pairs; they are the same on every call."""
-        digits, labels = Digits(self.config).read(split), np.arange(100, dtype=np.int32)
-        labels = labels.repeat((self.facts.counts[split] or 0) // len(labels))
-        rng, places = np.random.default_rng(SPLITS.index(split)), np.empty((2, len(labels)), np.int64)
-        for side, digit in enumerate(np.divmod(labels, 10)):
-            for number in range(10):
-                wanted = np.flatnonzero(digit == number)
-                places[side, wanted] = rng.choice(np.flatnonzero(digits.labels == number), len(wanted))
-        pairs = np.concatenate([digits.images[places[0]], digits.images[places[1]]], axis=2)  # [n 8 16 1]
-        return Images(np.pad(pairs, ((0, 0), (4, 4), (0, 0), (0, 0))), labels)
 
 
 class TfdsSet(Dataset):
@@ -138,6 +116,78 @@ class ResidentTfds(TfdsSet, ResidentSet):
         except Exception as error:  # array_record raises RuntimeError, TFDS and the PNG decoder whatever they meet
             raise prepared.unreadable(self.facts.name, directory, error) from error
         return Images(images, labels)
+
+
+class Pairs(DrawnSet):
+    """Two images of another set side by side in a square: of its k classes k^2, of which c is (c // k, c % k).
+
+    Both splits have as many pairs of each class, made of images of the same split: no image is in a training pair and
+    in a test pair. Training pairs are drawn anew in every epoch, test pairs once.
+    """
+
+    halved = False
+    """Whether the mean of 2x2 pixels stands for them, so that the square is as large as an image of the other set."""
+
+    @functools.cached_property
+    def halves(self) -> dict[str, Images]:
+        """The images that pairs are made of, by split, sorted by their labels."""
+        found = {}
+        for split in SPLITS:
+            part = self.origin.read(split)
+            images = part.images[np.argsort(part.labels, kind="stable")]
+            if self.halved:
+                n, h, w, c = images.shape
+                images = ((images.reshape(n, h // 2, 2, w // 2, 2, c).sum((2, 4)) + 2) // 4).astype(np.uint8)
+            found[split] = Images(images, np.sort(part.labels))
+        return found
+
+    @property
+    @abc.abstractmethod
+    def origin(self) -> ResidentSet:
+        """The data set that pairs are made of."""
+
+    def read(self, split: str) -> Images:
+        """Draw the test pairs, which are always the same, or the training pairs of seed 0, epoch 0."""
+        return self.draw(0, 0) if split == "train" else self._pairs(split, np.random.default_rng(1))
+
+    def draw(self, seed: int, epoch: int) -> Images:
+        """Draw the training pairs of an epoch: each a function of (seed, epoch, index), its label of index alone."""
+        return self._pairs("train", np.random.default_rng((seed, epoch, 2)))  # order.py takes other words
+
+    def _pairs(self, split: str, rng: np.random.Generator) -> Images:
+        halves, classes = self.halves[split], self.facts.num_classes
+        labels = np.arange(classes, dtype=np.int32).repeat((self.facts.counts[split] or 0) // classes)
+        sizes = np.bincount(halves.labels)
+        starts, draws, sides = np.cumsum(sizes) - sizes, rng.random((2, len(labels))), []
+        for own, chance in zip(np.divmod(labels, len(sizes)), draws, strict=True):
+            sides.append(halves.images[starts[own] + (chance * sizes[own]).astype(np.int64)])
+        pairs = np.concatenate(sides, axis=2)  # [n h 2h c]
+        margin = pairs.shape[1] // 2
+        return Images(np.pad(pairs, ((0, 0), (margin, margin), (0, 0), (0, 0))), labels)
+
+
+class DigitPairs(Pairs):
+    """Pairs of the digits that ship in this package, 16x16: of a hundred classes 42 is a four left of a two."""
+
+    facts = RESIDENT["digit_pairs"]
+    location = DIGITS_FILE
+
+    @functools.cached_property
+    def origin(self) -> ResidentSet:
+        """The digits."""
+        return Digits(DataConfig("digits"))
+
+
+class FashionPairs(Pairs):
+    """Pairs of Fashion-MNIST's images, each halved to 14x14, in 28x28."""
+
+    facts = RESIDENT["fashion_pairs"]
+    halved = True
+
+    @functools.cached_property
+    def origin(self) -> ResidentSet:
+        """Fashion-MNIST, which TFDS prepares."""
+        return ResidentTfds(DataConfig("fashion_mnist", data_dir=self.config.data_dir))
 
 
 # 2. Streamed sets
@@ -238,7 +288,7 @@ def _kind(found: Any) -> type[ResidentSet] | type[StreamedSet]:
 
 OWN: dict[str, type[ResidentSet] | type[StreamedSet]] = {
     **dict.fromkeys(RESIDENT, ResidentTfds),
-    **{"digits": Digits, "digit_pairs": DigitPairs},
+    **{"digits": Digits, "digit_pairs": DigitPairs, "fashion_pairs": FashionPairs},
 }
 SETS = Registry("data set", "jaxclf.datasets", OWN, _kind)
 IMPORTED = re.compile(r"[\w.]+:[A-Za-z_][\w.]*")

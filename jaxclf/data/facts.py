@@ -99,8 +99,8 @@ RESIDENT: dict[str, Facts] = {
             class_names=tuple(f"{number:02}" for number in range(100)),
             train_examples=10_000,
             test_examples=4_000,
-            mean=(0.1526,),  # measured on our train split
-            std=(0.3063,),  # measured on our train split
+            mean=(0.1524,),  # measured on the pairs of seed 0, epoch 0
+            std=(0.3062,),  # measured on the pairs of seed 0, epoch 0
             source="Ours: two of the digits above side by side, those of the same split; CC BY 4.0.",
         ),
         Facts(
@@ -124,6 +124,17 @@ RESIDENT: dict[str, Facts] = {
             mean=(0.2860,),  # measured on the train split: .28604
             std=(0.3530,),  # measured on the train split: .35302
             source="Xiao, Rasul and Vollgraf, arXiv:1708.07747, github.com/zalandoresearch/fashion-mnist; MIT.",
+        ),
+        Facts(
+            name="fashion_pairs",
+            num_classes=100,
+            image_shape=(28, 28, 1),
+            class_names=tuple(f"{left} | {right}" for left in _FASHION_CLASSES for right in _FASHION_CLASSES),
+            train_examples=60_000,
+            test_examples=10_000,
+            mean=(0.1432,),  # measured on the pairs of seed 0, epoch 0
+            std=(0.2740,),  # measured on the pairs of seed 0, epoch 0
+            source="Ours: two of the images above side by side, halved, those of the same split; MIT.",
         ),
         Facts(
             name="cifar10",

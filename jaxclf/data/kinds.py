@@ -29,6 +29,11 @@ class Dataset(abc.ABC):
         self.config = config
 
     @property
+    def origin(self) -> "Dataset":
+        """The data set whose files hold the images: this one, unless it makes its images of another's."""
+        return self
+
+    @property
     def num_classes(self) -> int:
         """Number of classes that the config keeps; `UsageError` for a number that the set does not have."""
         classes = self.config.classes
@@ -119,20 +124,44 @@ class ResidentSet(Dataset):
 
     def images(self) -> dict[str, Images]:
         """Read "train" and "test", and with `data.validation` "validation", as the config limits and resizes them."""
-        splits, classes = {split: self.read(split) for split in SPLITS}, self.config.classes
-        if classes is not None:
-            splits = {split: part.where(part.labels < classes) for split, part in splits.items()}
-        if (side := self.config.image_size) is not None:
-            splits = {split: Images(resize_images(part.images, side), part.labels) for split, part in splits.items()}
+        splits = {split: self.limited(self.read(split)) for split in SPLITS}
         if self.config.validation:
             train = splits["train"]
             chosen = held_out(train.labels, self.config.validation)
             splits |= {"train": train.where(~chosen), "validation": train.where(chosen)}
         return splits
 
+    def limited(self, part: Images) -> Images:
+        """Return the images of the classes that the config keeps, in its size."""
+        if (classes := self.config.classes) is not None:
+            part = part.where(part.labels < classes)
+        side = self.config.image_size
+        return part if side is None else Images(resize_images(part.images, side), part.labels)
+
     def train_examples(self) -> int:
         """Return the number of training images, which the facts have or reading tells."""
         return self.facts.train_examples or len(self.read("train").labels)
+
+
+class DrawnSet(ResidentSet):
+    """A resident set whose training images are drawn anew in every epoch; `read` gives those of seed 0, epoch 0."""
+
+    @abc.abstractmethod
+    def draw(self, seed: int, epoch: int) -> Images:
+        """Draw the training images of an epoch: each a function of (seed, epoch, index), its label of index alone."""
+
+    def epoch(self, seed: int, epoch: int) -> Images:
+        """Draw the training images of an epoch, as the config limits and resizes them."""
+        return self.limited(self.draw(seed, epoch))
+
+    def images(self) -> dict[str, Images]:
+        """Read "train" and "test"; `UsageError` for `data.validation`: nothing of a later draw would be held out."""
+        if self.config.validation:
+            raise UsageError(
+                f"data.validation is {self.config.validation} but must be 0 for {self.facts.name}, whose training "
+                "images are drawn anew in every epoch"
+            )
+        return super().images()
 
 
 class StreamedSet(Dataset):

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
 from jaxtyping import Int32
 
 from jaxclf.config import AugmentConfig, DataConfig, Loader
-from jaxclf.data.kinds import Images, ResidentSet, StreamedSet
+from jaxclf.data.kinds import DrawnSet, Images, ResidentSet, StreamedSet
 from jaxclf.data.order import Batch, Order, padded_batches
 from jaxclf.data.sources import Report
 from jaxclf.data.stream import Stream
@@ -30,6 +30,8 @@ class Resident:
     std: tuple[float, ...]
     splits: Mapping[str, Images]
     layout: Layout = dataclasses.field(default_factory=one_device)
+    drawn: Callable[[int, int], Images] | None = None
+    """Draws the training images of (seed, epoch); None: all epochs show those of `splits`."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -55,8 +57,12 @@ class Resident:
 
     def train_batches(self, order: Order, start: int, group: int) -> Iterator[Batch]:
         """Yield batches from step `start` to the end of its epoch: rows of the whole split."""
+        images, labels = self.arrays["train"]
+        if self.drawn is not None:
+            part = self.drawn(order.seed, order.place(start)[0])
+            images, labels = self.layout.whole((part.images, part.labels), training=True)
         for indices in order.dispatches(start, group):
-            yield Batch(*self.arrays["train"], indices, indices, steps=indices.shape[0], size=indices.shape[1])
+            yield Batch(images, labels, indices, indices, steps=indices.shape[0], size=indices.shape[1])
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """Yield batches that show every image of a split once: rows of the whole split."""
@@ -110,7 +116,8 @@ def open_data(
 def load(dataset: ResidentSet, layout: Layout | None = None) -> Resident:
     """Read a resident set. Raises `UsageError` for a missing set and constants of a wrong length."""
     mean, std = dataset.constants
-    return Resident(dataset.class_names, mean, std, dataset.images(), layout or one_device())
+    drawn = dataset.epoch if isinstance(dataset, DrawnSet) else None
+    return Resident(dataset.class_names, mean, std, dataset.images(), layout or one_device(), drawn)
 
 
 def step_augment(config: AugmentConfig) -> AugmentConfig:

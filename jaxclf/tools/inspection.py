@@ -117,6 +117,7 @@ def inspect(
 
 def unprepared(dataset: Dataset) -> str | None:
     """Return why a set is not there, and the command that prepares it; None where it is, whole or not."""
+    dataset = dataset.origin
     if not isinstance(dataset, TfdsSet) or (directory := Path(dataset.builder.data_dir)).exists():
         return None
     name, builder = dataset.config.dataset, dataset.builder

@@ -70,7 +70,7 @@ def prepare(
       RunError: a full disk, or whatever the builder or the files raise meanwhile.
     """
     config = DataConfig(name, data_dir=None if data_dir is None else str(data_dir))
-    dataset = resolve(config)
+    dataset = resolve(config).origin
     if not isinstance(dataset, TfdsSet):
         if dataset.location is None:
             raise UsageError(f"{name} is no set of TFDS: nothing has to be prepared")

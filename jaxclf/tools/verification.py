@@ -13,7 +13,7 @@ from jaxclf.config import DataConfig
 from jaxclf.data.datasets import TfdsSet, resolve
 from jaxclf.data.decoding import decode
 from jaxclf.data.facts import SPLITS, Facts
-from jaxclf.data.kinds import ResidentSet, StreamedSet
+from jaxclf.data.kinds import Dataset, ResidentSet, StreamedSet
 from jaxclf.data.sources import Records, Report, Source
 from jaxclf.data.transforms import to_image
 from jaxclf.errors import UsageError, one_line
@@ -58,7 +58,7 @@ def verify(name: str, *, data_dir: str | None = None, report: Report | None = No
         prepared or only half, missing shards, numbers of images that are not the known ones, empty classes, and
         classes that differ between splits.
     """
-    dataset = resolve(DataConfig(name, data_dir=data_dir))
+    dataset = resolve(DataConfig(name, data_dir=data_dir)).origin
     if missing := unprepared(dataset):
         raise UsageError(missing)
     images, bad, lines = 0, 0, 0
@@ -74,10 +74,11 @@ def verify(name: str, *, data_dir: str | None = None, report: Report | None = No
     yield f"{images:,} images, all readable"
 
 
-def _splits(dataset: ResidentSet | StreamedSet, report: Report | None) -> list[Checked]:
+def _splits(dataset: Dataset, report: Report | None) -> list[Checked]:
     """Open all splits of a set; nothing is read yet, except for resident sets that are no files of TFDS."""
-    if not isinstance(dataset, TfdsSet | StreamedSet):
+    if isinstance(dataset, ResidentSet) and not isinstance(dataset, TfdsSet):
         return [Checked(split, len(dataset.read(split).labels), ()) for split in SPLITS]
+    assert isinstance(dataset, TfdsSet | StreamedSet)
     return [
         Checked(split, len(source), _findings(dataset.facts, source, f"reading {split}", report))
         for split, source in dataset.stored_splits().items()

@@ -31,9 +31,12 @@ def recalibrate_step(
 def stacked_steps(program: Program, state: TrainState, images: Any, labels: Any, rows: Any) -> TrainState:
     """Take the steps of r stacked runs, each on its own rows, int32 [r s b]; the state given is consumed.
 
-    Every array of the state has a leading axis over the runs, which share the program and the resident images.
+    Every array of the state has a leading axis over the runs, which share the program. They share the resident images,
+    [m h w c], or each has its own, [r m h w c].
     """
-    return jax.vmap(lambda own, its: take_steps(program, own, images, labels, its))(state, rows)
+    pool = None if images.ndim == 4 else 0
+    given = (state, images, labels, rows)
+    return jax.vmap(functools.partial(take_steps, program), in_axes=(0, pool, pool, 0))(*given)
 
 
 _take_steps = jax.jit(take_steps, static_argnums=0, donate_argnums=1)

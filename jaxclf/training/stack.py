@@ -122,10 +122,13 @@ class Stack:
         return zip(self.runs, slices(state, len(self.runs)), strict=True)
 
     def batches(self, seed: jax.Array, step: int, drain: Callable[[], object]) -> Iterator[Batch]:
-        """Yield the batches of all runs as one: the images, which they share, and each run's rows, int32 [r s b]."""
+        """Yield the batches of all runs as one: the epoch's images, and each run's rows, int32 [r s b]."""
         streams = [run.batches(own, step, drain) for run, own in zip(self.runs, seed, strict=True)]
+        shown: Any = None
         for batches in zip(*streams, strict=True):
-            yield batches[0]._replace(rows=np.stack([batch.rows for batch in batches]), examples=None)
+            shown = _images(batches) if shown is None else shown
+            rows = np.stack([batch.rows for batch in batches])
+            yield batches[0]._replace(images=shown[0], labels=shown[1], rows=rows, examples=None)
 
     def advance(self, state: TrainState, batch: Batch) -> TrainState:
         """Take the steps of a dispatch in every run; the state given is consumed."""
@@ -164,6 +167,13 @@ class Stack:
         """Complete the run directories."""
         for run, own in self._each(state):
             run.finish(own)
+
+
+def _images(batches: Sequence[Batch]) -> tuple[Any, Any]:
+    """Return images [m h w c] and labels [m] that runs share; where each has its own, [r m h w c] and [r m]."""
+    if all(batch.images is batches[0].images for batch in batches):
+        return batches[0].images, batches[0].labels
+    return jnp.stack([batch.images for batch in batches]), jnp.stack([batch.labels for batch in batches])
 
 
 def stacked(states: Sequence[TrainState]) -> TrainState:
@@ -243,13 +253,14 @@ def room(configs: Sequence[Config]) -> int:
 def step_bytes(setup: Setup, count: int) -> int:
     """Return the memory that a compiled step of `count` stacked runs takes: the images, the states, what is between."""
     leaves, structure = jax.tree.flatten(setup.init_state())
-    batch = next(iter(setup.data.train_batches(setup.order, 0, setup.group)))
+    orders = [dataclasses.replace(setup.order, seed=seed) for seed in range(count)]
+    batches = [next(setup.data.train_batches(order, 0, setup.group)) for order in orders]
 
     def step(leaves: list[jax.Array], *given: Any) -> TrainState:
         return stacked_steps(setup.program, jax.tree.unflatten(structure, leaves), *given)
 
     shapes = [jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype) for leaf in leaves]  # `count` states may not fit
-    given = (batch.images, batch.labels, np.stack([batch.rows] * count))
+    given = (*_images(batches), np.stack([batch.rows for batch in batches]))
     sizes: Any = jax.jit(step, donate_argnums=0).lower(shapes, *given).compile().memory_analysis()
     # The new state lies where the old one was.
     new = sizes.output_size_in_bytes - sizes.alias_size_in_bytes

@@ -19,10 +19,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxclf.config import DataConfig
-from jaxclf.data import datasets
-from jaxclf.data.datasets import Digits, Images, ResidentTfds, resolve
+from jaxclf.data import datasets, pipeline
+from jaxclf.data.datasets import Digits, FashionPairs, Images, ResidentTfds, resolve
 from jaxclf.data.facts import RESIDENT, STREAMED
-from jaxclf.data.kinds import ResidentSet
+from jaxclf.data.kinds import DrawnSet, ResidentSet
+from jaxclf.data.order import Order
 from jaxclf.errors import UsageError
 from jaxclf.tools import preparation
 from tests.data.streamed import needs_prepare
@@ -140,7 +141,9 @@ def test_table_is_consistent():
     assert RESIDENT["cifar100"].std == (0.2673343, 0.2564385, 0.2761505)
 
 
-@pytest.mark.parametrize("name", sorted((RESIDENT.keys() | STREAMED.keys()) - {"digits", "digit_pairs"}))
+@pytest.mark.parametrize(
+    "name", sorted((RESIDENT.keys() | STREAMED.keys()) - {"digits", "digit_pairs", "fashion_pairs"})
+)
 def test_builders_agree_with_the_table(name):
     row = {**RESIDENT, **STREAMED}[name]
     features: Any = tfds.builder(name).info.features
@@ -275,6 +278,9 @@ def test_fashion_mnist_through_the_real_builder(tmp_path):
     np.testing.assert_allclose([*mean, *std], [0.286041, 0.353024], atol=1e-6)
     row = RESIDENT["fashion_mnist"]
     np.testing.assert_allclose([*mean, *std], [*row.mean, *row.std], atol=5e-5)
+    mean, std = FashionPairs(DataConfig("fashion_pairs", data_dir=str(tmp_path))).read("train").statistics()
+    row = RESIDENT["fashion_pairs"]
+    np.testing.assert_allclose([*mean, *std], [*row.mean, *row.std], atol=5e-5)
     # Reading it imports neither TensorFlow nor PyTorch.
     code = (
         "import sys; from jaxclf.config import DataConfig; from jaxclf.data import datasets;"
@@ -308,6 +314,44 @@ def test_pairs_of_digits_are_balanced_and_share_no_digit_between_the_splits() ->
     assert not halves["train"] & halves["test"]
     mean, std = pairs.read("train").statistics()
     np.testing.assert_allclose([*mean, *std], [*pairs.facts.mean, *pairs.facts.std], atol=5e-5)
+
+
+def test_pairs_are_drawn_anew_by_seed_and_epoch_and_their_labels_stay() -> None:
+    pairs = resolve(DataConfig("digit_pairs", classes=30, image_size=8))
+    assert isinstance(pairs, DrawnSet)
+    first = pairs.epoch(0, 0)
+    assert first.images.shape == (3_000, 8, 8, 1)
+    assert np.array_equal(first.images, pairs.epoch(0, 0).images)
+    assert np.array_equal(first.images, pairs.images()["train"].images)
+    for seed, epoch in ((0, 1), (1, 0)):
+        other = pairs.epoch(seed, epoch)
+        assert np.array_equal(other.labels, first.labels)
+        assert (other.images != first.images).any((1, 2, 3)).mean() > 0.9
+    data = pipeline.load(pairs)
+    order = Order(seed=7, examples=3_000, batch_size=100, drop_last=False)
+    given = {step: next(data.train_batches(order, step, 1)) for step in (0, 5, 30)}
+    assert np.array_equal(given[0].images, given[5].images)
+    assert np.array_equal(given[30].images, pairs.epoch(7, 1).images)
+    held_out = resolve(DataConfig("digit_pairs", validation=0.1))
+    assert isinstance(held_out, DrawnSet)
+    with pytest.raises(
+        UsageError, match=r"^data.validation is 0.1 but must be 0 for digit_pairs, whose training images"
+    ):
+        held_out.images()
+
+
+def test_a_pair_of_halved_images_has_the_mean_of_each_four_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, labels = np.random.default_rng(0), np.arange(10, dtype=np.int32).repeat(2)
+    images = rng.integers(0, 256, (20, 28, 28, 1)).astype(np.uint8)
+    pairs = FashionPairs(DataConfig("fashion_pairs"))
+    monkeypatch.setattr(pairs.origin, "read", lambda split: Images(images, labels))
+    test = pairs.read("test")
+    assert test.images.shape == (10_000, 28, 28, 1)
+    means = images.reshape(20, 14, 2, 14, 2, 1).astype(np.float64).mean((2, 4))  # [n 14 14 1]
+    left, right = test.images[4_237, 7:21, :14], test.images[4_237, 7:21, 14:]  # of class 42
+    assert min(np.abs(left - means[number]).max() for number in (8, 9)) <= 0.5
+    assert min(np.abs(right - means[number]).max() for number in (4, 5)) <= 0.5
+    assert pairs.class_names[42] == "Coat | Pullover"
 
 
 def test_images_that_are_not_square_have_no_preparation_from_files(monkeypatch: pytest.MonkeyPatch) -> None:

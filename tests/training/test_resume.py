@@ -37,6 +37,9 @@ CONFIGS = {
     "saves where it does not evaluate": config(eval_every=2, checkpoint_every=PER_EPOCH),
     "smaller last batch": config(drop_last=False, checkpoint_every=9),
     "four steps a dispatch": config(steps_per_dispatch=4, checkpoint_every=6),
+    "pairs that every epoch draws anew": dataclasses.replace(
+        config(checkpoint_every=5), data=DataConfig(dataset="digit_pairs", batch_size=476, drop_last=True)
+    ),
     "every option at once": dataclasses.replace(
         config(checkpoint_every=5, recalibrate=4),
         data=DataConfig(batch_size=64, drop_last=True, validation=0.1),

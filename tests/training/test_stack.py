@@ -8,17 +8,18 @@ import pytest
 from PIL import Image
 
 from jaxclf.cli.main import main
-from jaxclf.config import DataConfig
+from jaxclf.config import DataConfig, OptimConfig
 from jaxclf.data import pipeline
 from jaxclf.data.datasets import Digits
 from jaxclf.errors import UsageError
 from jaxclf.training import stack
 from jaxclf.training.checkpoint import Checkpoints
+from jaxclf.training.loop import train
 from jaxclf.training.run_directory import RunDirectory
 from jaxclf.training.setup import set_up
 from jaxclf.training.stack import check_stack, room, step_bytes, train_stacked
 from tests.tiers import quick
-from tests.training.runs import config
+from tests.training.runs import config, rows_of
 
 
 def test_what_cannot_be_stacked_is_refused_and_all_of_it_is_named(tmp_path: Path) -> None:
@@ -72,6 +73,20 @@ def test_as_many_are_stacked_as_the_device_has_room_for(monkeypatch: pytest.Monk
     for limit, count in ((500, 5), (499, 3), (299, 2), (199, 1), (1, 1)):
         monkeypatch.setattr(device, "memory_stats", lambda _, limit=limit: {"bytes_limit": limit})
         assert room(configs) == count
+
+
+@pytest.mark.slow
+def test_stacked_runs_have_their_own_draws_of_a_set_that_is_drawn_anew(tmp_path: Path) -> None:
+    data, optim = DataConfig(dataset="digit_pairs", batch_size=500), OptimConfig(lr=1e-3)
+    configs = [dataclasses.replace(config(seed=seed, epochs=2), data=data, optim=optim) for seed in range(2)]
+    train_stacked(configs, [tmp_path / "stacked0", tmp_path / "stacked1"], quiet=True)
+    seen = []
+    for seed, given in enumerate(configs):
+        train(given, tmp_path / f"alone{seed}", quiet=True)
+        own, alone = (rows_of(tmp_path / f"{name}{seed}") for name in ("stacked", "alone"))
+        seen.append([row["train_loss"] for row in alone])
+        assert [row["train_loss"] for row in own] == pytest.approx(seen[-1], rel=1e-5)
+    assert seen[0] != pytest.approx(seen[1], rel=1e-3)
 
 
 @pytest.mark.slow
