@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from jaxclf.errors import UsageError
 from jaxclf.models.layers import as_input, fixed_matrix, torch_default, uniform
-from jaxclf.models.matrices import MATRICES, distinct_rows, largest_cosine, matrix, obstacle
+from jaxclf.models.matrices import FILE, MATRICES, distinct_rows, file_matrix, largest_cosine, matrix, obstacle
 from jaxclf.models.matrices.simplices import bits
 from jaxclf.registry import Registry
 
@@ -190,6 +190,15 @@ OWN: dict[str, HeadEntry] = {
 HEADS = Registry("head", "jaxclf.heads", OWN, HeadEntry.of)
 
 
+def head_entry(name: str) -> HeadEntry:
+    """Return the line of a head: of the table, of an entry point, package.module:Name, or file:PATH.
+
+    file:PATH is a linear head on the user's own matrix (`matrices.file_matrix`), with a learned bias. Raises
+    `UsageError` for an unknown name.
+    """
+    return _fixed(file_matrix(name.removeprefix(FILE))) if name.startswith(FILE) else HEADS.resolve(name)
+
+
 def list_heads() -> list[str]:
     """List the names of all heads, ours and those of entry points."""
     return HEADS.names()
@@ -204,7 +213,7 @@ def head_matrix(name: str, num_classes: int, features: int, seed: int = 0) -> np
     array([[ 1.,  1.,  1.,  1.],
            [ 1., -1.,  1., -1.]])
     """
-    entry = HEADS.resolve(name)
+    entry = head_entry(name)
     if entry.matrix is None:
         fixed = [other for other, candidate in OWN.items() if candidate.matrix]
         raise UsageError(f"head {name!r} learns its matrix; heads with a fixed one: {', '.join(fixed)}")
@@ -234,7 +243,7 @@ def create_head(
     Raises `UsageError` where it cannot work, with the heads that can, and warns (`HeadWarning`) where it works badly,
     with the number that matters: the distinct rows, or the largest cosine between rows of a cut matrix.
     """
-    entry = HEADS.resolve(name)
+    entry = head_entry(name)
     require_classes(num_classes)
     given = {"normalise": normalise, "scale": scale, "neck": neck, "embed": embed, "shuffle": shuffle or None}
     given = {option: value for option, value in given.items() if value is not None}
@@ -261,7 +270,7 @@ def require_classes(num_classes: Any) -> None:
 
 def head_obstacle(name: str, num_classes: int, features: int, neck: int | None = None) -> str:
     """Return why a head cannot stand on so many features, in a sentence; empty where it can."""
-    entry = HEADS.resolve(name)
+    entry = head_entry(name)
     if entry.matrix is None:
         return ""
     text = obstacle(entry.matrix, num_classes, neck or _width(entry, num_classes, features))
@@ -285,13 +294,14 @@ def _require_possible(name: str, num_classes: int, features: int, neck: int | No
 
 
 def _warn(name: str, built: str, num_classes: int, features: int) -> None:
-    if not MATRICES[built.split("+")[0]].cut:
+    own = built.startswith(FILE)
+    if not own and not MATRICES[built.split("+")[0]].cut:
         return
     rows = matrix(built, num_classes, features)
     distinct, overlap = distinct_rows(rows), round(largest_cosine(rows) * features)  # rows of +-1: a whole number
     if distinct < num_classes:
         text = f"only {distinct} of its {num_classes} rows are distinct, so at most {distinct} classes can be predicted"
-    elif overlap:
+    elif overlap and not own:
         text = f"cut to {features} columns, its rows are not orthogonal: largest cosine {overlap}/{features}"
         text += f" = {overlap / features:.3f}"
     else:

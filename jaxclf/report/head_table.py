@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.models.count import equations, multiplications
-from jaxclf.models.heads import HEADS, create_head, head_matrix, head_obstacle, require_classes
+from jaxclf.models.heads import create_head, head_entry, head_matrix, head_obstacle, require_classes
 from jaxclf.models.matrices import geometry, is_random
 
 
@@ -40,7 +40,7 @@ def head_rows(names: Sequence[str], num_classes: int, features: int, seed: int =
 
 
 def _row(name: str, num_classes: int, features: int, seed: int) -> HeadRow:
-    entry = HEADS.resolve(name)
+    entry = head_entry(name)
     if why := head_obstacle(name, num_classes, features):
         return HeadRow(name, why)
     head: Any = create_head(name, num_classes, features, seed=seed)

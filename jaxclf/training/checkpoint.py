@@ -67,7 +67,7 @@ def regenerate(record: Mapping[str, Any]) -> Flat:
         if digest(flat[name]) != record[name]["sha256"]:
             raise UsageError(
                 f"{name}, regenerated, has not the SHA-256 of the matrix that was trained with ({record[name]}): "
-                "this version of the code builds another matrix"
+                "this version of the code builds another matrix, or its file was changed"
             )
     return flat
 

@@ -1,6 +1,7 @@
 """The last layers, against their formulas in thesis.md section 1, in numpy."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -273,3 +274,50 @@ def test_options_of_fixed_heads_are_refused_by_others() -> None:
 def test_the_head_that_would_not_collapse_has_a_row_for_each_of_a_hundred_classes() -> None:
     for name, distinct in (("hadamard", 64), ("biorthogonal_hadamard", 100), ("kerdock", 100)):
         assert distinct_rows(matrix(name, 100, 64)) == distinct
+
+
+def test_a_matrix_from_a_file_is_a_head(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 12))
+    np.save(tmp_path / "own.npy", rows)
+    np.savez(tmp_path / "own.npz", rows=rows)
+    np.savetxt(tmp_path / "own.csv", rows, delimiter=",")
+    features = jax.random.normal(jax.random.key(0), (3, 12))
+    for file in (tmp_path / "own.npy", tmp_path / "own.npz", tmp_path / "own.csv"):
+        np.testing.assert_array_equal(head_matrix(f"file:{file}", 5, 12), rows)
+        variables = (head := create_head(f"file:{file}", 5, 12)).init(jax.random.key(1), features)
+        expected = features @ rows.T.astype(np.float32) + variables["params"]["bias"][None]
+        np.testing.assert_allclose(head.apply(variables, features), expected, rtol=1e-5, atol=1e-6)
+    assert create_head(f"file:{tmp_path}/own.npy", 5, 40, neck=12, normalise="both", scale=3.0).neck == 12
+    np.save(tmp_path / "same.npy", np.ones((5, 12)))
+    with pytest.warns(HeadWarning, match="only 1 of its 5 rows are distinct"):
+        create_head(f"file:{tmp_path}/same.npy", 5, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.npy",
+            np.ones((5, 11)),
+            "holds a matrix of 5 classes x 11 features; a matrix of 5 classes x 12 features is",
+        ),
+        ("a.npy", np.ones(12), r"holds float64 of shape \(12,\) but must hold numbers, classes x features"),
+        ("a.npy", np.ones((5, 12), complex), r"holds complex128 of shape \(5, 12\) but must hold numbers"),
+        ("a.npy", np.full((5, 12), np.nan), "holds numbers that are not finite"),
+        ("a.npy", b"no array", r"^no matrix can be read from .*a.npy \("),
+        ("a.npz", {"a": np.ones((5, 12)), "b": np.ones(3)}, "it holds 2 arrays, a, b, but must hold one"),
+        ("a.csv", b"1, two", r"^no matrix can be read from .*a.csv \("),
+        ("a.txt", b"", "must end in .npy, .npz, .csv to be a head's matrix"),
+        ("a.npy", None, r"^no matrix can be read from .*a.npy \("),
+    ],
+)
+def test_a_file_that_is_no_matrix_is_refused(name: str, content: Any, said: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif isinstance(content, dict):
+        np.savez(file, **content)
+    elif content is not None:
+        np.save(file, content)
+    with pytest.raises(UsageError, match=said):
+        create_head(f"file:{file}", 5, 12)

@@ -15,14 +15,26 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable
+from urllib.parse import quote, unquote
 
 import numpy as np
 
 from jaxclf.errors import UsageError, unknown
-from jaxclf.models.matrices import codes, simplices, spheres
+from jaxclf.models.matrices import codes, files, simplices, spheres
 from jaxclf.models.matrices.geometry import distinct_rows, largest_cosine
 
-__all__ = ["MATRICES", "Matrix", "digest", "distinct_rows", "is_random", "largest_cosine", "matrix", "obstacle"]
+__all__ = [
+    "FILE",
+    "MATRICES",
+    "Matrix",
+    "digest",
+    "distinct_rows",
+    "file_matrix",
+    "is_random",
+    "largest_cosine",
+    "matrix",
+    "obstacle",
+]
 
 Builder = Callable[[int, int, int], np.ndarray]
 """(rows, columns, seed) -> float64 [k d]."""
@@ -48,6 +60,22 @@ class Matrix:
     """It is a corner of something larger, so its rows may repeat, or not be orthogonal."""
 
 
+FILE = "file:"
+"""Begin of the name of a matrix in a file."""
+
+
+def file_matrix(path: str) -> str:
+    """Return the name of the matrix [k d] in a file: .npy, .npz with one array, or .csv of comma-separated numbers.
+
+    Such a matrix is taken as it is, for its own k and d alone, and has to be there, unchanged, when a run goes on. Dots
+    and slashes are written as in a URL: they separate the names of variables.
+
+    >>> file_matrix("heads/mine.npy")
+    'file:heads%2Fmine%2Enpy'
+    """
+    return FILE + quote(path, safe="").replace(".", "%2E")
+
+
 def matrix(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
     """Return the fixed matrix `name` as float64 [k d]; words behind a + are those of the module's docstring.
 
@@ -62,7 +90,7 @@ def matrix(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
     base, words = _parsed(name)
     if text := obstacle(name, rows, columns):
         raise UsageError(text)
-    entry = MATRICES[base]
+    entry = _entry(base)
     narrow = entry.build(rows, entry.width(columns), seed)
     found = np.pad(narrow, ((0, 0), (0, columns - narrow.shape[1])))
     if "repeat" in words:
@@ -77,7 +105,12 @@ def matrix(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
 
 def obstacle(name: str, rows: int, columns: int) -> str:
     """Return why there is no such matrix of so many rows and columns, in a sentence; empty where there is one."""
-    entry = MATRICES[_parsed(name)[0]]
+    entry = _entry(base := _parsed(name)[0])
+    if base.startswith(FILE):
+        held = files.read(_path(base)).shape
+        return (
+            "" if held == (rows, columns) else f"{_path(base)} holds {_size(held)}; {_size((rows, columns))} is needed"
+        )
     if (width := entry.width(columns)) == 0:
         least = next(n for n in range(columns + 1, 2**20) if entry.width(n))
         return f"{name} needs at least {least} columns; {columns} were asked for"
@@ -92,7 +125,7 @@ def obstacle(name: str, rows: int, columns: int) -> str:
 def is_random(name: str) -> bool:
     """Tell whether a matrix is drawn from a seed, or turned or shuffled by one."""
     base, words = _parsed(name)
-    return MATRICES[base].random or not set(words) <= {"repeat"}
+    return _entry(base).random or not set(words) <= {"repeat"}
 
 
 WORDS = ("repeat", "rotate", "shuffle")
@@ -100,12 +133,26 @@ WORDS = ("repeat", "rotate", "shuffle")
 
 def _parsed(name: str) -> tuple[str, list[str]]:
     base, *words = name.split("+")
-    if base not in MATRICES:
+    if base not in MATRICES and not base.startswith(FILE):
         raise unknown("matrix", base, MATRICES)
     for word in words:
         if word not in WORDS:
             raise unknown("word behind a matrix", word, WORDS)
     return base, words
+
+
+def _entry(base: str) -> Matrix:
+    if not base.startswith(FILE):
+        return MATRICES[base]
+    return Matrix(lambda rows, columns, seed: files.read(_path(base)))
+
+
+def _path(base: str) -> str:
+    return unquote(base.removeprefix(FILE))
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"a matrix of {shape[0]} classes x {shape[1]} features"
 
 
 def digest(array: np.ndarray) -> str:
