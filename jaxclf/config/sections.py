@@ -297,7 +297,8 @@ class RunConfig:
     """Evaluate after every N epochs, and always after the last."""
     collapse: bool = False
     """Measure neural collapse and the geometry of the features at each evaluation of an epoch, in two more passes over
-    its images: columns nc1, cdnv, nc2_norm, nc2_angle, nc3, nc4, effective_rank and dead. No other number changes."""
+    its images and over the training images, as a test shows them: columns nc1, cdnv, nc2_norm, nc2_angle, nc3, nc4,
+    effective_rank and dead, each of both. No other number changes."""
     checkpoint_every: Count | None = None
     """Save after every N steps; None saves at the evaluations only. The end of the run is always saved."""
     recalibrate: Natural = 0

@@ -52,8 +52,12 @@ class Resident:
         }
 
     def fingerprints(self) -> dict[str, str]:
-        """Return by split a hash of the labels; the images' bytes are checked where they are prepared."""
-        return {split: hashlib.sha256(part.labels.tobytes()).hexdigest() for split, part in self.splits.items()}
+        """Return by split a hash of the labels; the images' bytes are checked where they are prepared.
+
+        Images that are drawn are prepared nowhere, so theirs are in the hash.
+        """
+        shown = {split: [part.labels, *([part.images] if self.drawn else [])] for split, part in self.splits.items()}
+        return {split: hashlib.sha256(b"".join(map(bytes, arrays))).hexdigest() for split, arrays in shown.items()}
 
     def train_batches(self, order: Order, start: int, group: int) -> Iterator[Batch]:
         """Yield batches from step `start` to the end of its epoch: rows of the whole split."""

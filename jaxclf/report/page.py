@@ -6,6 +6,7 @@ show: sentences, pictures, and the values that a table of runs does not hold its
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -17,6 +18,7 @@ from jaxclf.report.experiment import GAP_NOTE, CountTable, Record, Summary, Tabl
 from jaxclf.report.head_pictures import draw_head
 from jaxclf.report.head_table import COLUMNS, HeadRow, cells
 from jaxclf.report.map_pictures import ClassMaps
+from jaxclf.training.collapse import MEASURES
 
 
 def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
@@ -81,7 +83,9 @@ def render(
         dots=pictures.row_colours(table),
         scores=_scores(table, summaries, records),
         gap_note=GAP_NOTE,
+        measured=_measured(records),
         error=_error(table, records),
+        measures=MEASURES,
         curves=_curves(table, records),
         named=_named(confusions),
         scale=_scale(confusions),
@@ -162,6 +166,20 @@ def _pair(name: str, label: str, wide: pictures.Figure, narrow: pictures.Figure)
     return {
         kind: pictures.svg(figure, name=f"{name}-{kind}", label=label)
         for kind, figure in (("wide", wide), ("narrow", narrow))
+    }
+
+
+def _measured(records: Sequence[Record]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the means over a row's runs of the measures of collapse at their ends: row -> split -> measure -> mean."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for record in records:
+        for column, value in (record.curve[-1] if record.curve else {}).items():
+            split, _, name = column.partition("_")
+            if name in MEASURES and value is not None:
+                found.setdefault(record.label, {}).setdefault(split, {}).setdefault(name, []).append(value)
+    return {
+        label: {split: {name: fmean(values) for name, values in part.items()} for split, part in parts.items()}
+        for label, parts in found.items()
     }
 
 

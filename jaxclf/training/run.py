@@ -110,14 +110,14 @@ class Run:
             state = self._recalibrated(state)
         due = epoch == run.epochs or epoch % run.eval_every == 0
         held_out = self._evaluated(state, split).metrics if due else {}
-        measured = self._measured(state, split) if due and run.collapse else {}
+        measured = {part: self._measured(state, part) if due else {} for part in ("train", split) if run.collapse}
         self._report()
         program, train = setup.program, losses.means(state.sums)
         row = {"epoch": epoch, "step": step, "lr": learning_rate(program.optim, program.timeline, step - 1)}
         row |= {f"train_{name}": train[name] for name in ("loss", "top1")}
         row |= {f"{split}_{name}": held_out.get(name) for name in ("loss", "top1", "top5")}
         row |= {f"train_{name}": float(state.sums[name]) / per_epoch for name in program.terms}
-        row |= {f"{split}_{name}": measured.get(name) for name in (MEASURES if run.collapse else ())}
+        row |= {f"{part}_{name}": found.get(name) for part, found in measured.items() for name in MEASURES}
         self.rows.append(row)
         with self._saying_what_is_kept(f"step {step}: "):
             self.directory.write_rows(self.rows)

@@ -284,7 +284,8 @@ def test_a_matrix_from_a_file_is_a_head(tmp_path: Path) -> None:
     features = jax.random.normal(jax.random.key(0), (3, 12))
     for file in (tmp_path / "own.npy", tmp_path / "own.npz", tmp_path / "own.csv"):
         np.testing.assert_array_equal(head_matrix(f"file:{file}", 5, 12), rows)
-        variables = (head := create_head(f"file:{file}", 5, 12)).init(jax.random.key(1), features)
+        head = create_head(f"file:{file}", 5, 12)
+        variables: Any = head.init(jax.random.key(1), features)
         expected = features @ rows.T.astype(np.float32) + variables["params"]["bias"][None]
         np.testing.assert_allclose(head.apply(variables, features), expected, rtol=1e-5, atol=1e-6)
     assert create_head(f"file:{tmp_path}/own.npy", 5, 40, neck=12, normalise="both", scale=3.0).neck == 12

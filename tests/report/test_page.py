@@ -100,6 +100,24 @@ def test_a_table_without_differences_says_so_first() -> None:
     assert "all 2 rows are inside the noise" in page(table(), records[:-3])
 
 
+def test_measures_of_collapse_stand_on_the_page_as_means_over_seeds() -> None:
+    first, second = three("learned", 98.0, 98.1)
+    ends = [
+        {"train_nc1": 0.5, "test_nc1": 2.0, "test_nc3": 0.25},
+        {"train_nc1": 1.5, "test_nc1": 4.0, "test_nc3": None},
+    ]
+    records = [
+        replace(one, curve=[{**one.curve[0], "test_nc1": 99.0}, {**one.curve[-1], **end}])
+        for one, end in zip((first, second), ends, strict=True)
+    ]
+    html = page(table(), records)
+    rows = re.findall(r'<tr><th scope="row"><i[^>]*></i>learned <span class="soft">(\w+)</span></th>(.*?)</tr>', html)
+    found = {split: re.findall(r'data-name="(\w+)">(.*?)</td>', cells) for split, cells in rows if "nc1" in cells}
+    assert found["train"][0] == ("nc1", "1")
+    assert dict(found["test"]) | {"nc1": "3", "nc3": "0.25", "cdnv": "–"} == dict(found["test"])
+    assert "Neural collapse" not in page(table(), [first, second])
+
+
 def test_the_page_says_when_the_runs_ended_and_how_long_they_took() -> None:
     day = "2026-11-2{}T23:59:00+00:00"
     timed = [replace(run, finished=day.format(n), seconds=200.0) for n, run in enumerate(three("learned", 90, 91, 92))]

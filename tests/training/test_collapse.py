@@ -32,7 +32,7 @@ SIMPLEX = np.pad(np.sqrt(4 / 3) * (np.eye(4) - 1 / 4), ((0, 0), (0, 2)))
 POINTS = np.array([[4.0, 1.0], [2.0, -1.0], [-2.0, 1.0], [-4.0, -1.0]])
 """Two images of each of two classes: means (3, 0) and (-3, 0)."""
 PAIRS = np.array([0, 0, 1, 1])
-COLUMNS = [f"test_{name}" for name in MEASURES]
+COLUMNS = [f"{split}_{name}" for split in ("train", "test") for name in MEASURES]
 
 
 def collapsing(given: Config, **data: Any) -> Config:
@@ -188,23 +188,25 @@ def test_a_head_before_the_pool_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_has_the_columns_of_all_its_test_images(tmp_path: Path) -> None:
-    """Of the last batch of 100, 55 are padding; the columns are those of all 445 images at once."""
+def test_a_run_has_the_columns_of_all_its_images(tmp_path: Path) -> None:
+    """The last batches of 100 are padded; the columns are those of all 1,352 and of all 445 images at once."""
     given = collapsing(get_config(), eval_batch_size=100)
     train(given, tmp_path / "run", quiet=True)
     (row,) = rows_of(tmp_path / "run")
-    assert list(row)[-9:] == ["test_top5", *COLUMNS]
+    assert list(row)[-17:] == ["test_top5", *COLUMNS]
     with set_up(given) as setup, RunDirectory(tmp_path / "run", given, create=False) as directory:
         state = restore(setup, directory)
-        shown, labels = setup.data.examples("test", np.arange(445, dtype=np.int32))
+        given = {name: setup.data.examples(name, np.arange(n, dtype=np.int32)) for name, n in setup.data.sizes.items()}
+    assert {name: len(labels) for name, (_, labels) in given.items()} == {"train": 1352, "test": 445}
+    for split, (shown, labels) in given.items():
         images = normalise(jnp.asarray(shown), setup.data.mean, setup.data.std)
-    found: Any = setup.program.model.apply(state.evaluated, images, method="logits_and_features")
-    logits, features = (np.asarray(one, np.float64) for one in found)
-    means = np.stack([features[labels == c].mean(0) for c in range(10)])
-    nearest = np.square(features[:, None] - means).sum(2).argmin(1)
-    expected = by_definition(features, labels, np.asarray(state.params["head"]["kernel"]).T)
-    expected["nc4"] = (nearest == logits.argmax(1)).mean()
-    assert {name: row[f"test_{name}"] for name in MEASURES} == pytest.approx(expected, rel=1e-3)
+        found: Any = setup.program.model.apply(state.evaluated, images, method="logits_and_features")
+        logits, features = (np.asarray(one, np.float64) for one in found)
+        means = np.stack([features[labels == c].mean(0) for c in range(10)])
+        nearest = np.square(features[:, None] - means).sum(2).argmin(1)
+        expected = by_definition(features, labels, np.asarray(state.params["head"]["kernel"]).T)
+        expected["nc4"] = (nearest == logits.argmax(1)).mean()
+        assert {name: row[f"{split}_{name}"] for name in MEASURES} == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.slow
