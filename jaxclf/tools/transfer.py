@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from jaxclf.config import DataConfig
 from jaxclf.data.datasets import resolve
@@ -15,9 +16,10 @@ from jaxclf.data.sources import UNREADABLE, Report
 from jaxclf.data.transforms import Preprocessing
 from jaxclf.errors import UsageError
 from jaxclf.intervals import student_half_width, wilson
+from jaxclf.models.torch_weights import not_finite
 from jaxclf.tools import probe
 from jaxclf.tools.inputs import BATCH, Inputs, open_inputs
-from jaxclf.tools.probe import Labelled
+from jaxclf.tools.probe import Labelled, LinearProbe
 from jaxclf.training.weights import Weights
 
 SHOTS = (1, 5, 10)
@@ -74,13 +76,15 @@ def transfer(
 
     Raises:
       UsageError: for a head that stands before the pool; a set that is not there or of other channels; too few images
-        of a class for what is asked; and images that cannot be read or whose features are not finite.
+        of a class for what is asked; images that cannot be read; and weights or features that are not finite.
       RunError: where the linear probe finds no minimum.
     """
     dataset = resolve(data)
     for name, value, least in (("draws", draws, 2), ("seed", seed, 0)):
         if value < least:
             raise UsageError(f"{name} is {value} but must be at least {least}")
+    if bad := not_finite(traverse_util.flatten_dict(weights.variables, sep=".")):
+        raise UsageError(bad)
     inputs = open_inputs(weights, dataset, report)
     size, channels = inputs.preprocessing.crop, len(inputs.preprocessing.mean)
     step = functools.partial(_features, weights.model)
@@ -90,14 +94,6 @@ def transfer(
     step = jax.jit(step)
     train, test = (_labelled(step, weights, inputs, split) for split in ("train", "test"))
     linear = probe.linear_probe(train)
-    answers = {
-        "linear probe": linear.predict(test.features),
-        f"{neighbours} nearest neighbours": probe.nearest_neighbours(train, test.features, neighbours=neighbours),
-    }
-    scores = [_counted(name, answer == test.labels) for name, answer in answers.items()]
-    for count in shots:
-        shares = probe.few_shot(train, test, count, draws=draws, seed=seed)
-        scores.append(_averaged(f"{count} image{'s' * (count > 1)} a class", shares))
     return Transfer(
         dataset=data.dataset,
         num_classes=dataset.num_classes,
@@ -109,7 +105,7 @@ def transfer(
         neighbours=neighbours,
         draws=draws,
         seed=seed,
-        scores=tuple(scores),
+        scores=tuple(_scores(linear, train, test, neighbours, shots, draws=draws, seed=seed)),
     )
 
 
@@ -136,6 +132,25 @@ def _labelled(step: Any, weights: Weights, inputs: Inputs, split: str) -> Labell
     if bad := int((~np.isfinite(found.features).all(1)).sum()):
         raise UsageError(f"the features of {bad:,} of {len(found.labels):,} {split} images are not finite")
     return found
+
+
+def _scores(
+    linear: LinearProbe,
+    train: Labelled,
+    test: Labelled,
+    neighbours: int,
+    shots: Sequence[int],
+    *,
+    draws: int,
+    seed: int,
+) -> Iterator[Score]:
+    """Yield the scores in the order of `Transfer.scores`."""
+    yield _counted("linear probe", linear.predict(test.features) == test.labels)
+    near = probe.nearest_neighbours(train, test.features, neighbours=neighbours)
+    yield _counted(f"{neighbours} nearest neighbour{'s' * (neighbours > 1)}", near == test.labels)
+    for count in shots:
+        shares = probe.few_shot(train, test, count, draws=draws, seed=seed)
+        yield _averaged(f"{count} image{'s' * (count > 1)} a class", shares)
 
 
 def _counted(name: str, right: np.ndarray) -> Score:

@@ -1,9 +1,11 @@
 """`jaxclf probe`: the features of weights and runs, on their own images and on others."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,12 +50,12 @@ def test_the_command_says_in_the_same_bytes_what_the_features_of_a_weight_file_a
     assert capsys.readouterr().out == said
     dataset = resolve(DataConfig("digits", classes=3))
     assert isinstance(dataset, ResidentSet)
-    parts = []
-    for part in dataset.images().values():
-        images = (part.images.astype(np.float32) / 255 - np.float32(0.3)) / np.float32(0.4)
-        features: Any = given.model.apply(given.variables, jnp.asarray(images), method="logits_and_features")
-        parts.append(Labelled(np.asarray(features[1]), part.labels))
-    known, asked = parts
+    parts = dataset.images().values()
+    images = np.concatenate([part.images for part in parts]).astype(np.float32) / 255
+    step = jax.jit(functools.partial(given.model.apply, method="logits_and_features"))
+    features: Any = step(given.variables, jnp.asarray((images - np.float32(0.3)) / np.float32(0.4)))
+    labels = [part.labels for part in parts]
+    known, asked = map(Labelled, np.split(np.asarray(features[1]), [len(labels[0])]), labels)
     told = linear_probe(known).predict(asked.features), nearest_neighbours(known, asked.features, neighbours=3)
     hits, count = [int((answer == asked.labels).sum()) for answer in told], len(asked.labels)
     shares = few_shot(known, asked, 2, draws=4, seed=5)
@@ -121,10 +123,17 @@ def test_what_cannot_be_probed_is_one_line(photo_folder: Path, monkeypatch: pyte
         transfer(weights(), digits, seed=-1)
 
 
-def test_features_that_are_not_finite_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.nan, r"^params\.backbone\.bn2\.bias holds 1 of 8 values that are not finite$"),  # a ReLU may make it 0
+        (3e38, r"^the features of 271 of 271 train images are not finite$"),  # the sum over positions is too large
+    ],
+)
+def test_weights_and_features_that_are_not_finite_are_refused(value: float, said: str) -> None:
     broken = weights()
-    broken.variables["batch_stats"]["backbone"]["bn2"]["running_mean"][0] = -np.inf
-    with pytest.raises(UsageError, match=r"^the features of 268 of 268 train images are not finite$"):
+    broken.variables["params"]["backbone"]["bn2"]["bias"][0] = value
+    with pytest.raises(UsageError, match=said):
         transfer(broken, DataConfig("digits", classes=2))
 
 
