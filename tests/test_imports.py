@@ -17,7 +17,7 @@ MODULES = {
 }
 FLOORS = (
     ("errors",),
-    ("config",),
+    ("config", "intervals"),
     ("registry",),
     ("devices", "models"),
     ("data",),
@@ -30,7 +30,7 @@ FLOORS = (
 
 EFFECTS = {"os", "shutil", "subprocess", "time", "tempfile", "logging", "socket", "signal", "threading", "fcntl"}
 """Modules of the standard library that reach files, clocks, processes or the environment."""
-PURE_ROOMS = ("errors", "config", "models")
+PURE_ROOMS = ("errors", "config", "intervals", "models")
 
 
 def room(name: str) -> str:

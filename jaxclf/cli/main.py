@@ -20,6 +20,7 @@ from jaxclf.cli.evaluate import Evaluate
 from jaxclf.cli.heads import Heads
 from jaxclf.cli.models import Models
 from jaxclf.cli.predict import Predict
+from jaxclf.cli.probe import Probe
 from jaxclf.cli.recipe import read_flags, with_recipe
 from jaxclf.cli.summary import Outline, Summary
 from jaxclf.cli.sweep import Sweep
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type] = {
     "summary": Summary,
     "convert": Convert,
     "predict": Predict,
+    "probe": Probe,
     "data": Data,
 }
 OF_A_RECIPE: dict[str, type] = {"train": Train, "summary": Outline}

@@ -4,19 +4,15 @@
 """
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from scipy.special import stdtrit
-
 from jaxclf.config import Config
 from jaxclf.errors import UsageError
+from jaxclf.intervals import student_half_width
 
 Split = Literal["validation", "test"]
-CONFIDENCE = 0.95
-"""Probability that the interval around a paired difference covers its mean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,13 +187,9 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
     '+2.00 ± 2.48, n 3 ≈'
     """
     differences = [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
-    n = len(differences)
-    if n == 0:
+    if not differences:
         return None
-    half_width = None
-    if n > 1:
-        half_width = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(differences) / math.sqrt(n)
-    return Difference(n, statistics.fmean(differences), half_width)
+    return Difference(len(differences), statistics.fmean(differences), student_half_width(differences))
 
 
 def summarise(table: Table, records: Sequence[Record], twin: Sequence[Record] = ()) -> list[Summary]:

@@ -1,7 +1,6 @@
 """The accuracy of weights on a data set, as torchvision's --test-only and timm's validate.py measure it."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,18 +9,13 @@ import numpy as np
 
 from jaxclf.config import DataConfig
 from jaxclf.data.datasets import resolve
-from jaxclf.data.decoding import decode
-from jaxclf.data.kinds import ResidentSet, StreamedSet
 from jaxclf.data.sources import Report
-from jaxclf.data.transforms import Preprocessing, preprocess, to_image
-from jaxclf.errors import UsageError, one_line
-from jaxclf.tools.inspection import in_threads
+from jaxclf.data.transforms import Preprocessing
+from jaxclf.errors import UsageError
+from jaxclf.tools.inputs import BATCH, open_inputs
 from jaxclf.training.losses import means, metric_sums, zeros
 from jaxclf.training.run_directory import per_class
 from jaxclf.training.weights import Weights
-
-BATCH = 64
-"""Images in one compiled call."""
 
 
 class Accuracy(NamedTuple):
@@ -50,24 +44,15 @@ def accuracy(weights: Weights, data: DataConfig, *, split: str = "test", report:
     names = record.class_names or dataset.class_names
     if names != dataset.class_names and set(names) == set(dataset.class_names):
         raise UsageError(f"the classes of {data.dataset} are those of the weights in another order")
-    preprocessing = record.preprocessing or dataset.preprocessing
-    prepared = ("image_size", "resize", "interpolation", "mean", "std")
-    if record.preprocessing and (odd := [f"data.{name}" for name in prepared if getattr(data, name) is not None]):
-        raise UsageError(f"{', '.join(odd)} given, but the weights say how images are prepared: {preprocessing}")
-    channels = dataset.facts.image_shape[2]
-    if len(preprocessing.mean) != channels:
-        raise UsageError(
-            f"the weights take images of {len(preprocessing.mean)} channels, but {data.dataset} has {channels}"
-        )
+    inputs = open_inputs(weights, dataset, report)
+    if split not in inputs.splits:
+        raise UsageError(f"there is no split {split!r}; there: {', '.join(inputs.splits)}")
     step = jax.jit(functools.partial(_answers, weights.model))
     sums: dict[str, Any] = dict.fromkeys(zeros(), 0)
     labels, predictions = [], []
-    for images, own in _batches(_examples(dataset, preprocessing, split, report)):
-        padded = np.zeros((BATCH - len(own), *images.shape[1:]), np.float32)
+    for images, own in inputs.batches(split, f"evaluating {split}"):
         mask = np.arange(BATCH) < len(own)
-        part, answers = step(
-            weights.variables, np.concatenate([images, padded]), np.pad(own, (0, BATCH - len(own))), mask
-        )
+        part, answers = step(weights.variables, images, np.pad(own, (0, BATCH - len(own))), mask)
         sums = {name: sums[name] + part[name].item() for name in sums}
         labels.append(own)
         predictions.append(np.asarray(answers)[: len(own)])
@@ -75,44 +60,9 @@ def accuracy(weights: Weights, data: DataConfig, *, split: str = "test", report:
     if not np.isfinite(found["loss"]):
         raise UsageError(f"the loss of the weights on {data.dataset} is {found['loss']}")
     shares = per_class(np.concatenate(labels), np.concatenate(predictions), dataset.num_classes)
-    return Accuracy(**found, per_class=shares, images=sums["count"], preprocessing=preprocessing)
+    return Accuracy(**found, per_class=shares, images=sums["count"], preprocessing=inputs.preprocessing)
 
 
 def _answers(model: Any, variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Any:
     logits = model.apply(variables, images)
     return metric_sums(logits, labels, mask), logits.argmax(-1).astype(jnp.int32)
-
-
-def _examples(
-    dataset: ResidentSet | StreamedSet, preprocessing: Preprocessing, split: str, report: Report | None
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield inputs [h w c] and labels of a split, in order."""
-    splits = dataset.sources(report) if isinstance(dataset, StreamedSet) else dataset.images()
-    if split not in splits:
-        raise UsageError(f"there is no split {split!r}; there: {', '.join(splits)}")
-    chosen: Any = splits[split]
-    if isinstance(dataset, ResidentSet):
-        for pixels, label in zip(chosen.images, chosen.labels, strict=True):
-            yield preprocess(to_image(pixels), preprocessing), int(label)
-        return
-
-    def read(index: int) -> tuple[np.ndarray, int]:
-        try:
-            encoded = chosen[index]
-            return preprocess(to_image(decode(encoded.data, len(preprocessing.mean))), preprocessing), encoded.label
-        except Exception as error:  # whatever readers and decoders raise for broken bytes
-            raise UsageError(f"{chosen.name(index)} cannot be read ({one_line(error)})") from error
-
-    yield from in_threads(read, range(len(chosen)), f"evaluating {split}", report)
-
-
-def _batches(examples: Iterator[tuple[np.ndarray, int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    images, labels = [], []
-    for image, label in examples:
-        images.append(image)
-        labels.append(label)
-        if len(images) == BATCH:
-            yield np.stack(images), np.array(labels, np.int32)
-            images, labels = [], []
-    if images:
-        yield np.stack(images), np.array(labels, np.int32)

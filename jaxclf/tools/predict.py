@@ -13,6 +13,7 @@ from jaxclf.data.decoding import decode, is_turned
 from jaxclf.data.transforms import Preprocessing, preprocess, to_image
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier
+from jaxclf.tools.inputs import image_channels
 
 BATCH = 32
 """Most images in one compiled call."""
@@ -53,7 +54,7 @@ def predict(
     name per class, or is None. Images are read as training reads them: not turned by EXIF, of which a warning tells.
     Raises `UsageError` for a wrong number of names, a `top` below 1, and preprocessing for another number of channels.
     """
-    count, channels = model.head.num_classes, _image_channels(model, variables)
+    count, channels = model.head.num_classes, image_channels(model, variables)
     if class_names is not None and len(class_names) != count:
         raise UsageError(f"there are {len(class_names)} class names for {count} classes")
     if top < 1:
@@ -85,13 +86,6 @@ def predict(
             stacklevel=2,
         )
     return results
-
-
-def _image_channels(model: Classifier, variables: Mapping[str, Any]) -> int:
-    node = variables["params"]["backbone"]
-    for name in model.backbone.stem.split("/"):
-        node = node[name]
-    return node["kernel"].shape[2]
 
 
 def _read(file: str, preprocessing: Preprocessing, turned: list[str]) -> np.ndarray | str:

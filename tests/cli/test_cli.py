@@ -122,7 +122,7 @@ def test_a_mistyped_command_is_named_with_the_nearest(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ("", "Expected one of {train, eval, table, sweep, models, heads, summary, convert, predict, data}"),
+        ("", "Expected one of {train, eval, table, sweep, models, heads, summary, convert, predict, probe, data}"),
         ("data", "Expected one of {list, info, prepare, verify, bench}"),
         ("data inof", "Available subcommands: list, info, prepare, verify, bench"),
         ("data info", "Missing from jaxclf data info: NAME"),

@@ -1,0 +1,65 @@
+"""jaxclf probe: what the features of weights are worth on a data set, their own or another."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from jaxclf.cli.weights import OfWeights
+from jaxclf.config import DataConfig
+from jaxclf.errors import UsageError
+
+OWN = "own"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe(OfWeights):
+    """Probe frozen features: a linear classifier, nearest neighbours and few images a class, with 95 % intervals."""
+
+    weights: Path
+    """A weight file or directory, or a run directory; images are prepared as is kept with it."""
+    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(OWN))
+    """The data set whose training and test images are told apart; own is that of the run."""
+    neighbours: int = 20
+    """Training images that vote on a test image."""
+    shots: tuple[int, ...] = (1, 5, 10)
+    """Training images a class, of which few-shot accuracies are measured; none: no such."""
+    draws: int = 20
+    """Draws of these images, each a function of the seed."""
+    seed: int = 0
+    """Seed of the draws."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        """Print the table."""
+        from jaxclf.tools.transfer import transfer
+        from jaxclf.training import weights
+        from jaxclf.training.progress import Lines
+
+        data = self._data()
+        options = {name: getattr(self, name) for name in ("neighbours", "shots", "draws", "seed")}
+        found = transfer(weights.read(self.weights, **self.given(self.weights)), data, **options, report=Lines())
+        if self.json:
+            print(json.dumps(dataclasses.asdict(found), allow_nan=False))
+            return
+        print(f"{'':24}  top-1 %  95 % interval")
+        for score in found.scores:
+            print(f"{score.classifier:24}  {score.top1:7.2f}  {score.low:.2f} to {score.high:.2f}")
+        print(f"linear probe: penalty {found.penalty:g}; few images: mean of {found.draws} draws, seed {found.seed}")
+        images = f"{found.train_images:,} training and {found.test_images:,} test images of {found.dataset}"
+        print(f"{images}, {found.features:,} features, {found.preprocessing}")
+
+    def _data(self) -> DataConfig:
+        """Return the data set of the flags; of a run's own set, they change single fields."""
+        from jaxclf.tools.inputs import PREPARED
+        from jaxclf.training.run_directory import read_config
+
+        if self.data.dataset != OWN:
+            return self.data
+        if not (self.weights / "config.json").exists():
+            raise UsageError(f"{self.weights} is no run, whose data set would be {OWN}; give --data.dataset")
+        own = dataclasses.replace(read_config(self.weights).data, **dict.fromkeys(PREPARED))
+        plain = DataConfig(OWN)
+        flags = {field.name: getattr(self.data, field.name) for field in dataclasses.fields(plain)}
+        changed = {name: value for name, value in flags.items() if value != getattr(plain, name)}
+        return dataclasses.replace(own, **changed)

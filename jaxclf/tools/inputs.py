@@ -1,0 +1,100 @@
+"""The images of a data set as weights want them: prepared for testing, in the set's order, in batches of one size."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from jaxclf.data.decoding import decode
+from jaxclf.data.kinds import Images, ResidentSet, StreamedSet
+from jaxclf.data.sources import Report, Source
+from jaxclf.data.transforms import Preprocessing, preprocess, to_image
+from jaxclf.errors import UsageError, one_line
+from jaxclf.models.classifier import Classifier
+from jaxclf.tools.inspection import in_threads
+from jaxclf.training.weights import Weights
+
+BATCH = 64
+"""Images in one compiled call."""
+PREPARED = ("image_size", "resize", "interpolation", "mean", "std")
+"""Fields of `DataConfig` that say how images are prepared, where weights do not."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """The splits of a data set, opened; none is read before it is asked for."""
+
+    preprocessing: Preprocessing
+    """Steps from an image to the network's input: those kept with the weights, or else the data set's."""
+    splits: Mapping[str, Images | Source]
+    report: Report | None = None
+
+    def labels(self, split: str) -> Int32[np.ndarray, " n"]:
+        """Return the labels of a split; of a streamed set, `UNREADABLE` where a record cannot be read."""
+        chosen = self.splits[split]
+        return chosen.labels if isinstance(chosen, Images) else chosen.labels(self.report)
+
+    def batches(
+        self, split: str, what: str
+    ) -> Iterator[tuple[Float32[np.ndarray, "b h w c"], Int32[np.ndarray, " n"]]]:
+        """Yield b = `BATCH` inputs and the labels of the first n of them; zeros follow the last image of a split.
+
+        `report` is told of `what`. Raises `UsageError` for an image that cannot be read.
+        """
+        images, labels = [], []
+        for image, label in self._examples(self.splits[split], what):
+            images.append(image)
+            labels.append(label)
+            if len(images) == BATCH:
+                yield np.stack(images), np.array(labels, np.int32)
+                images, labels = [], []
+        if images:
+            missing = np.zeros((BATCH - len(images), *images[0].shape), np.float32)
+            yield np.concatenate([np.stack(images), missing]), np.array(labels, np.int32)
+
+    def _examples(self, chosen: Images | Source, what: str) -> Iterator[tuple[np.ndarray, int]]:
+        if isinstance(chosen, Images):
+            for pixels, label in zip(chosen.images, chosen.labels, strict=True):
+                yield preprocess(to_image(pixels), self.preprocessing), int(label)
+            return
+
+        def read(index: int) -> tuple[np.ndarray, int]:
+            try:
+                encoded = chosen[index]
+                pixels = decode(encoded.data, len(self.preprocessing.mean))
+                return preprocess(to_image(pixels), self.preprocessing), encoded.label
+            except Exception as error:  # whatever readers and decoders raise for broken bytes
+                raise UsageError(f"{chosen.name(index)} cannot be read ({one_line(error)})") from error
+
+        yield from in_threads(read, range(len(chosen)), what, self.report)
+
+
+def open_inputs(weights: Weights, dataset: ResidentSet | StreamedSet, report: Report | None = None) -> Inputs:
+    """Open a data set for weights; its classes may be others than theirs.
+
+    Raises `UsageError` for a set that is not there, of other channels, or whose config prepares images in another way
+    than the weights say.
+    """
+    data, kept = dataset.config, weights.record.preprocessing
+    preprocessing = kept or dataset.preprocessing
+    if kept and (odd := [f"data.{name}" for name in PREPARED if getattr(data, name) is not None]):
+        raise UsageError(f"{', '.join(odd)} given, but the weights say how images are prepared: {preprocessing}")
+    channels, wanted = (
+        dataset.facts.image_shape[2],
+        {len(preprocessing.mean), image_channels(weights.model, weights.variables)},
+    )
+    if wanted != {channels}:
+        said = " or ".join(str(number) for number in sorted(wanted - {channels}))
+        raise UsageError(f"the weights take images of {said} channels, but {data.dataset} has {channels}")
+    splits = dataset.sources(report) if isinstance(dataset, StreamedSet) else dataset.images()
+    return Inputs(preprocessing, splits, report)
+
+
+def image_channels(model: Classifier, variables: Mapping[str, Any]) -> int:
+    """Return the number of channels of the images that a model's first convolution takes."""
+    node = variables["params"]["backbone"]
+    for name in model.backbone.stem.split("/"):
+        node = node[name]
+    return node["kernel"].shape[2]
