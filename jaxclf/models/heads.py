@@ -9,6 +9,7 @@ around it: rows of one table, `OWN`. Source: thesis section 3 and its appendix, 
 import dataclasses
 import inspect
 import numbers
+import typing
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxclf.errors import UsageError
+from jaxclf.errors import UsageError, unknown
 from jaxclf.models.layers import as_input, fixed_matrix, torch_default, uniform
 from jaxclf.models.matrices import MATRICES, distinct_rows, largest_cosine, matrix, obstacle
 from jaxclf.models.matrices.simplices import bits
@@ -263,7 +264,7 @@ def create_head(
     neck: int | None = None,
     embed: Literal["zero", "repeat", "rotate"] | None = None,
     shuffle: bool = False,
-    assign: Assign = "index",
+    assign: str = "index",
     momentum: float | None = None,
 ) -> Head:
     """Build a head for k classes on d features; None leaves an option to the head.
@@ -285,6 +286,8 @@ def create_head(
     if foreign := [option for option in given if not entry.takes(option)]:
         able = ", ".join(other for other, row in OWN.items() if all(map(row.takes, foreign)))
         raise UsageError(f"head {name} takes no {', '.join(foreign)}; heads that do: {able}")
+    if assign not in typing.get_args(Assign):
+        raise unknown("assign", assign, typing.get_args(Assign))
     if shuffle and assign != "index":
         raise UsageError(f"head {name} takes its rows shuffled or assigned to the class means ({assign}), not both")
     if momentum is not None and not 0 <= momentum < 1:
