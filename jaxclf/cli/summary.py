@@ -52,6 +52,10 @@ class Summary:
     """Fixed heads: what becomes of columns that the matrix leaves; None is zero."""
     head_shuffle: bool = False
     """Fixed heads: give the classes the rows in a random order."""
+    head_assign: Literal["index", "hungarian"] = "index"
+    """Fixed heads: give the classes the rows nearest to their means, after the first epoch."""
+    head_momentum: float | None = None
+    """class_mean: share of the class means that stays in a training step; None is the head's own habit."""
     maps: int | None = None
     """End the backbone in this many feature maps (under identity: one a class)."""
     bias: bool | None = None

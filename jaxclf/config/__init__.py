@@ -81,7 +81,7 @@ class Config:
         share them with a chance of one in 16.8 million: a name tells runs apart for a reader, `differences` decides.
 
         >>> Config().run_id()
-        'digits-resnet20-learned-s0-6a5364'
+        'digits-resnet20-learned-s0-a33a73'
         """
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"
@@ -120,6 +120,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"{given}, but they must be None and 'average' unless run.parallel is 'pmap'"
     if config.model.freeze_statistics and (run.recalibrate or config.model.ghost_batch):
         yield "model.freeze_statistics is True, but run.recalibrate and model.ghost_batch are about moving statistics"
+    if config.model.head_assign != "index" and run.epochs < 2:
+        given = f"model.head_assign is {config.model.head_assign!r}, which assigns rows after the first epoch"
+        yield f"{given}, but run.epochs is {run.epochs}; it must be at least 2"
     if optim.name == "lbfgs" and optim.accumulate > 1:
         yield f"optim.accumulate is {optim.accumulate} but must be 1 for lbfgs"
     if loss.name in ("mse", "dot_regression") and loss.label_smoothing > 0:

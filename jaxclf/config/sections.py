@@ -154,6 +154,11 @@ class ModelConfig:
     random rotation of all features."""
     head_shuffle: bool = False
     """Fixed heads: give the classes the rows of the matrix in an order drawn from head_seed."""
+    head_assign: Literal["index", "hungarian"] = "index"
+    """Fixed heads: hungarian: train the first epoch with row c for class c; then give the classes the rows that lie
+    nearest to their mean features in that epoch, one each, and go on, with the optimiser's state as it is."""
+    head_momentum: Share | None = None
+    """class_mean: share of the class means that stays in a training step; None is the head's habit, 0.9."""
     maps: int | None = None
     """End the backbone in this many feature maps instead of its usual width."""
     # Options of one family, here because config.json and run_id of every run are made of these names.
@@ -199,6 +204,7 @@ class ModelConfig:
         names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout")
         names += ("pool", "pool_power", "pool_units", "relu_before_pool")
         names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
+        names += ("head_assign", "head_momentum")
         plain = ModelConfig()
         return {name: value for name in names if (value := getattr(self, name)) != getattr(plain, name)}
 

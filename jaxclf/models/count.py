@@ -20,7 +20,7 @@ from jaxclf.models.backbones.resnet_cifar import CifarResNet
 from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
 from jaxclf.models.classifier import Classifier
 
-COLLECTIONS = {"params": "trainable", "fixed": "fixed", "batch_stats": "statistics"}
+COLLECTIONS = {"params": "trainable", "fixed": "fixed", "batch_stats": "statistics", "head_state": "statistics"}
 ACTIVATIONS = ("relu", "relu6")
 POOLS = ("reduce_window_max", "reduce_window_sum", "reduce_window")
 UNSEEN_2020: dict[type[Backbone], tuple[str, ...]] = {

@@ -9,6 +9,7 @@ around it: rows of one table, `OWN`. Source: thesis section 3 and its appendix, 
 import dataclasses
 import inspect
 import numbers
+import typing
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -19,13 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxclf.errors import UsageError
+from jaxclf.errors import UsageError, unknown
 from jaxclf.models.layers import as_input, fixed_matrix, torch_default, uniform
 from jaxclf.models.matrices import FILE, MATRICES, distinct_rows, file_matrix, largest_cosine, matrix, obstacle
 from jaxclf.models.matrices.simplices import bits
 from jaxclf.registry import Registry
 
 Normalise = Literal["none", "features", "both"]
+Assign = Literal["index", "hungarian"]
+Moves = Literal["", "means", "rows"]
 
 
 class HeadWarning(UserWarning):
@@ -42,6 +45,15 @@ class Head(nn.Module):
 
     before_pool = False
     """Takes the feature map and gives class maps, which are pooled; the others take pooled features."""
+
+    @property
+    def moves(self) -> Moves:
+        """What training changes in the collection `head_state`, as moving.py says; empty: nothing.
+
+        Class means, at each step, or the order of rows, after the first epoch. Such a head sows what its matrix stands
+        on as the intermediate `taken` [n d].
+        """
+        return ""
 
     def add_bias(self, logits: Float[Array, "n *ij k"], bound: float) -> Float[Array, "n *ij k"]:
         """Add the bias, if the head has one, drawn from U(+-bound)."""
@@ -71,6 +83,17 @@ class Linear(Head):
     """Learn a matrix without bias from the features to this many, on which W stands; None: W stands on the features."""
     bound: Literal["features", "classes", "zero"] = "features"
     """The bias is drawn from U(+-1 / sqrt of the number of these), or starts at zero."""
+    momentum: float | None = None
+    """With one, W are class means, zero at the start, that each training step moves with this momentum (moving.py): it
+    answers by the means of the steps before it. No gradient reaches them."""
+    assign: Assign = "index"
+    """hungarian: after the first epoch, in which class c has row c, the classes get the rows of W that lie nearest to
+    their means (moving.py)."""
+
+    @property
+    def moves(self) -> Moves:
+        """See `Head`."""
+        return "means" if self.momentum is not None else "rows" if self.assign == "hungarian" else ""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
@@ -80,22 +103,33 @@ class Linear(Head):
         if self.neck is not None:
             x, kernel = as_input(x, self.param("neck", torch_default, (x.shape[-1], self.neck)))
             x = x @ kernel
-        if self.matrix is None:
-            weight = self.param("kernel", torch_default, (x.shape[-1], self.num_classes)).T
-        else:
-            weight = fixed_matrix(self, self.matrix, self.num_classes, x.shape[-1], self.seed)
+        weight = self._weight(x.shape[-1])
         if self.normalise == "both":
-            weight = weight / jnp.linalg.norm(weight, axis=1, keepdims=True)
+            norm = jnp.linalg.norm(weight, axis=1, keepdims=True)
+            weight = weight / jnp.where(norm > 0, norm, 1)  # the mean of a class that has had no image is zero
         x, weight = as_input(x, weight)
         if self.normalise != "none":
             pooled = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
             norm = jnp.sqrt(jnp.square(pooled).sum(-1, keepdims=True))
             x = x / (norm + 1e-8)
+        if self.moves:
+            self.sow("intermediates", "taken", x)
         logits = x @ weight.T
         if scale is not None:
             logits, scale = as_input(logits, scale)
             logits = logits * scale.reshape((1,) * x.ndim)
         return self.add_bias(logits, bounds[self.bound])
+
+    def _weight(self, features: int) -> Float[Array, "k d"]:
+        shape = (self.num_classes, features)
+        if self.momentum is not None:
+            return self.variable("head_state", "means", lambda: jnp.zeros(shape)).value
+        if self.matrix is None:
+            return self.param("kernel", torch_default, shape[::-1]).T
+        weight = fixed_matrix(self, self.matrix, *shape, self.seed)
+        if self.assign == "index":
+            return weight
+        return weight[self.variable("head_state", "rows", lambda: jnp.arange(self.num_classes, dtype=jnp.int32)).value]
 
     def _scale(self) -> Array | None:
         if self.scale is None:
@@ -149,9 +183,11 @@ class HeadEntry:
     """Fields of its module. Of `Linear`, a scale and a neck may be a function of the number of classes."""
 
     def takes(self, option: str) -> bool:
-        """Tell whether an option of `create_head` is one of this head: those of `Linear`, and of its fixed matrix."""
+        """Tell whether an option of `create_head` is one of this head: of `Linear`, its fixed matrix or its means."""
         combines = inspect.isclass(self.module) and issubclass(self.module, Linear)
-        return combines and (self.matrix is not None or option in ("normalise", "scale"))
+        means = "momentum" in self.options
+        own = {"normalise": True, "scale": True, "momentum": means}.get(option, self.matrix is not None)
+        return combines and own
 
     @classmethod
     def of(cls, found: Any) -> "HeadEntry":
@@ -184,6 +220,10 @@ OWN: dict[str, HeadEntry] = {
     "reponet_cube": _fixed("hypercube_compact", bias=False, neck=bits),
     "kasarla": _fixed("simplex_recursive", bias=False, neck=lambda k: k - 1),
     "ebv": _fixed("tammes", bias=False, normalise="features", scale=1 / 0.07),
+    # Jiang et al. 2024, "Generalized Neural Collapse for a Large Number of Classes", and their code: cosines times 7,
+    # momentum .9, zeros at the start. It adds sums of a batch's features, not their directions, shortens the means to
+    # length 1 after each step, and answers by the means with the step's own images in them.
+    "class_mean": HeadEntry(Linear, None, bias=False, options={"momentum": 0.9, "normalise": "both", "scale": 7.0}),
 }
 """Heads by name. Without a norm, scale or neck of its own, a matrix stands alone, with a learned bias (the thesis)."""
 
@@ -233,12 +273,15 @@ def create_head(
     neck: int | None = None,
     embed: Literal["zero", "repeat", "rotate"] | None = None,
     shuffle: bool = False,
+    assign: str = "index",
+    momentum: float | None = None,
 ) -> Head:
     """Build a head for k classes on d features; None leaves an option to the head.
 
     `normalise` and `scale` (fixed, or the start of a learned one) are as in `Linear`. Of heads with a fixed matrix,
     `neck` learns a matrix to so many features before, `embed` says what becomes of columns that the construction
-    leaves, and `shuffle` gives the classes its rows in an order drawn from `seed`.
+    leaves, `shuffle` gives the classes its rows in an order drawn from `seed`, and `assign` those nearest to their
+    means. `momentum` is that of `class_mean`, from 0 to below 1.
 
     Raises `UsageError` where it cannot work, with the heads that can, and warns (`HeadWarning`) where it works badly,
     with the number that matters: the distinct rows, or the largest cosine between rows of a cut matrix.
@@ -246,14 +289,21 @@ def create_head(
     entry = head_entry(name)
     require_classes(num_classes)
     given = {"normalise": normalise, "scale": scale, "neck": neck, "embed": embed, "shuffle": shuffle or None}
+    given |= {"assign": None if assign == "index" else assign, "momentum": momentum}
     given = {option: value for option, value in given.items() if value is not None}
     own = {"num_classes": num_classes, "bias": entry.bias if bias is None else bias, "seed": seed}
     if foreign := [option for option in given if not entry.takes(option)]:
         able = ", ".join(other for other, row in OWN.items() if all(map(row.takes, foreign)))
         raise UsageError(f"head {name} takes no {', '.join(foreign)}; heads that do: {able}")
+    if assign not in typing.get_args(Assign):
+        raise unknown("assign", assign, typing.get_args(Assign))
+    if shuffle and assign != "index":
+        raise UsageError(f"head {name} takes its rows shuffled or assigned to the class means ({assign}), not both")
+    if momentum is not None and not 0 <= momentum < 1:
+        raise UsageError(f"head {name} takes a momentum from 0 to below 1; got {momentum}")
     _require_possible(name, num_classes, features, neck)
     options = {option: value(num_classes) if callable(value) else value for option, value in entry.options.items()}
-    options |= {option: value for option, value in given.items() if option in ("normalise", "scale", "neck")}
+    options |= {option: value for option, value in given.items() if option not in ("embed", "shuffle")}
     if entry.matrix is None or not entry.takes("neck"):
         return entry.module(**own, **options)
     words = [word for word in (embed, "shuffle" if shuffle else None) if word not in (None, "zero")]

@@ -22,6 +22,8 @@ from jaxclf.models.classifier import Classifier
 from jaxclf.models.heads import Identity
 from jaxclf.models.matrices import is_random, matrix
 
+ROWS = "rows"
+"""The variable of a head that says which row each class has."""
 SHOWN = 8
 """Differences that an error lists."""
 Path = tuple[str, ...]
@@ -54,7 +56,8 @@ def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[
 def to_torch(model: Classifier, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return `model`'s variables as a PyTorch state dict: the inverse of `load_torch`, by the same mapping.
 
-    Values are float32 in torch's shapes and layouts. BatchNorm's num_batches_tracked, which nothing here counts, is
+    Values are float32 in torch's shapes and layouts, and the rows that a head has assigned int64, as `<head>.rows`; the
+    class means of a head are `<head>.means`. BatchNorm's num_batches_tracked, which nothing here counts, is
     written as an int64 zero. Fixed matrices are written as the references store them: those of shortcuts as 1x1 convs
     [k d 1 1], a random one of a head as `<head>.weight` [k d], an exact one of a head (Hadamard, identity) not at
     all. The last layer has the first of its family's `head_names`.
@@ -76,7 +79,8 @@ def to_torch(model: Classifier, variables: Mapping[str, Any]) -> dict[str, np.nd
         if path[:2] == ("fixed", "head") and not is_random(path[-1]):
             continue
         key = _torch_key(path, head)
-        state_dict[key] = _to_torch(np.asarray(value, np.float32), path, model.backbone.linear_layers)
+        dtype = np.int64 if path[-1] == ROWS else np.float32
+        state_dict[key] = _to_torch(np.asarray(value, dtype), path, model.backbone.linear_layers)
         if path[-1] == "running_mean":
             state_dict[key.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return state_dict
@@ -256,6 +260,8 @@ def _read(shapes: Shapes, state_dict: Mapping[str, np.ndarray], head: str) -> tu
             faults.append(f"{key} has shape {given}, which does not fit {'/'.join(path)} {shape}")
         elif own is not None and not np.array_equal(value, own):
             faults.append(f"{key} is not the {path[-1]} matrix that is fixed there")
+        elif path[-1] == ROWS and not np.array_equal(np.sort(value), np.arange(len(value))):
+            faults.append(f"{key} does not give each class a row of its own")
         elif path[0] == "fixed" and path[-1] == "orthogonal" and not _semi_orthogonal(value):
             faults.append(f"{key} is not orthogonal, but the model's head is")
         else:
@@ -290,7 +296,7 @@ def _to_flax(value: np.ndarray, shape: tuple[int, ...], leaf: str) -> np.ndarray
         value = (value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value).T
     elif value.shape == (*shape, 1, 1):
         value = value.reshape(shape)
-    return np.asarray(value, np.float32) if value.shape == shape else None
+    return np.asarray(value, np.int32 if leaf == ROWS else np.float32) if value.shape == shape else None
 
 
 def _to_torch(value: np.ndarray, path: Path, linear_layers: tuple[str, ...]) -> np.ndarray:

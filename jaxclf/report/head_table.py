@@ -28,7 +28,7 @@ class HeadRow:
     trained: int = 0
     """Parameters."""
     stored: int = 0
-    """Numbers of a drawn matrix that checkpoints keep; exact ones are made again."""
+    """Numbers of a drawn matrix, or of class means, that checkpoints keep; exact ones are made again."""
     multiply_adds: int = 0
     """Of one image."""
 
@@ -51,7 +51,8 @@ def _row(name: str, num_classes: int, features: int, seed: int) -> HeadRow:
         name,
         "",
         trained=sum(leaf.size for leaf in jax.tree.leaves(shapes.get("params", {}))),
-        stored=sum(leaf.size for path, leaf in shapes.get("fixed", {}).items() if is_random(path)),
+        stored=sum(leaf.size for path, leaf in shapes.get("fixed", {}).items() if is_random(path))
+        + sum(leaf.size for leaf in shapes.get("head_state", {}).values()),
         multiply_adds=sum(multiplications(eqn) for eqn, _ in equations(jaxpr)),
     )
     if entry.matrix is None:

@@ -37,7 +37,7 @@ NOT_EVALUATED = -1.0
 """Stands for the top-1 of a checkpoint inside an epoch: below every real one."""
 
 
-COLLECTIONS = ("params", "batch_stats", "fixed")
+COLLECTIONS = ("params", "batch_stats", "fixed", "head_state")
 """The parts of a TrainState that are a model's variables."""
 
 

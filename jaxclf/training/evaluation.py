@@ -135,7 +135,7 @@ def result_of(
     setup: Setup, directory: RunDirectory, state: TrainState, test: Evaluation, images_per_second: float
 ) -> Result:
     """Return the result of a state that was evaluated on the test images."""
-    names = {"trainable": state.params, "fixed": state.fixed, "statistics": state.batch_stats}
+    names = {"trainable": state.params, "fixed": state.fixed, "statistics": (state.batch_stats, state.head_state)}
     return Result(
         top1=test.metrics["top1"],
         top5=test.metrics["top5"],

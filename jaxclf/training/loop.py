@@ -16,6 +16,7 @@ from jaxclf.data.order import Batch
 from jaxclf.devices.cluster import Votes, together
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import Stopped, one_line
+from jaxclf.training.assignment import assigned
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.parallel import train_steps
 from jaxclf.training.recovery import Diverged
@@ -120,6 +121,7 @@ class Loop:
     def train(self, state: TrainState) -> TrainState:
         """Return the state after the last step; raises `Diverged`, and `Stopped` when asked to stop."""
         while (step := steps_done(state)) < self._run.setup.total_steps:
+            state = assigned(self._run.setup, state, step)
             state = self._run.finish_epoch(self._train_epoch(state, step))
         return state
 

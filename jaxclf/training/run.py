@@ -19,7 +19,7 @@ from jaxclf.devices.cluster import gather, together, warn
 from jaxclf.errors import RunError
 from jaxclf.models.torch_weights import transfer_torch
 from jaxclf.training import losses, recovery
-from jaxclf.training.checkpoint import Checkpoints
+from jaxclf.training.checkpoint import COLLECTIONS, Checkpoints
 from jaxclf.training.collapse import MEASURES
 from jaxclf.training.evaluation import Evaluation, evaluate_split, measure_collapse, result_of
 from jaxclf.training.parallel import recalibrate_step
@@ -136,7 +136,7 @@ class Run:
         self.directory.write_predictions(test.labels, test.predictions)
         result = result_of(self.setup, self.directory, state, test, self.progress.images_per_second)
         if state.average:
-            trained = state.replace(average={"params": state.params, "batch_stats": state.batch_stats})
+            trained = state.replace(average={name: getattr(state, name) for name in state.average})
             plain = self._evaluated(trained, "test").metrics["top1"]
             result = dataclasses.replace(result, plain_top1=plain)
         seconds = None if self.began is None else time.perf_counter() - self.began
@@ -246,4 +246,4 @@ def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) ->
     for sentence in sentences if not quiet else ():
         print(f"{file}: {sentence}")
     variables = setup.layout.whole(jax.tree.map(np.asarray, variables), training=True)
-    return state.replace(**{name: variables.get(name, {}) for name in ("params", "batch_stats", "fixed")})
+    return state.replace(**{name: variables.get(name, {}) for name in COLLECTIONS})

@@ -51,7 +51,8 @@ class Result:
     step: int
     """Training steps behind the parameters."""
     parameters: Mapping[str, int]
-    """Array sizes under "trainable", "fixed" (matrices that are not trained) and "statistics" (BatchNorm)."""
+    """Array sizes under "trainable", "fixed" (matrices that are not trained) and "statistics" (of BatchNorm,
+    and of a head that moves)."""
     sha256: str
     """Over all arrays of the training state."""
     images_per_second: float

@@ -24,6 +24,7 @@ from jaxclf.models.classifier import Classifier
 from jaxclf.models.initialisation import initialise
 from jaxclf.models.layers import BatchNorm
 from jaxclf.models.matrices import matrix
+from jaxclf.models.moving import class_sums, moved
 from jaxclf.training import losses
 from jaxclf.training.optim import apply_updates, average, decayed, transformation
 from jaxclf.training.schedules import Timeline
@@ -78,9 +79,13 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Tree
     fixed: Tree
     """Fixed matrices: never touched by the optimiser."""
+    head_state: Tree
+    """What moves in a head without the optimiser: class means, or which row each class has; else empty."""
+    class_sums: Tree
+    """Sums [k d] of the first epoch's features by class, where a head's rows are assigned by them; else empty."""
     opt_state: optax.OptState
     average: dict[str, Tree]
-    """Moving averages of "params" and "batch_stats", where optim.ema asks for them; else empty."""
+    """Moving averages of "params", "batch_stats" and class means, where optim.ema asks for them; else empty."""
     sums: losses.Sums
     """Training metrics of the current epoch so far."""
     bad_step: Int[Array, "*runs"]
@@ -89,7 +94,7 @@ class TrainState(struct.PyTreeNode):
     @property
     def variables(self) -> dict[str, Tree]:
         """Linen's variables, as the next step takes them."""
-        return {"params": self.params, "batch_stats": self.batch_stats, "fixed": self.fixed}
+        return {name: getattr(self, name) for name in ("params", "batch_stats", "fixed", "head_state")}
 
     @property
     def evaluated(self) -> dict[str, Tree]:
@@ -111,7 +116,7 @@ def draw_fixed(shapes: Tree, seed: int) -> Tree:
 def _init_variables(model: Classifier, init: str, image_shape: tuple[int, ...], key: jax.Array) -> dict[str, Tree]:
     variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
     params = initialise(variables.get("params", {}), key, init=init, last_conv=model.backbone.last_conv)
-    return {"params": params, "batch_stats": variables.get("batch_stats", {})}
+    return {"params": params, **{name: variables.get(name, {}) for name in ("batch_stats", "head_state")}}
 
 
 def init_state(program: Program, image_shape: tuple[int, ...], seed: int, fixed_seed: int) -> TrainState:
@@ -122,14 +127,18 @@ def init_state(program: Program, image_shape: tuple[int, ...], seed: int, fixed_
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     shapes = jax.eval_shape(program.model.init, jax.random.key(0), images)
     variables = _init_variables(program.model, program.model_config.init, image_shape, jax.random.key(seed))
+    fixed, moves = draw_fixed(shapes.get("fixed", {}), fixed_seed), program.model.head.moves
+    averaged = {name: tree for name, tree in variables.items() if name != "head_state" or moves == "means"}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        fixed=jax.tree.map(jnp.asarray, draw_fixed(shapes.get("fixed", {}), fixed_seed)),
+        fixed=jax.tree.map(jnp.asarray, fixed),
+        head_state=variables["head_state"],
+        class_sums=jax.tree.map(jnp.zeros_like, fixed["head"]) if moves == "rows" else {},
         opt_state=jax.tree.map(jnp.copy, program.tx.init(variables["params"])),  # donated: no two may share memory
-        average={} if program.optim.ema is None else jax.tree.map(jnp.copy, variables),
+        average={} if program.optim.ema is None else jax.tree.map(jnp.copy, averaged),
         sums=losses.zeros(terms=program.terms),
         bad_step=jnp.zeros((), jnp.int32),
     )
@@ -151,7 +160,8 @@ def train_step(
     PyTorch's loop; parts weigh as many examples as they have. Regularisers enter once.
 
     On several devices a batch is computed where its rows are. Under pmap each replica does all of this on its own
-    part, with its own mixing and dropout, and gradients and statistics are averaged, as in torch's DDP.
+    part, with its own mixing and dropout, and gradients and statistics are averaged, as in torch's DDP. A head that
+    moves does so once a step, by sums over the whole batch.
     """
     key = jax.random.key(state.seed)
     epoch_key = jax.random.fold_in(key, state.step // program.timeline.steps_per_epoch)
@@ -177,12 +187,16 @@ def train_step(
     good = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates)) & jnp.isfinite(optax.tree.norm(batch_stats))
     if program.max_loss is not None:
         good &= sums["loss"] <= program.max_loss * count
-    trained = {"params": params, "batch_stats": batch_stats}
+    new = {"params": params, "batch_stats": batch_stats}
+    if program.model.head.moves:
+        by_class = program.spread.total(class_sums(report["taken"], targets))
+        first_epoch = state.step < program.timeline.steps_per_epoch
+        new |= moved(program.model.head, state, by_class, first_epoch=first_epoch)
     state = state.replace(
-        **trained,
+        **new,
         step=step,
         opt_state=opt_state,
-        average=average(program.optim, state.average, trained, step) if state.average else {},
+        average=average(program.optim, state.average, {name: new[name] for name in state.average}, step),
         sums=jax.tree.map(jnp.add, state.sums, sums),
         bad_step=jnp.where((state.bad_step == 0) & ~good, step, state.bad_step),
     )
@@ -199,7 +213,7 @@ def apply_model(program: Program, variables: dict[str, Tree], images: jax.Array,
 def _gradients(
     program: Program, variables: dict[str, Tree], batch: jax.Array, targets: jax.Array, rng: jax.Array
 ) -> tuple[Tree, Tree, dict[str, Any]]:
-    """Return the gradient over a batch's parts, new BatchNorm statistics, and logits, losses and regularising terms."""
+    """Return the gradient over a batch's parts, new BatchNorm statistics, and a report of answers, losses and terms."""
     count, sums, reports = len(batch), None, []
     bounds = np.linspace(0, count, min(program.optim.accumulate, count) + 1).astype(int)
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
@@ -210,8 +224,9 @@ def _gradients(
         sums = grads if sums is None else jax.tree.map(jnp.add, sums, grads)
         variables = {**variables, "batch_stats": batch_stats}
         reports.append(report)
-    whole = {name: jnp.concatenate([report[name] for report in reports]) for name in ("logits", "losses")}
-    return sums, variables["batch_stats"], whole | {"terms": reports[0]["terms"]}
+    terms = reports[0]["terms"]  # regularisers enter with the first part
+    whole = {name: jnp.concatenate([report[name] for report in reports]) for name in reports[0] if name != "terms"}
+    return sums, variables["batch_stats"], whole | {"terms": terms}
 
 
 def _part_gradient(
@@ -228,12 +243,12 @@ def _part_gradient(
     model = program.model
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
-        logits, batch_stats = _train_forward(program, {**variables, "params": params}, images, rng)
-        each = losses.example_losses(program.loss, logits, targets)
+        answers, batch_stats = _train_forward(program, {**variables, "params": params}, images, rng)
+        each = losses.example_losses(program.loss, answers["logits"], targets)
         mask = decayed(program.optim, params, depthwise=model.backbone.is_depthwise)
         last = model.backbone.last_conv
         terms = losses.regularisers(program.loss, params, decayed=mask, last_conv=last) if first else {}
-        report = {"logits": logits, "losses": each, "terms": terms}
+        report = {**answers, "losses": each, "terms": terms}
         return sum(terms.values(), each.mean() * share), (batch_stats, report)
 
     return jax.grad(loss_of, has_aux=True)(variables["params"])
@@ -241,17 +256,20 @@ def _part_gradient(
 
 def _train_forward(
     program: Program, variables: dict[str, Tree], images: jax.Array, rng: jax.Array
-) -> tuple[Float[Array, "n k"], Tree]:
-    """Return logits and new BatchNorm statistics of training images, of which BatchNorm sees a ghost batch at a time.
+) -> tuple[dict[str, Float[Array, "n _"]], Tree]:
+    """Return answers and new BatchNorm statistics of training images, of which BatchNorm sees a ghost batch at a time.
 
-    Ghost batches are consecutive images; the last one may be smaller. Their statistics are averaged by their sizes.
+    Answers are "logits" [n k] and, of a head that moves, "taken" [n d], what its matrix stands on. Ghost batches are
+    consecutive images; the last one may be smaller. Their statistics are averaged by their sizes.
     """
-    group = program.model_config.ghost_batch
+    group, moves = program.model_config.ghost_batch, program.model.head.moves
+    changing = ["batch_stats", "intermediates"] if moves else ["batch_stats"]
 
-    def forward(part: jax.Array, own: jax.Array) -> tuple[jax.Array, Tree]:
-        options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": own}}
+    def forward(part: jax.Array, own: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
+        options = {"train": True, "mutable": changing, "rngs": {"dropout": own}}
         logits, updated = apply_model(program, variables, part, **options)
-        return logits, updated.get("batch_stats", {})
+        taken = {"taken": updated["intermediates"]["head"]["taken"][0]} if moves else {}
+        return {"logits": logits, **taken}, updated.get("batch_stats", {})
 
     if group is None or group >= len(images):
         return forward(images, rng)
@@ -259,13 +277,15 @@ def _train_forward(
     inside, rest = images[: count * group], images[count * group :]
     groups = program.spread.split(inside.reshape(count, group, *images.shape[1:]))
     keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(jnp.arange(count))
-    logits, stats = jax.vmap(forward)(groups, keys)
-    logits, stats = logits.reshape(count * group, -1), jax.tree.map(lambda leaf: leaf.mean(0), stats)
+    answers, stats = jax.vmap(forward)(groups, keys)
+    answers = {name: each.reshape(count * group, -1) for name, each in answers.items()}
+    stats = jax.tree.map(lambda leaf: leaf.mean(0), stats)
     if len(rest):
         more, other = forward(rest, jax.random.fold_in(rng, count))
         share = len(rest) / len(images)
-        logits, stats = jnp.concatenate([logits, more]), jax.tree.map(lambda a, b: a + share * (b - a), stats, other)
-    return program.spread.split(logits), stats
+        answers = {name: jnp.concatenate([each, more[name]]) for name, each in answers.items()}
+        stats = jax.tree.map(lambda a, b: a + share * (b - a), stats, other)
+    return {name: program.spread.split(each) for name, each in answers.items()}, stats
 
 
 def take_steps(

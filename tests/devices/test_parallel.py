@@ -52,6 +52,9 @@ def cases() -> dict[str, dict[str, Any]]:
         "a batch that does not split over devices": {"size": 6, "devices": DEVICES},
         "ghosts with a rest": {"size": 6, "ghost_batch": 4},
         "four steps a dispatch over devices": {"devices": DEVICES, "together": True},
+        "class means of ghosts": {"head": "class_mean", "ghost_batch": BATCH // DEVICES},
+        "class means over devices": {"head": "class_mean", "ghost_batch": BATCH // DEVICES, "devices": DEVICES},
+        "class means of replicas": {"head": "class_mean", "devices": DEVICES, "replicas": True},
         "four steps a dispatch of replicas": {"devices": DEVICES, "replicas": True, "together": True},
     }
 
@@ -72,6 +75,8 @@ EQUAL = [
     ("a batch that does not split over devices", "a batch that does not split"),
     ("four steps a dispatch over devices", "batch"),
     ("four steps a dispatch of replicas", "replicas"),
+    ("class means over devices", "class means of ghosts"),
+    ("class means of replicas", "class means of ghosts"),
     *[(f"stacked seed {seed}", f"seed {seed}") for seed in SEEDS],
 ]
 OTHER = [("ghosts", "batch"), ("accumulated", "batch"), ("every draw", "batch"), ("ghosts with a rest", "batch")]
@@ -102,7 +107,8 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
         return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state)
 
     def trained(state: Any) -> Any:
-        return jax.tree.map(np.asarray, {"params": state.params, "stats": state.batch_stats, "sums": state.sums})
+        tree = {"params": state.params, "stats": state.batch_stats, "sums": state.sums, "head": state.head_state}
+        return jax.tree.map(np.asarray, tree)
 
     def flat(tree: Any) -> dict[str, Any]:
         leaves = jax.tree.leaves_with_path(tree)
@@ -119,9 +125,10 @@ def take(out: Path, chosen: dict[str, dict[str, Any]], devices: int) -> None:
         dropout: float = 0.0,
         accumulate: int = 1,
         ghost_batch: int | None = None,
+        head: str = "learned",
     ) -> dict[str, Any]:
         layout = over_devices(devices, replicas=replicas)
-        model = Classifier(Tiny(), create_head("learned", 5, 8, bias=None, seed=0), dropout=dropout)
+        model = Classifier(Tiny(), create_head(head, 5, 8, bias=None, seed=0), dropout=dropout)
         optim = OptimConfig(lr=0.1, weight_decay=1e-3, accumulate=accumulate, clip_norm=1.0)
         drawn = AugmentConfig(**({"pad": 0, "flip": False} | (augment or {})))
         timeline, loss, mean = Timeline(10, 5, 160), LossConfig(l2=1e-4), (0.5, 0.5, 0.5)

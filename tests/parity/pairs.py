@@ -63,7 +63,9 @@ def pair(config: ModelConfig, shape: tuple[int, int, int]) -> tuple[Classifier, 
 
 def first_state(program: Program, start: dict[str, Any]) -> TrainState:
     """The state before the first step, from given variables and in their dtype."""
-    given: dict[str, Any] = {"fixed": {}} | {name: jax.tree.map(jnp.asarray, tree) for name, tree in start.items()}
+    given: dict[str, Any] = {"fixed": {}, "head_state": {}, "class_sums": {}} | {
+        name: jax.tree.map(jnp.asarray, tree) for name, tree in start.items()
+    }
     zero, opt_state = jnp.zeros((), jnp.int32), program.tx.init(given["params"])
     numbers: dict[str, Any] = {"step": zero, "seed": jnp.uint32(0), "sums": losses.zeros(), "bad_step": zero.copy()}
     return TrainState(**numbers, **given, opt_state=opt_state, average={})
