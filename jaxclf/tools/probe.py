@@ -100,7 +100,7 @@ def fit_linear(
     features = _standardised(features, mean, std)
     shape = (train.num_classes, features.shape[1] + 1)
     first = np.zeros(shape) if start is None else np.column_stack([start.weight, start.bias])
-    options = {"gtol": tolerance, "ftol": 0.0, "maxiter": STEPS, "maxfun": 2 * STEPS, "maxcor": 20}
+    options = {"gtol": tolerance, "ftol": 0.0, "maxiter": STEPS, "maxfun": 2 * STEPS}
     given = (features, train.labels, penalty)
     found = minimize(regression, first.ravel(), given, method="L-BFGS-B", jac=True, options=options)
     if (left := float(np.abs(found.jac).max())) > tolerance:
