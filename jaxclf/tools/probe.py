@@ -92,7 +92,7 @@ def fit_linear(
 
     It minimises the mean over images of -log softmax(W x + b)_y, plus penalty / 2 |W|^2, by L-BFGS in float64 from
     `start`, or else from 0, until no entry of the gradient is larger than `tolerance`. The bias is not penalised.
-    Raises `RunError` where that many steps do not lead there.
+    Raises `RunError` where `STEPS` steps do not lead there, or rounding hides the way, as it does below about 1e-8.
     """
     features = train.features.astype(np.float64)
     mean, std = features.mean(0), features.std(0)
@@ -100,7 +100,7 @@ def fit_linear(
     features = _standardised(features, mean, std)
     shape = (train.num_classes, features.shape[1] + 1)
     first = np.zeros(shape) if start is None else np.column_stack([start.weight, start.bias])
-    options = {"gtol": tolerance, "ftol": 0.0, "maxiter": STEPS, "maxfun": 2 * STEPS, "maxcor": 20}
+    options = {"gtol": tolerance, "ftol": 0.0, "maxiter": STEPS, "maxfun": 2 * STEPS}
     given = (features, train.labels, penalty)
     found = minimize(regression, first.ravel(), given, method="L-BFGS-B", jac=True, options=options)
     if (left := float(np.abs(found.jac).max())) > tolerance:
