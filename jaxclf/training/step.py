@@ -229,7 +229,7 @@ def _part_gradient(
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
         logits, batch_stats = _train_forward(program, {**variables, "params": params}, images, rng)
-        each = losses.example_losses(program.loss, logits, targets)
+        each = losses.example_losses(program.loss, logits, targets, losses.cosine_scale(program.loss, model.head))
         mask = decayed(program.optim, params, depthwise=model.backbone.is_depthwise)
         last = model.backbone.last_conv
         terms = losses.regularisers(program.loss, params, decayed=mask, last_conv=last) if first else {}
