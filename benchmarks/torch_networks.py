@@ -25,19 +25,25 @@ TORCHVISION = r"resnet(18|34|50|101|152)|mobilenet_v2|shufflenet_v2_x\d_\d|dense
 """Names of torchvision.models that are built there."""
 
 
+def unit(x: Tensor) -> Tensor:
+    """Divide rows [n d] by their norm + 1e-8."""
+    return x / (x.norm(dim=1, keepdim=True) + 1e-8)
+
+
 class Orthogonal(nn.Module):
-    """y = W h + b with a W that is loaded and never trained."""
+    """y = W h + b with a W that is loaded and never trained; with `normalise`, of the unit vector of h."""
 
     weight: Tensor
 
-    def __init__(self, features: int, classes: int, bias: bool) -> None:
+    def __init__(self, features: int, classes: int, bias: bool, normalise: bool = False) -> None:
         super().__init__()
+        self.normalise = normalise
         self.register_buffer("weight", torch.zeros(classes, features))
         self.bias = nn.Parameter(torch.zeros(classes)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[n d] -> [n k]."""
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(unit(x) if self.normalise else x, self.weight, self.bias)
 
 
 class Hadamard(nn.Module):
@@ -56,9 +62,40 @@ class Hadamard(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[n d] -> [n k]."""
         if self.normalise:
-            x = -x / (x.norm(dim=1, keepdim=True) + 1e-8)
+            x = -unit(x)
         y = self.scale * F.linear(x, self.weight)
         return y if self.bias is None else y + self.bias
+
+
+class Simplex(nn.Module):
+    """y = W N h: N is learned [k - 1, d], the rows of W are the simplex's corners (RePoNet)."""
+
+    weight: Tensor
+
+    def __init__(self, features: int, classes: int, bias: bool) -> None:
+        super().__init__()
+        del bias
+        corners = torch.from_numpy(matrix("simplex", classes, classes - 1)).float()
+        self.register_buffer("weight", corners, persistent=False)
+        self.neck = nn.Parameter(torch.zeros(features, classes - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n d] -> [n k]."""
+        return F.linear(x @ self.neck, self.weight)
+
+
+class Cosine(nn.Module):
+    """y = s W h / (|w| |h|): W is learned, s too unless it is given."""
+
+    def __init__(self, features: int, classes: int, bias: bool, scale: float | None = None) -> None:
+        super().__init__()
+        del bias
+        self.weight = nn.Parameter(torch.zeros(classes, features))
+        self.scale = nn.Parameter(torch.zeros(1)) if scale is None else scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n d] -> [n k]."""
+        return self.scale * F.linear(unit(x), unit(self.weight))
 
 
 class Identity(nn.Module):
@@ -82,6 +119,11 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "hadamard": Hadamard,
     "hadamard_printed": functools.partial(Hadamard, normalise=False),
     "identity": Identity,
+    "etf_dr": functools.partial(Orthogonal, normalise=True),
+    "reponet_simplex": Simplex,
+    "normface": Cosine,
+    "cosface": functools.partial(Cosine, scale=64.0),
+    "arcface": functools.partial(Cosine, scale=64.0),
 }
 """Arguments: features, classes, bias."""
 

@@ -140,7 +140,7 @@ def test_differences_name_each_field_with_both_values() -> None:
 
 
 def test_run_id_is_the_same_in_every_process() -> None:
-    assert Config().run_id() == "digits-resnet20-learned-s0-a33a73"
+    assert Config().run_id() == "digits-resnet20-learned-s0-0453ba"
     assert changed("run", seed=3).run_id().startswith("digits-resnet20-learned-s3-")
 
 
@@ -204,7 +204,8 @@ def test_all_faults_are_listed_at_once() -> None:
         ("model.init", "orthogonl", "one of he_uniform, orthogonal_last, orthogonal"),
         ("model.pool_power", 0.0, "above 0 and finite"),
         ("model.pool_units", 0, "at least 1"),
-        ("loss.name", "hinge", "one of cross_entropy, binary, mse, dot_regression"),
+        ("loss.name", "hinge", "one of cross_entropy, binary, mse, dot_regression, cosine, cosface, arcface"),
+        ("loss.margin", 1.5, "from 0 to 1"),
         ("loss.label_smoothing", 1.0, "from 0 to below 1"),
         ("loss.dso", -0.025, "at least 0 and finite"),
         ("loss.so", -1.0, "at least 0 and finite"),
@@ -247,8 +248,9 @@ def test_value_out_of_its_range_is_refused_with_what_is_allowed(name: str, value
         ("optim", {"name": "lbfgs", "accumulate": 2}, "accumulate is 2 but must be 1 for lbfgs"),
         *(
             ("loss", {"name": name, "label_smoothing": 0.1}, f"label_smoothing is 0.1 but must be 0 for {name}")
-            for name in ("mse", "dot_regression")
+            for name in ("mse", "dot_regression", "cosine")
         ),
+        ("loss", {"margin": 0.2}, "margin is 0.2 but must be None for cross_entropy; it is of cosface and arcface"),
     ],
 )
 def test_field_that_is_wrong_beside_another_is_refused(section: str, fields: dict[str, Any], message: str) -> None:

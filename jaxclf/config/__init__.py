@@ -12,10 +12,22 @@ from typing import Any
 
 from jaxclf.config.fields import build, faults
 from jaxclf.config.options import Cluster, Launcher, Loader, Request, Watching, profiled_steps
-from jaxclf.config.sections import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, Remat, RunConfig
+from jaxclf.config.sections import (
+    MARGINS,
+    UNSMOOTHED,
+    AugmentConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    Remat,
+    RunConfig,
+)
 from jaxclf.errors import UsageError
 
 __all__ = [
+    "MARGINS",
+    "UNSMOOTHED",
     "AugmentConfig",
     "Cluster",
     "Config",
@@ -81,7 +93,7 @@ class Config:
         share them with a chance of one in 16.8 million: a name tells runs apart for a reader, `differences` decides.
 
         >>> Config().run_id()
-        'digits-resnet20-learned-s0-a33a73'
+        'digits-resnet20-learned-s0-0453ba'
         """
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"
@@ -125,8 +137,10 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"{given}, but run.epochs is {run.epochs}; it must be at least 2"
     if optim.name == "lbfgs" and optim.accumulate > 1:
         yield f"optim.accumulate is {optim.accumulate} but must be 1 for lbfgs"
-    if loss.name in ("mse", "dot_regression") and loss.label_smoothing > 0:
+    if loss.name in UNSMOOTHED and loss.label_smoothing > 0:
         yield f"loss.label_smoothing is {loss.label_smoothing} but must be 0 for {loss.name}"
+    if loss.margin is not None and loss.name not in MARGINS:
+        yield f"loss.margin is {loss.margin} but must be None for {loss.name}; it is of {' and '.join(MARGINS)}"
     if config.data.resize is not None and config.data.resize < (config.data.image_size or 1):
         yield f"data.resize is {config.data.resize} but must be at least data.image_size {config.data.image_size}"
     if augment.test_crop is not None and not augment.test.endswith("crop"):

@@ -209,13 +209,24 @@ class ModelConfig:
         return {name: value for name in names if (value := getattr(self, name)) != getattr(plain, name)}
 
 
+UNSMOOTHED = ("mse", "dot_regression", "cosine")
+"""Losses that label smoothing has no meaning for."""
+MARGINS = {"cosface": 0.35, "arcface": 0.5}
+"""Losses with a margin, and that of their paper: Wang et al. (2018), Deng et al. (2019)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """The minimised sum: a loss against the labels, plus regularisers, each of which is reported apart."""
 
-    name: Literal["cross_entropy", "binary", "mse", "dot_regression"] = "cross_entropy"
+    name: Literal["cross_entropy", "binary", "mse", "dot_regression", "cosine", "cosface", "arcface"] = "cross_entropy"
     """Softmax cross-entropy; binary cross-entropy of each class against the rest; squared error to the one-hot;
-    dot_regression: half the squared error of the label's own logit to 1, for logits that are cosines (etf_dr)."""
+    dot_regression: half the squared error of the label's own logit to 1, under a fixed matrix and features of norm 1
+    (the head etf_dr); cosine: the squared error of the label's own cosine to 1, where rows have norm 1, too; cosface
+    and arcface: cross-entropy with a margin on the label's cosine or angle, for the heads of these names."""
+    margin: Probability | None = None
+    """cosface: how much the label's cosine is lowered, arcface: by how many radians its angle is widened; None is what
+    their papers take, 0.35 and 0.5."""
     label_smoothing: Share = 0.0
     """Share of every label that is spread evenly over all classes (torch CrossEntropyLoss's label_smoothing)."""
     l1: Weight = 0.0

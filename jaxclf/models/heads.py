@@ -73,7 +73,8 @@ class Linear(Head):
     """Name of the fixed matrix, and of its variable: matrices.py lists them, and the words behind a +; None: learned,
     the parameter `kernel` [d k]."""
     normalise: Normalise = "none"
-    """features: divide them by their norm + 1e-8 (class maps: that of the pooled ones); both: the rows of W, too."""
+    """features: divide them by their norm + 1e-8 (class maps: that of the pooled ones); both: the rows of W, too, so
+    that without a bias the logits are s times cosines."""
     scale: float | None = None
     """The factor s, or its start where it is learned; None: no factor."""
     learn_scale: bool = False
@@ -105,13 +106,10 @@ class Linear(Head):
             x = x @ kernel
         weight = self._weight(x.shape[-1])
         if self.normalise == "both":
-            norm = jnp.linalg.norm(weight, axis=1, keepdims=True)
-            weight = weight / jnp.where(norm > 0, norm, 1)  # the mean of a class that has had no image is zero
+            weight = weight / (_norm(weight) + 1e-8)
         x, weight = as_input(x, weight)
         if self.normalise != "none":
-            pooled = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
-            norm = jnp.sqrt(jnp.square(pooled).sum(-1, keepdims=True))
-            x = x / (norm + 1e-8)
+            x = x / (_norm(x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)) + 1e-8)
         if self.moves:
             self.sow("intermediates", "taken", x)
         logits = x @ weight.T
@@ -138,6 +136,12 @@ class Linear(Head):
             return jnp.full((1,), self.sign * self.scale)
         scale = self.param("scale", nn.initializers.constant(self.scale), (1,))
         return -scale if self.sign == -1 else scale
+
+
+def _norm(x: Float[Array, "*n d"]) -> Float[Array, "*n 1"]:
+    """Return the Euclidean norm of the last axis. Its gradient at zero is zero, as torch's is, not the root's."""
+    square = jnp.square(x).sum(-1, keepdims=True)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 class Identity(Head):
@@ -212,7 +216,9 @@ OWN: dict[str, HeadEntry] = {
     "conv3x3": HeadEntry(Conv3x3, None),
     **{name: _fixed(name) for name in MATRICES if name not in ("identity", "orthogonal", "hadamard")},
     # Combinations of the literature: Hoffer et al. 2018; Yang et al. 2022, beside the loss dot_regression; Pernici et
-    # al. 2021; Kasarla et al. 2022, who scale by .1 for ResNets; Shen et al. 2023.
+    # al. 2021; Kasarla et al. 2022, who scale by .1 for ResNets; Shen et al. 2023. Those that learn their matrix: Wang
+    # et al. 2017, whose scale starts at 10 in happynear/NormFace, prototxt/scaled_cosine_softmax; Wang et al. 2018 and
+    # Deng et al. 2019, beside the losses of the same names.
     "hoffer_orthogonal": _fixed("orthogonal", normalise="features", scale=10.0, learn_scale=True, bound="zero"),
     "etf_dr": _fixed("etf_rotated", bias=False, normalise="features"),
     "reponet_simplex": _fixed("simplex", bias=False, neck=lambda k: k - 1),
@@ -220,6 +226,9 @@ OWN: dict[str, HeadEntry] = {
     "reponet_cube": _fixed("hypercube_compact", bias=False, neck=bits),
     "kasarla": _fixed("simplex_recursive", bias=False, neck=lambda k: k - 1),
     "ebv": _fixed("tammes", bias=False, normalise="features", scale=1 / 0.07),
+    "normface": HeadEntry(Linear, None, False, {"normalise": "both", "scale": 10.0, "learn_scale": True}),
+    "cosface": HeadEntry(Linear, None, False, {"normalise": "both", "scale": 64.0}),
+    "arcface": HeadEntry(Linear, None, False, {"normalise": "both", "scale": 64.0}),
     # Jiang et al. 2024, "Generalized Neural Collapse for a Large Number of Classes", and their code: cosines times 7,
     # momentum .9, zeros at the start. It adds sums of a batch's features, not their directions, shortens the means to
     # length 1 after each step, and answers by the means with the step's own images in them.

@@ -14,8 +14,9 @@ import optax
 from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxclf.config import LossConfig
+from jaxclf.config import MARGINS, UNSMOOTHED, LossConfig
 from jaxclf.errors import UsageError
+from jaxclf.models.heads import Head, Linear
 from jaxclf.models.initialisation import conv_paths
 
 Tree = Any
@@ -30,35 +31,94 @@ def zeros(*, terms: tuple[str, ...] = ()) -> Sums:
     return {name: jnp.zeros((), jnp.float32) for name in floats} | {name: jnp.zeros((), jnp.int32) for name in integers}
 
 
-def example_losses(config: LossConfig, logits: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, " n"]:
+def example_losses(
+    config: LossConfig, logits: Float[Array, "n k"], targets: Float[Array, "n k"], scale: float = 1.0
+) -> Float[Array, " n"]:
     """Return the loss of each example, without regularisers; its mean over the batch is torch's loss.
 
-    With targets t (one-hot, or mixed labels that sum to 1) smoothed to s = (1 - e) t + e / k, e = label_smoothing:
+    With targets t (one-hot, or mixed labels that sum to 1) smoothed to u = (1 - e) t + e / k, e = label_smoothing:
 
-        cross_entropy  -sum_k s log softmax(x)                                     CrossEntropyLoss(label_smoothing=e)
-        binary         -mean_k [s log sigmoid(x) + (1 - s) log(1 - sigmoid(x))]    BCEWithLogitsLoss, given s
+        cross_entropy  -sum_k u log softmax(x)                                     CrossEntropyLoss(label_smoothing=e)
+        binary         -mean_k [u log sigmoid(x) + (1 - u) log(1 - sigmoid(x))]    BCEWithLogitsLoss, given u
         mse            mean_k (x - t)^2                                            MSELoss
         dot_regression sum_k t (x - 1)^2 / 2                                       DR of Yang et al. (2022)
+        cosine         sum_k t (1 - c)^2
+        cosface        cross_entropy of s (c - m t)                                Wang et al. (2018)
+        arcface        cross_entropy of s cos(arccos(c) + m t)                     Deng et al. (2019)
+
+    The cosines c are x / s, with s the `scale` of `cosine_scale`, and m is the margin. Margins go by t, not by u:
+    smoothing says what the network should answer, not which classes the image shows. Of a mixed label each class has
+    the share m t of the margin, so that a share of 1 is the loss of that label alone.
 
     Under binary the smoothed share is spread over the classes too, so its labels still sum to 1; smoothing each class
-    towards 1/2 by itself would be another loss. dot_regression says nothing of the classes that are not the label's:
-    smoothing would draw all of them towards 1. Mixed labels share it out.
+    towards 1/2 by itself would be another loss. dot_regression and cosine say nothing of the classes that are not the
+    label's: smoothing would draw all of them towards 1. Mixed labels share them out.
 
     Raises:
-        UsageError: label smoothing with mse and dot_regression.
+        UsageError: label smoothing with mse, dot_regression and cosine.
     """
     classes, smoothing = logits.shape[1], config.label_smoothing
-    if config.name in ("mse", "dot_regression"):
+    if config.name in UNSMOOTHED:
         if smoothing:
             raise UsageError(f"loss.label_smoothing is {smoothing} but must be 0 for {config.name}")
         if config.name == "mse":
             return jnp.square(logits - targets).mean(1)
+        if config.name == "cosine":
+            return (targets * jnp.square(1 - logits / scale)).sum(1)
         return (targets * jnp.square(logits - 1)).sum(1) / 2
     smoothed = (1 - smoothing) * targets + smoothing / classes if smoothing else targets
-    if config.name == "cross_entropy":
+    if config.name in MARGINS:
+        logits = _with_margin(config, logits, targets, scale)
+    if config.name != "binary":
         return -(smoothed * jax.nn.log_softmax(logits)).sum(1)
     # Two softplus instead of one less x * s: no digits cancel where a class is as certain as it should be.
     return (smoothed * jax.nn.softplus(-logits) + (1 - smoothed) * jax.nn.softplus(logits)).mean(1)
+
+
+def _with_margin(
+    config: LossConfig, logits: Float[Array, "n k"], targets: Float[Array, "n k"], scale: float
+) -> Float[Array, "n k"]:
+    """Return the logits of cosface and arcface.
+
+    Where an angle and its margin pass pi, cos(angle + m) would rise again: there it is cos(angle) - m sin(m), as in
+    insightface with easy_margin off. The sine's slope at a cosine of +-1 is infinite; here it is zero.
+    """
+    margin = targets * (MARGINS[config.name] if config.margin is None else config.margin)
+    if config.name == "cosface":
+        return logits - scale * margin
+    square = (scale - logits) * (scale + logits)  # keeps digits that s^2 - x^2 would lose
+    sine = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    widened = logits * jnp.cos(margin) - sine * jnp.sin(margin)
+    return jnp.where(logits > -scale * jnp.cos(margin), widened, logits - scale * margin * jnp.sin(margin))
+
+
+def cosine_scale(config: LossConfig, head: Head) -> float:
+    """Return the s of a head whose logits are s times cosines, if the loss is one of cosines; else 1.
+
+    Raises:
+        UsageError: the loss is one of cosines, but the logits are none, or the loss can be had for nothing. A learned
+            scale undoes a margin. cosine and dot_regression say nothing of the classes that are not the label's, so a
+            learned matrix ends with one row for all of them, and features without a norm where all logits are 1.
+    """
+    alone = config.name in ("cosine", "dot_regression")
+    if not alone and config.name not in MARGINS:
+        return 1.0
+    linear, faults = isinstance(head, Linear), []
+    if not linear or head.normalise not in ("both", "features" if config.name == "dot_regression" else "both"):
+        faults.append(f"does not normalise {'features' if config.name == 'dot_regression' else 'features and rows'}")
+    if head.bias:
+        faults.append("has a bias")
+    if linear and head.learn_scale:
+        faults.append("learns its scale")
+    if linear and head.matrix is None and alone:
+        faults.append("learns its matrix")
+    if faults:
+        raise UsageError(
+            f"loss.name is {config.name!r} but the head {', '.join(faults)}; choose model.head "
+            f"{'etf_dr' if alone else config.name}, or another linear head that learns no scale"
+            f"{' and no matrix' if alone else ''}, with model.head_normalise both and model.bias False"
+        )
+    return getattr(head, "scale", None) or 1.0
 
 
 def regulariser_names(config: LossConfig) -> tuple[str, ...]:

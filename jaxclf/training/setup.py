@@ -17,6 +17,7 @@ from jaxclf.devices.cluster import warn
 from jaxclf.devices.layout import Layout, check_batch, over_devices
 from jaxclf.errors import UsageError, one_line
 from jaxclf.models.classifier import Classifier, build
+from jaxclf.training.losses import cosine_scale
 from jaxclf.training.optim import trainable
 from jaxclf.training.progress import Lines
 from jaxclf.training.schedules import Timeline
@@ -108,6 +109,7 @@ def set_up(
     if config.run.collapse and model.head.before_pool:
         given = f"for model.head {config.model.head}, which stands before the pool and takes no pooled features"
         raise UsageError(f"run.collapse is True but must be False {given}")
+    cosine_scale(config.loss, model.head)
     where = over_devices(devices, replicas=config.run.parallel == "pmap")
     _check_memory(dataset, config.data.batch_size)
     data = pipeline.open_data(dataset, config.augment, loader, where, report=Lines())

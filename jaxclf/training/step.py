@@ -240,11 +240,11 @@ def _part_gradient(
     first: bool,
 ) -> tuple[Tree, tuple[Tree, dict[str, Any]]]:
     """Return the gradient of one part's share of the loss (and of the regularisers, if first), statistics, report."""
-    model = program.model
+    model, scale = program.model, losses.cosine_scale(program.loss, program.model.head)
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
         answers, batch_stats = _train_forward(program, {**variables, "params": params}, images, rng)
-        each = losses.example_losses(program.loss, answers["logits"], targets)
+        each = losses.example_losses(program.loss, answers["logits"], targets, scale)
         mask = decayed(program.optim, params, depthwise=model.backbone.is_depthwise)
         last = model.backbone.last_conv
         terms = losses.regularisers(program.loss, params, decayed=mask, last_conv=last) if first else {}

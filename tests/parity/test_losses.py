@@ -1,7 +1,7 @@
 """Every loss and regulariser against torch's own: values and gradients, in float64 and in float32."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ pytest.importorskip("torch.nn", reason="parity with PyTorch needs the extra `par
 import torch
 
 from jaxclf.config import LossConfig
+from jaxclf.models.heads import create_head
+from jaxclf.models.matrices import matrix
 from jaxclf.training import losses
 from tests.parity import torch_twin
 from tests.tiers import quick
@@ -38,11 +40,11 @@ def labels_of(kind: str) -> np.ndarray:
     return np.eye(CLASSES)[rng.integers(0, CLASSES, EXAMPLES)]
 
 
-def assert_close(ours: Any, theirs: Any, dtype: Any) -> None:
-    """Equal within the dtype's tolerance of the largest value."""
+def assert_close(ours: Any, theirs: Any, dtype: Any, tolerance: float | None = None) -> None:
+    """Equal within a tolerance, or the dtype's, of the largest value."""
     ours, theirs = np.asarray(ours), theirs.detach().numpy()
     assert ours.dtype == theirs.dtype == dtype
-    assert np.abs(ours - theirs).max() < TOLERANCE[dtype] * np.abs(theirs).max()
+    assert np.abs(ours - theirs).max() < (tolerance or TOLERANCE[dtype]) * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("kind", ["hard", "mixed"])
@@ -79,6 +81,77 @@ def test_hard_labels_are_torchs_class_indices(dtype: Any) -> None:
     )
     targets = jnp.asarray(labels_of("hard").astype(dtype))
     assert_close(losses.example_losses(LossConfig(label_smoothing=0.1), jnp.asarray(logits), targets), theirs, dtype)
+
+
+ROWS, FEATURES = 7, 16
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """Rows over their norm + 1e-8, the guard that Hoffer's code puts on it."""
+    return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-8)
+
+
+FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
+    "hadamard": lambda h, w, scale, bias: bias - scale * (unit(h) @ w.T),
+    "hoffer_orthogonal": lambda h, w, scale, bias: scale * (unit(h) @ w.T) + bias,
+    "orthogonal": lambda h, w, bias: h @ w.T + bias,
+    "reponet_simplex": lambda h, w, neck: (h @ neck) @ w.T,
+    "reponet_orthoplex": lambda h, w, neck: (h @ neck) @ w.T,
+    "reponet_cube": lambda h, w, neck: (h @ neck) @ w.T,
+    "kasarla": lambda h, w, neck: (h @ neck) @ w.T,
+    "etf_dr": lambda h, w: unit(h) @ w.T,
+    "etf_dr both": lambda h, w: unit(h) @ unit(w).T,
+    "ebv": lambda h, w: unit(h) @ w.T / 0.07,
+    "normface": lambda h, w, scale: scale * (unit(h) @ unit(w).T),
+    "cosface": lambda h, w: 64 * (unit(h) @ unit(w).T),
+    "arcface": lambda h, w: 64 * (unit(h) @ unit(w).T),
+}
+"""Logits of a combination of the literature: features [n d], its matrix [k d], fixed or learned, and what it learns."""
+
+
+def combinations() -> Iterator[tuple[str, str, float, str]]:
+    """Every combination: head, loss, label smoothing, kind of labels."""
+    for head in FORMULAS:
+        own = {"etf_dr": "dot_regression", "etf_dr both": "cosine", "cosface": "cosface", "arcface": "arcface"}
+        yield head, own.get(head, "cross_entropy"), 0.0, "hard"
+        yield head, own.get(head, "cross_entropy"), 0.0 if head.startswith("etf_dr") else 0.1, "mixed"
+
+
+@pytest.mark.filterwarnings("ignore:hadamard")
+@pytest.mark.parametrize(
+    ("head", "name", "smoothing", "kind"),
+    quick(combinations(), ("arcface", "arcface", 0.1, "mixed"), ("normface", "cross_entropy", 0.0, "hard")),
+)
+def test_combinations_of_the_literature_are_their_formulas_in_torch(
+    head: str, name: Any, smoothing: float, kind: str
+) -> None:
+    config, rng = LossConfig(name, label_smoothing=smoothing), np.random.default_rng(2)
+    module = create_head(head.split()[0], ROWS, FEATURES, normalise="both" if name == "cosine" else None)
+    h, targets = rng.standard_normal((EXAMPLES, FEATURES)), labels_of(kind)
+    shapes: Any = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct(h.shape, np.float32))
+    learned = {key: rng.standard_normal(leaf.shape) for key, leaf in shapes.get("params", {}).items()}
+    fixed = {key: matrix(key, *leaf.shape) for key, leaf in shapes.get("fixed", {}).items()}
+    if "kernel" in learned:  # the first example is beyond pi less the margin of its label
+        learned["kernel"][:, targets[0].argmax()] = 0.01 * learned["kernel"][:, 0] - h[0]
+    scale = losses.cosine_scale(config, module)
+    with jax.enable_x64(True):
+
+        def loss(h: jax.Array, learned: Any) -> jax.Array:
+            logits: Any = module.apply({"params": learned, "fixed": jax.tree.map(jnp.asarray, fixed)}, h)
+            return losses.example_losses(config, logits, jnp.asarray(targets), scale).mean()
+
+        ours, gradients = jax.value_and_grad(loss, (0, 1))(jnp.asarray(h), jax.tree.map(jnp.asarray, learned))
+    leaf = torch.from_numpy(h).requires_grad_()
+    leaves = {key: torch.from_numpy(value).requires_grad_() for key, value in learned.items()}
+    rows = [torch.from_numpy(value) for value in fixed.values()] or [leaves["kernel"].T]
+    others = {key: value for key, value in leaves.items() if key != "kernel"}
+    logits = FORMULAS[head](leaf, *rows, **others)
+    theirs = torch_twin.example_losses(config, logits, torch.from_numpy(targets), scale).mean()
+    theirs.backward()
+    assert_close(ours, theirs, np.float64, 1e-12)
+    assert_close(gradients[0], leaf.grad, np.float64, 1e-12)
+    for key, value in leaves.items():
+        assert_close(gradients[1][key], value.grad, np.float64, 1e-12)
 
 
 @pytest.mark.parametrize("name", quick(["l1", "l2", "so", "dso"], "l1", "dso"))

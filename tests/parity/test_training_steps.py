@@ -74,6 +74,7 @@ class Case(NamedTuple):
     """Share of the variables that move in float32 by more than the tolerance."""
     linear: bool = False
     """Whether no activation stands between two of its normalisations."""
+    loss: LossConfig = LossConfig()
 
 
 CASES = {
@@ -82,6 +83,10 @@ CASES = {
     "learned": Case(ModelConfig("resnet8", "learned", maps=16, maps_shortcut="B")),
     "orthogonal": Case(ModelConfig("resnet8", "orthogonal", maps=16, maps_shortcut="C")),
     "hadamard": Case(ModelConfig("resnet8", "hadamard", maps=16, maps_shortcut="D")),
+    "etf_dr": Case(ModelConfig("resnet20", "etf_dr"), rate=3e-3, loss=LossConfig("dot_regression")),
+    "reponet_simplex": Case(ModelConfig("resnet20", "reponet_simplex")),
+    "normface": Case(ModelConfig("resnet20", "normface"), rate=3e-3),
+    "arcface": Case(ModelConfig("resnet8", "arcface"), 8, loss=LossConfig("arcface", label_smoothing=0.1)),
     "densenet_bc_16_12": Case(ModelConfig("tests.tiny:SHALLOW_DENSENET"), rate=1e-3),
     "mobilenet_v2": Case(ModelConfig("mobilenet_v2", dropout=0.0), linear=True),
     "shufflenet_v2_x0_5": Case(ModelConfig("shufflenet_v2_x0_5", dropout=0.0), rate=1e-3, linear=True),
@@ -117,7 +122,7 @@ def test_twenty_steps_are_torchs(name: str) -> None:
     case = CASES[name]
     model, _, net = pair(case.config, (case.side, case.side, 3))
     plain, timeline = AugmentConfig(pad=0, flip=False), Timeline(STEPS // 2, 2, BATCH * STEPS // 2)
-    program = Program(model, RECIPE, timeline, LossConfig(), plain, MEAN, STD)
+    program = Program(model, RECIPE, timeline, case.loss, plain, MEAN, STD)
     _, settled = run_torch(net, dataclasses.replace(program, optim=OptimConfig(lr=0.05)), case.side)
     start: Any = load_torch(model, settled)
     # The images stay float32 and are promoted, so strictness must give way where all else is float64.

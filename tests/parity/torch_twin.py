@@ -117,6 +117,8 @@ class Twin:
 
     net: torch.nn.Module
     loss: LossConfig
+    scale: float
+    """Of the cosines, under losses of cosines."""
     clip_norm: float | None
     optimiser: torch.optim.Optimizer
     scheduler: Any
@@ -127,7 +129,7 @@ class Twin:
         dtype = next(self.net.parameters()).dtype
         self.net.train()
         logits = self.net(torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype))
-        each = example_losses(self.loss, logits, torch.from_numpy(targets).to(dtype))
+        each = example_losses(self.loss, logits, torch.from_numpy(targets).to(dtype), self.scale)
         self.optimiser.zero_grad()
         each.mean().backward()
         if self.clip_norm is not None:
@@ -137,9 +139,13 @@ class Twin:
         return each.detach().numpy(), logits.detach().numpy()
 
 
-def example_losses(config: LossConfig, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return torch's loss of each example [n]."""
-    if config.name == "cross_entropy":
+def example_losses(config: LossConfig, logits: torch.Tensor, targets: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Return torch's loss of each example [n]; `scale` is the factor of the cosines in logits."""
+    if config.name == "cosine":
+        return (targets * (1 - logits / scale) ** 2).sum(1)
+    if config.name in ("cosface", "arcface"):
+        logits = scale * with_margin(config, logits / scale, targets)
+    if config.name in ("cross_entropy", "cosface", "arcface"):
         return F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing, reduction="none")
     if config.name == "mse":
         return F.mse_loss(logits, targets, reduction="none").mean(1)
@@ -147,6 +153,18 @@ def example_losses(config: LossConfig, logits: torch.Tensor, targets: torch.Tens
         return (targets * F.mse_loss(logits, torch.ones_like(logits), reduction="none")).sum(1) / 2
     smoothed = (1 - config.label_smoothing) * targets + config.label_smoothing / logits.shape[1]
     return F.binary_cross_entropy_with_logits(logits, smoothed, reduction="none").mean(1)
+
+
+def with_margin(config: LossConfig, cosines: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return cosines [n k] less the margin, or of their angles and the margin, of which a class has its target's share.
+
+    Past pi, an angle's cosine less m sin(m).
+    """
+    if config.name == "cosface":
+        return cosines - (0.35 if config.margin is None else config.margin) * targets
+    margin = (0.5 if config.margin is None else config.margin) * targets
+    angles = cosines.acos()
+    return torch.where(angles + margin < np.pi, (angles + margin).cos(), cosines - margin * margin.sin())
 
 
 def make_twin(program: Program, net: torch.nn.Module) -> Twin:
@@ -158,7 +176,8 @@ def make_twin(program: Program, net: torch.nn.Module) -> Twin:
     groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimiser = optimiser_of(optim, [group for group in groups if group["params"]])
     scheduler = scheduler_of(optim, optimiser, unit=1, total=program.timeline.epochs)
-    return Twin(net, program.loss, optim.clip_norm, optimiser, scheduler)
+    scale = losses.cosine_scale(program.loss, program.model.head)
+    return Twin(net, program.loss, scale, optim.clip_norm, optimiser, scheduler)
 
 
 def _decays(optim: OptimConfig, key: str, value: torch.Tensor, stem: str) -> bool:

@@ -280,8 +280,7 @@ def test_a_checkpoint_holds_drawn_matrices_and_regenerates_exact_ones(head: str,
         after, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
     assert jax.tree.structure(after.fixed) == jax.tree.structure(state.fixed)
     assert bits(after.fixed) == bits(state.fixed)
-    matrix = heads.OWN[head].matrix
-    names = {"identity": ["hypercube_random"]}.get(head, [matrix] if matrix else [])
+    names = ["hypercube_random"] if head == "identity" else [name for name in [heads.OWN[head].matrix] if name]
     assert list(bits(after.fixed)) == names
     stored = (tmp_path / "21" / "state" / "_METADATA").read_text()  # Orbax's list of the arrays
     assert [name in stored for name in names] == [matrices.MATRICES[name].random for name in names]

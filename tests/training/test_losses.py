@@ -10,9 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxclf.config import LossConfig
+from jaxclf.config import Config, LossConfig
 from jaxclf.errors import UsageError
+from jaxclf.models.heads import create_head
+from jaxclf.models.matrices import matrix
 from jaxclf.training import losses
+from jaxclf.training.setup import set_up
+from tests.tiers import quick
 
 metric_sums = jax.jit(losses.metric_sums)
 
@@ -131,6 +135,80 @@ def test_losses_of_large_logits_are_finite_and_keep_what_is_small() -> None:
 def test_mse_refuses_label_smoothing() -> None:
     with pytest.raises(UsageError, match=r"loss.label_smoothing is 0.1 but must be 0 for mse"):
         each(LossConfig("mse", label_smoothing=0.1), [[1.0, 0.0, 0.0]] * 2)
+
+
+MARGINS: list[Any] = ["cosface", "arcface"]
+
+
+def test_losses_of_cosines_by_hand() -> None:
+    """Cosines of 60 and 90 degrees, of which the first is the label's; then of 180 degrees, past pi with any margin."""
+    cosines, first = np.array([[0.5, 0.0], [-1.0, 0.0]]), [[1.0, 0.0]] * 2
+    assert each(LossConfig("cosine"), first, cosines) == pytest.approx([0.25, 4.0])
+    got = each(LossConfig("cosface", margin=0.25), first, cosines)
+    assert got == pytest.approx([np.log1p(np.exp(-0.25)), np.log1p(np.exp(1.25))], rel=1e-6)
+    turn = np.pi / 6  # 60 degrees and 30 are 90; at 180 degrees cos - m sin(m)
+    got = each(LossConfig("arcface", margin=turn), first, cosines)
+    assert got == pytest.approx([np.log(2), np.log1p(np.exp(1 + turn / 2))], rel=1e-6)
+    half = [[0.5, 0.5]] * 2  # each class has half of the margin, which moves no difference
+    assert each(LossConfig("cosface", margin=0.5), half, cosines) == pytest.approx(each(LossConfig(), half, cosines))
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_without_a_margin_it_is_the_cross_entropy_to_the_bit(name: Any) -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = 64 * np.cos(rng.uniform(0, np.pi, (9, 5))), rng.dirichlet(np.ones(5), 9)
+    logits[0, :2] = 64, -64
+    given = jnp.asarray(logits, jnp.float32), jnp.asarray(targets, jnp.float32)
+    got = losses.example_losses(LossConfig(name, margin=0.0, label_smoothing=0.1), *given, 64.0)
+    assert np.array_equal(got, losses.example_losses(LossConfig(label_smoothing=0.1), *given))
+    hard = given[0], jnp.eye(5)[jnp.arange(9) % 5]
+    assert (losses.example_losses(LossConfig(name), *hard, 64.0) > losses.example_losses(LossConfig(), *hard)).any()
+
+
+@pytest.mark.parametrize("name", quick(["cosine", *MARGINS], "arcface"))
+def test_gradients_at_the_ends_of_the_cosine_and_of_no_features_are_numbers(name: Any) -> None:
+    head: Any = create_head("simplex", 3, 4, normalise="both", bias=False, neck=5)
+    neck, rows = np.eye(4, 5), matrix("simplex", 3, 5)
+    features = jnp.asarray(np.concatenate([rows[:, :4], -rows[:, :4], np.zeros((1, 4))]), jnp.float32)
+    targets = jnp.asarray(np.eye(3)[[0, 1, 2, 0, 1, 2, 0]], jnp.float32)
+
+    def loss(features: jax.Array, neck: jax.Array, cosines: jax.Array) -> jax.Array:
+        fixed = {"simplex": jnp.asarray(rows, jnp.float32)}
+        logits: Any = head.apply({"params": {"neck": neck}, "fixed": fixed}, features)
+        # Rounding takes cosines past 1.
+        both, twice = jnp.concatenate([logits, cosines]), jnp.concatenate([targets, targets[:2]])
+        return losses.example_losses(LossConfig(name), both, twice).sum()
+
+    ends = jnp.asarray([[1.0, -1.0, 1.0000001], [-1.0, 1.0, -1.0000001]])
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))(features, jnp.asarray(neck, jnp.float32), ends)
+    assert all(np.isfinite(leaf).all() for leaf in gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "options", "faults"),
+    [
+        ("cosface", "learned", {}, "does not normalise features and rows, has a bias"),
+        ("cosface", "identity", {}, "does not normalise features and rows"),
+        ("arcface", "normface", {}, "learns its scale"),
+        ("cosine", "arcface", {}, "learns its matrix"),
+        ("cosine", "etf_dr", {}, "does not normalise features and rows"),
+        ("dot_regression", "learned", {}, "does not normalise features, has a bias, learns its matrix"),
+        ("dot_regression", "hoffer_orthogonal", {"bias": False}, "learns its scale"),
+    ],
+)
+def test_a_loss_of_cosines_refuses_a_head_without_them(name: Any, head: str, options: Any, faults: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        losses.cosine_scale(LossConfig(name), create_head(head, 4, 8, **options))
+    advice = "etf_dr" if name in ("cosine", "dot_regression") else name
+    assert str(caught.value).startswith(f"loss.name is '{name}' but the head {faults}; choose model.head {advice}, or ")
+    mended = losses.cosine_scale(LossConfig(name), create_head(advice, 4, 8, normalise="both", bias=False))
+    assert mended == (1.0 if advice == "etf_dr" else 64.0)
+    assert losses.cosine_scale(LossConfig(), create_head(head, 4, 8)) == 1.0
+
+
+def test_the_setup_refuses_it_before_anything_is_compiled() -> None:
+    with pytest.raises(UsageError, match=r"loss.name is 'arcface' but the head does not normalise"):
+        set_up(Config(loss=LossConfig("arcface")))
 
 
 PARAMS = {
