@@ -52,6 +52,8 @@ class Summary:
     """Fixed heads: what becomes of columns that the matrix leaves; None is zero."""
     head_shuffle: bool = False
     """Fixed heads: give the classes the rows in a random order."""
+    head_apply: Literal["dense", "gather", "transform"] | None = None
+    """Fixed heads: by a product with the matrix, or without one; None is the head's own habit."""
     maps: int | None = None
     """End the backbone in this many feature maps (under identity: one a class)."""
     bias: bool | None = None

@@ -154,6 +154,9 @@ class ModelConfig:
     random rotation of all features."""
     head_shuffle: bool = False
     """Fixed heads: give the classes the rows of the matrix in an order drawn from head_seed."""
+    head_apply: Literal["dense", "gather", "transform"] | None = None
+    """Fixed heads: a product with the matrix, or the same without one: gather of features and their negatives, or fast
+    Walsh-Hadamard transform; None is the head's habit (identity: gather, all others: dense)."""
     maps: int | None = None
     """End the backbone in this many feature maps instead of its usual width."""
     # Options of one family, here because config.json and run_id of every run are made of these names.
@@ -198,7 +201,7 @@ class ModelConfig:
         """
         names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout")
         names += ("pool", "pool_power", "pool_units", "relu_before_pool")
-        names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
+        names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle", "head_apply")
         plain = ModelConfig()
         return {name: value for name in names if (value := getattr(self, name)) != getattr(plain, name)}
 

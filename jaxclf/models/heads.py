@@ -20,12 +20,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxclf.errors import UsageError
+from jaxclf.models.fast_products import fast_product
 from jaxclf.models.layers import as_input, fixed_matrix, torch_default, uniform
-from jaxclf.models.matrices import MATRICES, distinct_rows, largest_cosine, matrix, obstacle
+from jaxclf.models.matrices import MATRICES, matrix, obstacle, product_obstacle
 from jaxclf.models.matrices.simplices import bits
 from jaxclf.registry import Registry
 
 Normalise = Literal["none", "features", "both"]
+Applied = Literal["dense", "gather", "transform"]
 
 
 class HeadWarning(UserWarning):
@@ -71,6 +73,10 @@ class Linear(Head):
     """Learn a matrix without bias from the features to this many, on which W stands; None: W stands on the features."""
     bound: Literal["features", "classes", "zero"] = "features"
     """The bias is drawn from U(+-1 / sqrt of the number of these), or starts at zero."""
+    applied: Applied = "dense"
+    """dense: a product with W, a variable where it is fixed. gather and transform compute the same without W, so there
+    is no such variable: from features and their negatives, or by the fast Walsh-Hadamard transform in d log2 d
+    additions (fast_products.py). They are for the matrices whose row in `MATRICES` says so."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
@@ -80,22 +86,32 @@ class Linear(Head):
         if self.neck is not None:
             x, kernel = as_input(x, self.param("neck", torch_default, (x.shape[-1], self.neck)))
             x = x @ kernel
-        if self.matrix is None:
-            weight = self.param("kernel", torch_default, (x.shape[-1], self.num_classes)).T
-        else:
-            weight = fixed_matrix(self, self.matrix, self.num_classes, x.shape[-1], self.seed)
-        if self.normalise == "both":
-            weight = weight / jnp.linalg.norm(weight, axis=1, keepdims=True)
-        x, weight = as_input(x, weight)
+        weight = None
+        if self.applied == "dense":
+            x, weight = as_input(x, self._weight(x.shape[-1]))
         if self.normalise != "none":
             pooled = x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)
             norm = jnp.sqrt(jnp.square(pooled).sum(-1, keepdims=True))
             x = x / (norm + 1e-8)
-        logits = x @ weight.T
+        logits = self._fast_product(x) if weight is None else x @ weight.T
         if scale is not None:
             logits, scale = as_input(logits, scale)
             logits = logits * scale.reshape((1,) * x.ndim)
         return self.add_bias(logits, bounds[self.bound])
+
+    def _weight(self, features: int) -> Float[Array, "k d"]:
+        if self.matrix is None:
+            weight = self.param("kernel", torch_default, (features, self.num_classes)).T
+        else:
+            weight = fixed_matrix(self, self.matrix, self.num_classes, features, self.seed)
+        if self.normalise == "both":
+            weight = weight / jnp.linalg.norm(weight, axis=1, keepdims=True)
+        return weight
+
+    def _fast_product(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
+        if self.matrix is None:
+            raise UsageError(f"{self.applied} applies fixed matrices; a learned one takes dense")
+        return fast_product(x, self.matrix, self.num_classes, self.applied, unit=self.normalise == "both")
 
     def _scale(self) -> Array | None:
         if self.scale is None:
@@ -104,15 +120,6 @@ class Linear(Head):
             return jnp.full((1,), self.sign * self.scale)
         scale = self.param("scale", nn.initializers.constant(self.scale), (1,))
         return -scale if self.sign == -1 else scale
-
-
-class Identity(Head):
-    """y = the first k features: the last convolution's channels are the classes."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
-        """Return logits."""
-        return self.add_bias(x[..., : self.num_classes], x.shape[-1] ** -0.5)
 
 
 class Conv3x3(Head):
@@ -172,7 +179,8 @@ OWN: dict[str, HeadEntry] = {
     "orthogonal": _fixed("orthogonal"),
     "hadamard": _fixed("hadamard", normalise="features", sign=-1, **HADAMARD),
     "hadamard_printed": _fixed("hadamard", **HADAMARD),
-    "identity": HeadEntry(Identity, "identity", bias=False),
+    # The last convolution's channels are the classes.
+    "identity": _fixed("identity", bias=False, applied="gather"),
     "conv3x3": HeadEntry(Conv3x3, None),
     **{name: _fixed(name) for name in MATRICES if name not in ("identity", "orthogonal", "hadamard")},
     # Combinations of the literature: Hoffer et al. 2018; Yang et al. 2022, beside the loss dot_regression; Pernici et
@@ -188,6 +196,10 @@ OWN: dict[str, HeadEntry] = {
 """Heads by name. Without a norm, scale or neck of its own, a matrix stands alone, with a learned bias (the thesis)."""
 
 HEADS = Registry("head", "jaxclf.heads", OWN, HeadEntry.of)
+
+
+FIELDS = {"normalise": "normalise", "scale": "scale", "neck": "neck", "apply": "applied"}
+"""Options of `create_head` -> the fields of `Linear`; a field `apply` would hide the method of Linen's modules."""
 
 
 def list_heads() -> list[str]:
@@ -224,12 +236,14 @@ def create_head(
     neck: int | None = None,
     embed: Literal["zero", "repeat", "rotate"] | None = None,
     shuffle: bool = False,
+    apply: Applied | None = None,
 ) -> Head:
     """Build a head for k classes on d features; None leaves an option to the head.
 
     `normalise` and `scale` (fixed, or the start of a learned one) are as in `Linear`. Of heads with a fixed matrix,
     `neck` learns a matrix to so many features before, `embed` says what becomes of columns that the construction
-    leaves, and `shuffle` gives the classes its rows in an order drawn from `seed`.
+    leaves, and `shuffle` gives the classes its rows in an order drawn from `seed`, and `apply` is
+    `Linear.applied`.
 
     Raises `UsageError` where it cannot work, with the heads that can, and warns (`HeadWarning`) where it works badly,
     with the number that matters: the distinct rows, or the largest cosine between rows of a cut matrix.
@@ -237,6 +251,7 @@ def create_head(
     entry = HEADS.resolve(name)
     require_classes(num_classes)
     given = {"normalise": normalise, "scale": scale, "neck": neck, "embed": embed, "shuffle": shuffle or None}
+    given |= {"apply": apply}
     given = {option: value for option, value in given.items() if value is not None}
     own = {"num_classes": num_classes, "bias": entry.bias if bias is None else bias, "seed": seed}
     if foreign := [option for option in given if not entry.takes(option)]:
@@ -244,13 +259,16 @@ def create_head(
         raise UsageError(f"head {name} takes no {', '.join(foreign)}; heads that do: {able}")
     _require_possible(name, num_classes, features, neck)
     options = {option: value(num_classes) if callable(value) else value for option, value in entry.options.items()}
-    options |= {option: value for option, value in given.items() if option in ("normalise", "scale", "neck")}
+    options |= {FIELDS[option]: value for option, value in given.items() if option in FIELDS}
     if entry.matrix is None or not entry.takes("neck"):
         return entry.module(**own, **options)
     words = [word for word in (embed, "shuffle" if shuffle else None) if word not in (None, "zero")]
     built = "+".join([entry.matrix, *words])
-    _warn(name, built, num_classes, neck or _width(entry, num_classes, features))
-    return entry.module(**own, matrix=built, **options)
+    head = entry.module(**own, matrix=built, **options)
+    assert isinstance(head, Linear)
+    _require_applicable(built, head.applied, num_classes, head.neck or features)
+    _warn(name, built, num_classes, head.neck or features)
+    return head
 
 
 def require_classes(num_classes: Any) -> None:
@@ -284,11 +302,23 @@ def _require_possible(name: str, num_classes: int, features: int, neck: int | No
         raise UsageError(f"{text}, or use a head that can: {', '.join(able)}")
 
 
+def _require_applicable(built: str, applied: str, num_classes: int, width: int) -> None:
+    """Raise `UsageError` where a matrix cannot be applied so, with the heads whose matrix can."""
+    if applied != "dense" and (text := product_obstacle(built, applied, num_classes, width)):
+        rows = {other: row.matrix for other, row in OWN.items() if row.matrix and not row.options.get("neck")}
+        able = [
+            other
+            for other, name in rows.items()
+            if not (obstacle(name, num_classes, width) or product_obstacle(name, applied, num_classes, width))
+        ]
+        raise UsageError(f"{text}; heads that {applied} applies here: {', '.join(able)}")
+
+
 def _warn(name: str, built: str, num_classes: int, features: int) -> None:
-    if not MATRICES[built.split("+")[0]].cut:
+    flaws = MATRICES[built.split("+")[0]].flaws
+    if flaws is None:
         return
-    rows = matrix(built, num_classes, features)
-    distinct, overlap = distinct_rows(rows), round(largest_cosine(rows) * features)  # rows of +-1: a whole number
+    distinct, overlap = flaws(num_classes, features)
     if distinct < num_classes:
         text = f"only {distinct} of its {num_classes} rows are distinct, so at most {distinct} classes can be predicted"
     elif overlap:

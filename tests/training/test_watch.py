@@ -505,7 +505,7 @@ def test_wandb_gets_config_and_points_and_how_it_ended(tmp_path: Path, wandb: Wa
     assert wandb.logged == [(6, {"epoch": 1.0, "lr": 0.1, "train/loss": 0.5, "train/top1": 90.0})]
     given = wandb.inits[0]
     assert (given["project"], given["resume"], given["dir"]) == ("thesis", "allow", str(tmp_path))
-    assert given["name"] == "digits-resnet20-learned-s0-6a5364"
+    assert given["name"] == "digits-resnet20-learned-s0-fb4cfd"
     assert given["config"]["optim"]["lr"] == 0.1
     assert given["settings"] == {"console": "off", "silent": True, "finish_timeout": 60}
     assert run.said == ["wandb: https://wandb.example/run"]
