@@ -56,6 +56,8 @@ class Summary:
     """Fixed heads: give the classes the rows nearest to their means, after the first epoch."""
     head_momentum: float | None = None
     """class_mean: share of the class means that stays in a training step; None is the head's own habit."""
+    head_apply: Literal["dense", "gather", "transform"] | None = None
+    """Fixed heads: by a product with the matrix, or without one; None is the head's own habit."""
     maps: int | None = None
     """End the backbone in this many feature maps (under identity: one a class)."""
     bias: bool | None = None

@@ -159,6 +159,9 @@ class ModelConfig:
     nearest to their mean features in that epoch, one each, and go on, with the optimiser's state as it is."""
     head_momentum: Share | None = None
     """class_mean: share of the class means that stays in a training step; None is the head's habit, 0.9."""
+    head_apply: Literal["dense", "gather", "transform"] | None = None
+    """Fixed heads: a product with the matrix, or the same without one: gather of features and their negatives, or fast
+    Walsh-Hadamard transform; None is the head's habit (identity: gather, all others: dense)."""
     maps: int | None = None
     """End the backbone in this many feature maps instead of its usual width."""
     # Options of one family, here because config.json and run_id of every run are made of these names.
@@ -204,7 +207,7 @@ class ModelConfig:
         names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout")
         names += ("pool", "pool_power", "pool_units", "relu_before_pool")
         names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
-        names += ("head_assign", "head_momentum")
+        names += ("head_assign", "head_momentum", "head_apply")
         plain = ModelConfig()
         return {name: value for name in names if (value := getattr(self, name)) != getattr(plain, name)}
 

@@ -24,6 +24,7 @@ HEAD_OPTIONS = (
     "head_shuffle",
     "head_assign",
     "head_momentum",
+    "head_apply",
 )
 """Options of linear heads, as a config names them."""
 
@@ -103,17 +104,16 @@ def create_model(
 ) -> Classifier:
     """Build a classifier: a Linen module from images [n h w c] float32 to logits [n k].
 
-    `backbone` and `head` are names (`list_models()`, `list_heads()`). Options of every head: `bias` (bool, None for
-    the head's habit) and `seed` (of random fixed matrices); of linear ones: `head_normalise`, `head_scale`,
-    `head_neck`, `head_embed`, `head_shuffle`, `head_assign` and `head_momentum` (`heads.create_head` says of which, and
-    what they do). Options of backbones: `maps` ends it in that many channels, `shortcut` and `maps_shortcut` choose
+    `backbone` and `head` are names (`list_models()`, `list_heads()`). Options of every head: `bias` (bool, None for the
+    head's habit) and `seed` (of random fixed matrices); of linear ones: `head_normalise`, `head_scale`, `head_neck`,
+    `head_embed`, `head_shuffle`, `head_assign`, `head_momentum` and `head_apply` (`heads.create_head` says of which,
+    and what they do). Options of backbones: `maps` ends it in that many channels, `shortcut` and `maps_shortcut` choose
     shortcuts of CIFAR ResNets. `pool` is "average", "max", "power" (option `pool_power`, 2) or "attention"
-    (`pool_units`, 32); `relu_before_pool` puts a ReLU before it. The head "conv3x3" stands before the pool.
-    `dropout` is the rate before the head (VGG: after fc6 and fc7); None is the backbone's own, and none where `maps`
-    rebuilds it. `freeze_statistics` lets BatchNorm use its running statistics in training, too, and leave them. `remat`
-    "block" or "stage" computes the inside of the backbone's blocks or stages again in the backward pass instead of
-    storing it; no number changes. Under `dtype` "bfloat16" all but BatchNorm computes in that type; parameters and
-    logits are float32.
+    (`pool_units`, 32); `relu_before_pool` puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout`
+    is the rate before the head (VGG: after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it.
+    `freeze_statistics` lets BatchNorm use its running statistics in training, too, and leave them. `remat` "block" or
+    "stage" computes the inside of the backbone's blocks or stages again in the backward pass instead of storing it; no
+    number changes. Under `dtype` "bfloat16" all but BatchNorm computes in that type; parameters and logits are float32.
 
     Raises `UsageError` (a ValueError) for unknown names and options and for heads that are impossible here; warns
     where a head cannot separate all classes. `model.init` and `model.apply` are Linen's.

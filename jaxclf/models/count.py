@@ -1,7 +1,7 @@
 """The cost of a network, from its shapes alone: parameters by collection, operations by walking the jaxpr.
 
 Nothing is compiled and no estimate of XLA's is used: a convolution and a matrix product say in their shapes how often
-they multiply.
+they multiply. An addition of the fast Walsh-Hadamard transform counts as one multiply-accumulate.
 """
 
 import collections
@@ -19,6 +19,7 @@ from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
 from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
 from jaxclf.models.classifier import Classifier
+from jaxclf.models.fast_products import TRANSFORM
 
 COLLECTIONS = {"params": "trainable", "fixed": "fixed", "batch_stats": "statistics", "head_state": "statistics"}
 ACTIVATIONS = ("relu", "relu6")
@@ -44,7 +45,7 @@ class Layer:
     fixed: int = 0
     statistics: int = 0
     macs: int = 0
-    """Multiply-accumulates of convolutions and matrix products."""
+    """Multiply-accumulates of convolutions and matrix products, and the d log2 d additions of a fast transform."""
     flops_2020: int = 0
     """Operations in the convention of the thesis's table 6.1."""
 
@@ -107,7 +108,7 @@ def equations(jaxpr: Any, outer: tuple[str, ...] = ()) -> Iterator[tuple[Any, st
 
 
 def multiplications(eqn: Any) -> int:
-    """Return the multiply-accumulates of a convolution or a matrix product, 0 for anything else."""
+    """Return the multiply-accumulates of a convolution or a matrix product, the additions of a fast transform, or 0."""
     shapes = [var.aval.shape for var in eqn.invars]
     size = math.prod(eqn.outvars[0].aval.shape)
     if eqn.primitive.name == "conv_general_dilated":
@@ -116,6 +117,8 @@ def multiplications(eqn: Any) -> int:
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return size * math.prod(shapes[0][axis] for axis in contracted)
+    if eqn.params.get("name") == TRANSFORM:
+        return size * (shapes[0][-1].bit_length() - 1)
     return 0
 
 

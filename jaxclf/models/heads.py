@@ -21,14 +21,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxclf.errors import UsageError, unknown
+from jaxclf.models.fast_products import fast_product
 from jaxclf.models.layers import as_input, fixed_matrix, torch_default, uniform
-from jaxclf.models.matrices import FILE, MATRICES, distinct_rows, file_matrix, largest_cosine, matrix, obstacle
+from jaxclf.models.matrices import FILE, MATRICES, file_matrix, flaws, matrix, obstacle, product_obstacle
 from jaxclf.models.matrices.simplices import bits
 from jaxclf.registry import Registry
 
 Normalise = Literal["none", "features", "both"]
 Assign = Literal["index", "hungarian"]
 Moves = Literal["", "means", "rows"]
+Applied = Literal["dense", "gather", "transform"]
 
 
 class HeadWarning(UserWarning):
@@ -84,6 +86,10 @@ class Linear(Head):
     """Learn a matrix without bias from the features to this many, on which W stands; None: W stands on the features."""
     bound: Literal["features", "classes", "zero"] = "features"
     """The bias is drawn from U(+-1 / sqrt of the number of these), or starts at zero."""
+    applied: Applied = "dense"
+    """dense: a product with W, a variable where it is fixed. gather and transform compute the same without W, so there
+    is no such variable: from features and their negatives, or by the fast Walsh-Hadamard transform in d log2 d
+    additions (fast_products.py). They are for the matrices whose row in `MATRICES` says so."""
     momentum: float | None = None
     """With one, W are class means, zero at the start, that each training step moves with this momentum (moving.py): it
     answers by the means of the steps before it. No gradient reaches them."""
@@ -104,15 +110,14 @@ class Linear(Head):
         if self.neck is not None:
             x, kernel = as_input(x, self.param("neck", torch_default, (x.shape[-1], self.neck)))
             x = x @ kernel
-        weight = self._weight(x.shape[-1])
-        if self.normalise == "both":
-            weight = weight / (_norm(weight) + 1e-8)
-        x, weight = as_input(x, weight)
+        weight = None
+        if self.applied == "dense":
+            x, weight = as_input(x, self._weight(x.shape[-1]))
         if self.normalise != "none":
             x = x / (_norm(x.mean(tuple(range(1, x.ndim - 1)), keepdims=True)) + 1e-8)
         if self.moves:
             self.sow("intermediates", "taken", x)
-        logits = x @ weight.T
+        logits = self._fast_product(x) if weight is None else x @ weight.T
         if scale is not None:
             logits, scale = as_input(logits, scale)
             logits = logits * scale.reshape((1,) * x.ndim)
@@ -121,13 +126,20 @@ class Linear(Head):
     def _weight(self, features: int) -> Float[Array, "k d"]:
         shape = (self.num_classes, features)
         if self.momentum is not None:
-            return self.variable("head_state", "means", lambda: jnp.zeros(shape)).value
+            weight = self.variable("head_state", "means", lambda: jnp.zeros(shape)).value
+        elif self.matrix is None:
+            weight = self.param("kernel", torch_default, shape[::-1]).T
+        else:
+            weight = fixed_matrix(self, self.matrix, *shape, self.seed)
+        if self.assign == "hungarian":
+            rows = self.variable("head_state", "rows", lambda: jnp.arange(self.num_classes, dtype=jnp.int32))
+            weight = weight[rows.value]
+        return weight / (_norm(weight) + 1e-8) if self.normalise == "both" else weight
+
+    def _fast_product(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
         if self.matrix is None:
-            return self.param("kernel", torch_default, shape[::-1]).T
-        weight = fixed_matrix(self, self.matrix, *shape, self.seed)
-        if self.assign == "index":
-            return weight
-        return weight[self.variable("head_state", "rows", lambda: jnp.arange(self.num_classes, dtype=jnp.int32)).value]
+            raise UsageError(f"{self.applied} applies fixed matrices; a learned one takes dense")
+        return fast_product(x, self.matrix, self.num_classes, self.applied, unit=self.normalise == "both")
 
     def _scale(self) -> Array | None:
         if self.scale is None:
@@ -142,15 +154,6 @@ def _norm(x: Float[Array, "*n d"]) -> Float[Array, "*n 1"]:
     """Return the Euclidean norm of the last axis. Its gradient at zero is zero, as torch's is, not the root's."""
     square = jnp.square(x).sum(-1, keepdims=True)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-
-
-class Identity(Head):
-    """y = the first k features: the last convolution's channels are the classes."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n *ij d"]) -> Float[Array, "n *ij k"]:
-        """Return logits."""
-        return self.add_bias(x[..., : self.num_classes], x.shape[-1] ** -0.5)
 
 
 class Conv3x3(Head):
@@ -212,7 +215,8 @@ OWN: dict[str, HeadEntry] = {
     "orthogonal": _fixed("orthogonal"),
     "hadamard": _fixed("hadamard", normalise="features", sign=-1, **HADAMARD),
     "hadamard_printed": _fixed("hadamard", **HADAMARD),
-    "identity": HeadEntry(Identity, "identity", bias=False),
+    # The last convolution's channels are the classes.
+    "identity": _fixed("identity", bias=False, applied="gather"),
     "conv3x3": HeadEntry(Conv3x3, None),
     **{name: _fixed(name) for name in MATRICES if name not in ("identity", "orthogonal", "hadamard")},
     # Combinations of the literature: Hoffer et al. 2018; Yang et al. 2022, beside the loss dot_regression; Pernici et
@@ -246,6 +250,10 @@ def head_entry(name: str) -> HeadEntry:
     `UsageError` for an unknown name.
     """
     return _fixed(file_matrix(name.removeprefix(FILE))) if name.startswith(FILE) else HEADS.resolve(name)
+
+
+FIELDS = {name: name for name in ("normalise", "scale", "neck", "assign", "momentum")} | {"apply": "applied"}
+"""Options of `create_head` -> the fields of `Linear`; a field `apply` would hide the method of Linen's modules."""
 
 
 def list_heads() -> list[str]:
@@ -284,13 +292,14 @@ def create_head(
     shuffle: bool = False,
     assign: str = "index",
     momentum: float | None = None,
+    apply: Applied | None = None,
 ) -> Head:
     """Build a head for k classes on d features; None leaves an option to the head.
 
     `normalise` and `scale` (fixed, or the start of a learned one) are as in `Linear`. Of heads with a fixed matrix,
     `neck` learns a matrix to so many features before, `embed` says what becomes of columns that the construction
-    leaves, `shuffle` gives the classes its rows in an order drawn from `seed`, and `assign` those nearest to their
-    means. `momentum` is that of `class_mean`, from 0 to below 1.
+    leaves, `shuffle` gives the classes its rows in an order drawn from `seed`, `assign` those nearest to their means,
+    and `apply` is `Linear.applied`. `momentum` is that of `class_mean`, from 0 to below 1.
 
     Raises `UsageError` where it cannot work, with the heads that can, and warns (`HeadWarning`) where it works badly,
     with the number that matters: the distinct rows, or the largest cosine between rows of a cut matrix.
@@ -298,7 +307,7 @@ def create_head(
     entry = head_entry(name)
     require_classes(num_classes)
     given = {"normalise": normalise, "scale": scale, "neck": neck, "embed": embed, "shuffle": shuffle or None}
-    given |= {"assign": None if assign == "index" else assign, "momentum": momentum}
+    given |= {"assign": None if assign == "index" else assign, "momentum": momentum, "apply": apply}
     given = {option: value for option, value in given.items() if value is not None}
     own = {"num_classes": num_classes, "bias": entry.bias if bias is None else bias, "seed": seed}
     if foreign := [option for option in given if not entry.takes(option)]:
@@ -312,13 +321,18 @@ def create_head(
         raise UsageError(f"head {name} takes a momentum from 0 to below 1; got {momentum}")
     _require_possible(name, num_classes, features, neck)
     options = {option: value(num_classes) if callable(value) else value for option, value in entry.options.items()}
-    options |= {option: value for option, value in given.items() if option not in ("embed", "shuffle")}
+    options |= {FIELDS[option]: value for option, value in given.items() if option in FIELDS}
+    if assign != "index" and options.get("applied", "dense") != "dense":
+        raise UsageError(f"head {name} is applied by {options['applied']}, but assign ({assign}) takes apply dense")
     if entry.matrix is None or not entry.takes("neck"):
         return entry.module(**own, **options)
     words = [word for word in (embed, "shuffle" if shuffle else None) if word not in (None, "zero")]
     built = "+".join([entry.matrix, *words])
-    _warn(name, built, num_classes, neck or _width(entry, num_classes, features))
-    return entry.module(**own, matrix=built, **options)
+    head = entry.module(**own, matrix=built, **options)
+    assert isinstance(head, Linear)
+    _require_applicable(built, head.applied, num_classes, head.neck or features)
+    _warn(name, built, num_classes, head.neck or features)
+    return head
 
 
 def require_classes(num_classes: Any) -> None:
@@ -352,15 +366,26 @@ def _require_possible(name: str, num_classes: int, features: int, neck: int | No
         raise UsageError(f"{text}, or use a head that can: {', '.join(able)}")
 
 
+def _require_applicable(built: str, applied: str, num_classes: int, width: int) -> None:
+    """Raise `UsageError` where a matrix cannot be applied so, with the heads whose matrix can."""
+    if applied != "dense" and (text := product_obstacle(built, applied, num_classes, width)):
+        rows = {other: row.matrix for other, row in OWN.items() if row.matrix and not row.options.get("neck")}
+        able = [
+            other
+            for other, name in rows.items()
+            if not (obstacle(name, num_classes, width) or product_obstacle(name, applied, num_classes, width))
+        ]
+        raise UsageError(f"{text}; heads that {applied} applies here: {', '.join(able)}")
+
+
 def _warn(name: str, built: str, num_classes: int, features: int) -> None:
-    own = built.startswith(FILE)
-    if not own and not MATRICES[built.split("+")[0]].cut:
+    found = flaws(built, num_classes, features)
+    if found is None:
         return
-    rows = matrix(built, num_classes, features)
-    distinct, overlap = distinct_rows(rows), round(largest_cosine(rows) * features)  # rows of +-1: a whole number
+    distinct, overlap = found
     if distinct < num_classes:
         text = f"only {distinct} of its {num_classes} rows are distinct, so at most {distinct} classes can be predicted"
-    elif overlap and not own:
+    elif overlap:
         text = f"cut to {features} columns, its rows are not orthogonal: largest cosine {overlap}/{features}"
         text += f" = {overlap / features:.3f}"
     else:

@@ -19,7 +19,7 @@ from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone
 from jaxclf.models.backbones import OWN, create_backbone
 from jaxclf.models.classifier import Classifier
-from jaxclf.models.heads import Identity
+from jaxclf.models.heads import Head, Linear
 from jaxclf.models.matrices import is_random, matrix
 
 ROWS = "rows"
@@ -37,18 +37,13 @@ def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[
     The key sets and all shapes must be equal; one `UsageError` counts the differences and lists the first. BatchNorm's
     num_batches_tracked is ignored (PyTorch reads it only when momentum is None). The last layer may have any of the
     names that its references use (`linear`, `fc`). A fixed matrix that is exact (Hadamard, identity ...) may be
-    missing; where it is given it must be ours. A random one is taken from the state dict, and an orthogonal one must
-    be semi-orthogonal within 1e-3: a learned matrix of the same shape is no such head.
+    missing; where it is given it must be ours, however the head applies it. A random one is taken from the state dict,
+    and an orthogonal one must be semi-orthogonal within 1e-3: a learned matrix of the same shape is no such head.
     """
     state_dict = _todays_keys(model.backbone, state_dict)
     head = head_name(model, state_dict)
-    flat, faults = _read(_shapes(model, _given_channels(model.backbone, state_dict)), state_dict, head)
-    key = f"{head}.weight"
-    if isinstance(model.head, Identity) and key in state_dict:  # it has no variable, but its references store one
-        unit = matrix("identity", model.head.num_classes, model.backbone.features)
-        faults.remove(f"unexpected {key}")
-        if not np.array_equal(state_dict[key], unit):
-            faults.append(f"{key} is not the unit matrix, but the model's head is identity")
+    shapes = _shapes(model, _given_channels(model.backbone, state_dict))
+    flat, faults = _read(shapes, state_dict, head, _unmade(model))
     _raise_for(faults, "the state dict does not fit the model", lambda: _fitting(model.backbone, state_dict, head))
     return traverse_util.unflatten_dict(flat)
 
@@ -115,7 +110,8 @@ def transfer_torch(
         text.append(f"not used, because maps replaces them: {_keys(unused, head)}")
     if pool := [path for path in own if path[1] == "pool"]:
         text.append(f"left the pool at its initial values: {_keys(pool, head)}")
-    top, why = ({}, "the backbone is rebuilt below it") if left or unused else _read_head(own, last, head)
+    rebuilt = ({}, "the backbone is rebuilt below it")
+    top, why = rebuilt if left or unused else _read_head(own, last, head, _unmade(model))
     shapes = ", ".join(f"{key} {tuple(np.shape(value))}" for key, value in last.items()) or "none"
     if why:
         text.append(f"left the head at its initial values and did not use the given last layer ({shapes}): {why}")
@@ -241,10 +237,24 @@ def _torch_key(path: Path, head: str) -> str:
     return ".".join([*([head] if part == "head" else []), *words, "weight" if weight else leaf])
 
 
-def _read(shapes: Shapes, state_dict: Mapping[str, np.ndarray], head: str) -> tuple[Flat, list[str]]:
-    """Return flat variables of those shapes, and the faults: what is missing, does not fit, or was not expected."""
+def _unmade(model: Classifier) -> Shapes:
+    """Return path and shape of the matrix that a head applies without a variable, where it would be if it were one."""
+    head: Head = model.head
+    if not isinstance(head, Linear) or head.matrix is None or head.applied == "dense":
+        return {}
+    return {("fixed", "head", head.matrix): (head.num_classes, head.neck or model.backbone.features)}
+
+
+def _read(
+    shapes: Shapes, state_dict: Mapping[str, np.ndarray], head: str, unmade: Shapes | None = None
+) -> tuple[Flat, list[str]]:
+    """Return flat variables of those shapes, and the faults: what is missing, does not fit, or was not expected.
+
+    What is `unmade` must fit where it is given, but is no variable.
+    """
     faults, flat, seen = [], {}, set()
-    for path, shape in shapes.items():
+    unmade = {path: shape for path, shape in (unmade or {}).items() if _torch_key(path, head) in state_dict}
+    for path, shape in {**shapes, **unmade}.items():
         key, exact = _torch_key(path, head), path[0] == "fixed" and not is_random(path[-1])
         own = matrix(path[-1], *shape).astype(np.float32) if exact else None
         if key not in state_dict:
@@ -264,7 +274,7 @@ def _read(shapes: Shapes, state_dict: Mapping[str, np.ndarray], head: str) -> tu
             faults.append(f"{key} does not give each class a row of its own")
         elif path[0] == "fixed" and path[-1] == "orthogonal" and not _semi_orthogonal(value):
             faults.append(f"{key} is not orthogonal, but the model's head is")
-        else:
+        elif path not in unmade:
             flat[path] = value
     faults += [
         f"unexpected {key}" for key in state_dict if key not in seen and not key.endswith(".num_batches_tracked")
@@ -272,10 +282,10 @@ def _read(shapes: Shapes, state_dict: Mapping[str, np.ndarray], head: str) -> tu
     return flat, faults
 
 
-def _read_head(own: Flat, last: Mapping[str, np.ndarray], head: str) -> tuple[Flat, str]:
+def _read_head(own: Flat, last: Mapping[str, np.ndarray], head: str, unmade: Shapes) -> tuple[Flat, str]:
     """Return the head's variables from a last layer, or nothing and why it does not fit."""
     shapes = {path: np.shape(value) for path, value in own.items() if path[1] == "head"}
-    flat, faults = _read(shapes, last, head)
+    flat, faults = _read(shapes, last, head, unmade)
     return ({}, "; ".join(faults)) if faults else (flat, "")
 
 

@@ -212,7 +212,7 @@ def test_one_error_lists_every_fault_of_a_state_dict(state_dict: Any) -> None:
         "bn1.weight has shape (15,)",
         "layer2.0.conv1.weight has shape (16, 32, 3, 3)",
         "unexpected extra.bias",
-        "fc.weight is not the unit matrix",
+        "fc.weight is not the identity matrix",
         "layer3.4.shortcut.0.weight is not the orthoplex matrix",
     ):
         assert part in str(caught.value)

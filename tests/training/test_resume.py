@@ -53,6 +53,10 @@ CONFIGS = {
         ),
     ),
 }
+CONFIGS |= {
+    f"head applied by {how}": config(head, model={"head_apply": how}, checkpoint_every=5)
+    for how, head in (("gather", "orthoplex"), ("transform", "biorthogonal_hadamard"))
+}
 SLOW = pytest.mark.slow
 
 

@@ -15,13 +15,15 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
 
 from jaxclf.errors import UsageError, unknown
-from jaxclf.models.matrices import codes, files, simplices, spheres
+from jaxclf.models.matrices import codes, files, signed, simplices, spheres
 from jaxclf.models.matrices.geometry import distinct_rows, largest_cosine
+from jaxclf.models.matrices.signed import Signed
 
 __all__ = [
     "FILE",
@@ -30,10 +32,13 @@ __all__ = [
     "digest",
     "distinct_rows",
     "file_matrix",
+    "flaws",
     "is_random",
     "largest_cosine",
     "matrix",
     "obstacle",
+    "product_obstacle",
+    "signed_rows",
 ]
 
 Builder = Callable[[int, int, int], np.ndarray]
@@ -56,8 +61,11 @@ class Matrix:
     """The most columns, of so many, that it is built with; 0 where these are too few."""
     least: int = 1
     """Fewest rows."""
-    cut: bool = False
-    """It is a corner of something larger, so its rows may repeat, or not be orthogonal."""
+    flaws: Callable[[int, int], tuple[int, int]] | None = None
+    """Of a corner of something larger, whose rows may repeat or not be orthogonal: for (rows, columns), how many differ
+    and the largest |product| of two that do, where the entries are +-1."""
+    signed: Signed | None = None
+    """What it can be applied by without being made."""
 
 
 FILE = "file:"
@@ -122,6 +130,39 @@ def obstacle(name: str, rows: int, columns: int) -> str:
     return f"{name} has at most {int(entry.max_rows(width))} rows of {columns} columns{within}; {rows} were asked for"
 
 
+def product_obstacle(name: str, applied: str, rows: int, columns: int) -> str:
+    """Return why `gather` or `transform` cannot apply a matrix, in a sentence; empty where it can.
+
+    A dense product applies every matrix.
+    """
+    base, words = _parsed(name)
+    entry = _entry(base)
+    if applied not in SIGNED:
+        raise unknown("way to apply a matrix", applied, ("dense", *SIGNED))
+    if entry.signed is None or entry.signed.applied != applied:
+        return f"{applied} applies matrices whose rows are those of {SIGNED[applied]}, which {base}'s are not"
+    if words:
+        return f"{name} takes a dense product: {applied} stores no order of the rows and no rotation"
+    if not entry.signed.order(rows, width := entry.width(columns)):
+        return f"transform takes a power of two, but {name} on {columns} columns is built with {width} of them"
+    return ""
+
+
+def signed_rows(name: str, applied: str, rows: int, columns: int) -> tuple[Signed, int]:
+    """Return what applies a matrix without making it, and its width. Raises `UsageError` where nothing does."""
+    if text := obstacle(name, rows, columns) or product_obstacle(name, applied, rows, columns):
+        raise UsageError(text)
+    entry = MATRICES[name]
+    assert entry.signed is not None
+    return entry.signed, entry.width(columns)
+
+
+def flaws(name: str, rows: int, columns: int) -> tuple[int, int] | None:
+    """Return what `Matrix.flaws` says of a matrix; None for one that has none by construction."""
+    found = _entry(_parsed(name)[0]).flaws
+    return None if found is None else found(rows, columns)
+
+
 def is_random(name: str) -> bool:
     """Tell whether a matrix is drawn from a seed, or turned or shuffled by one."""
     base, words = _parsed(name)
@@ -129,6 +170,8 @@ def is_random(name: str) -> bool:
 
 
 WORDS = ("repeat", "rotate", "shuffle")
+SIGNED = {"gather": "the unit matrix and their negatives", "transform": "Sylvester's matrix and their negatives"}
+"""What applies a matrix without making it -> the matrices that it applies."""
 
 
 def _parsed(name: str) -> tuple[str, list[str]]:
@@ -144,7 +187,8 @@ def _parsed(name: str) -> tuple[str, list[str]]:
 def _entry(base: str) -> Matrix:
     if not base.startswith(FILE):
         return MATRICES[base]
-    return Matrix(lambda rows, columns, seed: files.read(_path(base)))
+    own = lambda rows, columns, seed=0: files.read(_path(base))  # noqa: E731
+    return Matrix(own, flaws=lambda *shape: (distinct_rows(own(*shape)), 0))
 
 
 def _path(base: str) -> str:
@@ -161,11 +205,6 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
-def _identity(rows: int, columns: int, seed: int) -> np.ndarray:
-    """One feature per class: the first k of d."""
-    return np.eye(rows, columns)
-
-
 def _orthogonal(rows: int, columns: int, seed: int) -> np.ndarray:
     """Orthonormal rows (k <= d) or columns (k > d): Q of a normal matrix, signs fixed by R's diagonal, so Haar.
 
@@ -175,31 +214,6 @@ def _orthogonal(rows: int, columns: int, seed: int) -> np.ndarray:
     q, r = np.linalg.qr(tall)
     q = q * np.sign(np.diag(r))
     return q if rows >= columns else q.T
-
-
-def _hadamard(rows: int, columns: int, seed: int) -> np.ndarray:
-    """The upper left corner of Sylvester's matrix of order 2^ceil(log2 max(k, d)); entries +-1.
-
-    Entry (r, c) is (-1)^(bits that r and c share), so the whole matrix, of k^2 entries and more, is never made.
-    """
-    shared = np.bitwise_count(np.arange(rows)[:, None] & np.arange(columns))
-    return 1.0 - 2.0 * (shared % 2)
-
-
-def _orthoplex(rows: int, columns: int, seed: int) -> np.ndarray:
-    """Row r is (-1)^r at column r // 2: the vertices of the cross-polytope, in pairs."""
-    r = np.arange(rows)
-    out = np.zeros((rows, columns))
-    out[r, r // 2] = 1.0 - 2.0 * (r % 2)
-    return out
-
-
-def _signed_identity(rows: int, columns: int, seed: int) -> np.ndarray:
-    """+1 at column r for the first d rows, then -1 at column r - d."""
-    r = np.arange(rows)
-    out = np.zeros((rows, columns))
-    out[r, r % columns] = 1.0 - 2.0 * (r // columns)
-    return out
 
 
 def _hypercube(rows: int, columns: int, seed: int) -> np.ndarray:
@@ -230,20 +244,27 @@ def _itself(columns: int) -> int:
     return columns
 
 
+def _signed(applied: Any, arrange: signed.Arrangement, **facts: Any) -> Matrix:
+    found = Signed(applied, arrange)
+    return Matrix(found.build, signed=found, **facts)
+
+
 MATRICES: dict[str, Matrix] = {
-    "identity": Matrix(_identity, max_rows=_itself),
+    "identity": _signed("gather", signed.in_order, max_rows=_itself),
     "block_identity": Matrix(simplices.block_identity, max_rows=_itself),
     "orthogonal": Matrix(_orthogonal, random=True),
-    "hadamard": Matrix(_hadamard, cut=True),
-    "hadamard_exact": Matrix(codes.hadamard_exact, max_rows=_itself, width=codes.largest_order),
-    "biorthogonal_hadamard": Matrix(codes.biorthogonal_hadamard, max_rows=_twice, width=codes.largest_order),
-    "biorthogonal_hadamard_varied": Matrix(
-        codes.biorthogonal_hadamard_varied, max_rows=lambda columns: 2 * columns - 2, width=codes.largest_order
+    "hadamard": Matrix(
+        signed.sylvester, flaws=signed.sylvester_flaws, signed=Signed("transform", signed.in_order, cut=True)
+    ),
+    "hadamard_exact": _signed("transform", signed.in_order, max_rows=_itself, width=codes.largest_order),
+    "biorthogonal_hadamard": _signed("transform", signed.halves, max_rows=_twice, width=codes.largest_order),
+    "biorthogonal_hadamard_varied": _signed(
+        "transform", signed.varied_halves, max_rows=lambda columns: 2 * columns - 2, width=codes.largest_order
     ),
     "kerdock": Matrix(codes.kerdock, max_rows=lambda columns: columns**2 // 2 + columns, width=codes.even_power),
     "gold": Matrix(codes.gold, max_rows=lambda columns: columns**2, width=codes.odd_power),
-    "orthoplex": Matrix(_orthoplex, max_rows=_twice),
-    "signed_identity": Matrix(_signed_identity, max_rows=_twice),
+    "orthoplex": _signed("gather", signed.pairs, max_rows=_twice),
+    "signed_identity": _signed("gather", signed.halves, max_rows=_twice),
     "hypercube": Matrix(_hypercube, max_rows=_vertices),
     "hypercube_random": Matrix(_hypercube_random, random=True, max_rows=_vertices),
     "hypercube_compact": Matrix(simplices.hypercube_compact, max_rows=_vertices),

@@ -69,23 +69,6 @@ def largest_order(columns: int) -> int:
     return next(order for order in range(columns, 0, -1) if buildable(order))
 
 
-def hadamard_exact(rows: int, columns: int, seed: int) -> np.ndarray:
-    """The first rows of a Hadamard matrix; entries +-1."""
-    return hadamard_of(columns)[:rows].copy()
-
-
-def biorthogonal_hadamard(rows: int, columns: int, seed: int) -> np.ndarray:
-    """[H; -H]: every row differs, and the largest cosine is 0."""
-    square = hadamard_of(columns)
-    return np.concatenate([square, -square])[:rows]
-
-
-def biorthogonal_hadamard_varied(rows: int, columns: int, seed: int) -> np.ndarray:
-    """[H; -H] without the two constant rows, which a non-negative feature vector reaches wholly or not at all."""
-    square = hadamard_of(columns)[1:]
-    return np.concatenate([square, -square])[:rows]
-
-
 def even_power(columns: int) -> int:
     """Return the largest power of 4 within so many columns, at least 4; 0 where there is none."""
     return 0 if columns < 4 else 4 ** ((columns.bit_length() - 1) // 2)
