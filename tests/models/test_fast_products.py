@@ -88,7 +88,7 @@ def test_whole_numbers_are_multiplied_exactly(name: str, rows: int, columns: int
     assert np.array_equal(fast_product(jnp.asarray(x), name, rows, applied), x @ matrix(name, rows, columns).T)
 
 
-SIZES = [(name, k, d) for name in APPLIED for k, d in ((10, 64), (64, 64), (7, 33), (20, 12), (100, 64), (300, 256))]
+SIZES = [(name, k, d) for name in APPLIED for k, d in ((7, 33), (20, 12), (100, 64))]
 POSSIBLE = [
     case for case in SIZES if not (obstacle(*case) or product_obstacle(case[0], APPLIED[case[0]], case[1], case[2]))
 ]
