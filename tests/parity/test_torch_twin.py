@@ -56,6 +56,12 @@ def test_heads_answer_the_same(head: str, bias: bool) -> None:
     assert_forward(ModelConfig("resnet8", head, bias=bias), (8, 8, 3))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["etf_dr", "reponet_simplex", "normface", "cosface"])
+def test_heads_of_the_literature_answer_the_same(head: str) -> None:
+    assert_forward(ModelConfig("resnet8", head), (8, 8, 3))
+
+
 @pytest.mark.parametrize("option", "ABCDEFG")
 def test_rebuilt_blocks_answer_the_same(option: str) -> None:
     assert_forward(ModelConfig("resnet8", "learned", maps=16, maps_shortcut=option), (8, 8, 3))
