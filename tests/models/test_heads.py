@@ -287,7 +287,8 @@ def test_a_matrix_from_a_file_is_a_head(tmp_path: Path) -> None:
         head = create_head(f"file:{file}", 5, 12)
         variables: Any = head.init(jax.random.key(1), features)
         expected = features @ rows.T.astype(np.float32) + variables["params"]["bias"][None]
-        np.testing.assert_allclose(head.apply(variables, features), expected, rtol=1e-5, atol=1e-6)
+        logits: Any = head.apply(variables, features)
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
     assert create_head(f"file:{tmp_path}/own.npy", 5, 40, neck=12, normalise="both", scale=3.0).neck == 12
     np.save(tmp_path / "same.npy", np.ones((5, 12)))
     with pytest.warns(HeadWarning, match="only 1 of its 5 rows are distinct"):
