@@ -123,7 +123,7 @@ class Linear(Head):
             logits = logits * scale.reshape((1,) * x.ndim)
         return self.add_bias(logits, bounds[self.bound])
 
-    def _weight(self, features: int) -> Float[Array, "k d"]:
+    def _weight(self, features: int) -> Float[Array | np.ndarray, "k d"]:
         shape = (self.num_classes, features)
         if self.momentum is not None:
             weight = self.variable("head_state", "means", lambda: jnp.zeros(shape)).value

@@ -97,8 +97,12 @@ def test_an_assigned_head_answers_by_the_row_of_each_class() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("identity", {"assign": "hungarian"}, "head identity takes no assign; heads that do: orthogonal, hadamard"),
-        ("conv3x3", {"assign": "hungarian"}, "head conv3x3 takes no assign; heads that do: orthogonal"),
+        ("conv3x3", {"assign": "hungarian"}, "head conv3x3 takes no assign; heads that do: orthogonal, hadamard"),
+        (
+            "identity",
+            {"assign": "hungarian"},
+            r"identity is applied by gather, but assign \(hungarian\) takes apply dense",
+        ),
         ("learned", {"assign": "hungarian"}, "head learned takes no assign; heads that do: orthogonal"),
         ("class_mean", {"assign": "hungarian", "neck": 3}, "head class_mean takes no neck, assign; heads that do: "),
         ("orthogonal", {"momentum": 0.5}, "head orthogonal takes no momentum; heads that do: class_mean"),
