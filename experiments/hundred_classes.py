@@ -4,7 +4,11 @@ Run: jaxclf table experiments/hundred_classes.py --workdir runs/hundred_classes 
 Takes: 27 runs of 1,000 steps; it has not been run yet.
 """
 
+import dataclasses
+from typing import Any
+
 from configs.digit_pairs import get_config
+from jaxclf.config import Config
 from jaxclf.report.experiment import Row, Table
 
 CAPTION = (
@@ -12,19 +16,29 @@ CAPTION = (
     "distinct, so that 36 classes are never predicted. Here the same question is asked of 100 classes made of two "
     "digits side by side, with ResNet-8, which has 64 features as well: 10,000 pairs to train, 4,000 of other digits "
     "to test, 10 epochs of SGD, the same recipe in every row. A neck is a learned matrix before the fixed one; "
-    "identity ends the network in 100 channels."
+    "cosines: features and rows have norm 1, and logits are 10 times their products; identity ends the network in 100 "
+    "channels."
 )
+COSINES = {"head_normalise": "both", "head_scale": 10.0}
 ROWS = (
     ("learned", {"head": "learned"}),
     ("orthogonal", {"head": "orthogonal"}),
     ("hadamard", {"head": "hadamard"}),
     ("biorthogonal Hadamard", {"head": "biorthogonal_hadamard"}),
+    ("biorthogonal Hadamard, cosines", {"head": "biorthogonal_hadamard", **COSINES}),
     ("Kerdock", {"head": "kerdock"}),
     ("Tammes", {"head": "tammes"}),
     ("exact Hadamard behind a neck", {"head": "hadamard_exact", "neck": 100}),
+    ("exact Hadamard behind a neck, cosines", {"head": "hadamard_exact", "neck": 100, **COSINES}),
     ("simplex behind a neck", {"head": "reponet_simplex"}),
     ("identity", {"head": "identity"}),
 )
+
+
+def recipe(head: str, neck: int | None = None, **model: Any) -> Config:
+    """Return the config of a row."""
+    config = get_config(head, neck)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
 
 
 def get_table() -> Table:
@@ -34,6 +48,6 @@ def get_table() -> Table:
         title="A hundred classes on 64 features",
         caption=CAPTION,
         source="",
-        recipe=get_config,
+        recipe=recipe,
         rows=tuple(Row(label=label, group="ResNet-8", axes=axes) for label, axes in ROWS),
     )
