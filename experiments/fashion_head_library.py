@@ -9,7 +9,9 @@ import dataclasses
 
 from configs.fashion_mnist import get_config as fashion
 from jaxclf.config import Config
-from jaxclf.report.experiment import Row, Table
+from jaxclf.models.heads import OWN, head_matrix
+from jaxclf.models.matrices.geometry import orthant
+from jaxclf.report.experiment import Row, Scatter, Table
 
 CAPTION = (
     "Which fixed matrix can stand where a learned one would, and what does it make of the features? Two small networks "
@@ -38,6 +40,20 @@ def get_config(backbone: str, head: str) -> Config:
     return dataclasses.replace(config, loss=loss, run=run)
 
 
+def orthant_cosines() -> dict[str, float]:
+    """Return by label the largest cosine of non-negative features with a class's row, mean over the ten classes.
+
+    Only of fixed matrices that stand on the network's own features, which are what a ReLU or its average leaves.
+    """
+    found = {}
+    for title, features in (("ResNet-8", 64), ("LeNet-5", 84)):
+        for head in HEADS:
+            row = OWN[head]
+            if row.matrix is not None and "neck" not in row.options:
+                found[f"{title} {head}"] = orthant(row.options.get("sign", 1) * head_matrix(head, 10, features))
+    return found
+
+
 def get_table() -> Table:
     """Return the table."""
     return Table(
@@ -51,4 +67,5 @@ def get_table() -> Table:
             for title, backbone in (("ResNet-8", "resnet8"), ("LeNet-5", "lenet5"))
             for head in HEADS
         ),
+        scatter=Scatter("mean orthant cosine", orthant_cosines),
     )

@@ -30,6 +30,15 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scatter:
+    """A number of rows that their top-1 may hang on."""
+
+    name: str
+    values: Callable[[], Mapping[str, float]]
+    """Computes the number of each row that has one, by label."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
     """A question, the runs that answer it, and the printed answer beside ours."""
 
@@ -49,6 +58,9 @@ class Table:
     baseline_results: str | None = None
     """A results.jsonl of the same runs by PyTorch: lines are `Record`s under this table's labels and fill the column
     "PyTorch here". The path is relative to the experiment's file; without such a file there is no column."""
+
+    scatter: Scatter | None = None
+    """What the page draws top-1 against, group by group."""
 
     def __post_init__(self) -> None:
         labels = [row.label for row in self.rows]

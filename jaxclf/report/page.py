@@ -18,6 +18,7 @@ from jaxclf.report.experiment import GAP_NOTE, CountTable, Record, Summary, Tabl
 from jaxclf.report.head_pictures import draw_head
 from jaxclf.report.head_table import COLUMNS, HeadRow, cells
 from jaxclf.report.map_pictures import ClassMaps
+from jaxclf.report.scatter import Point, draw_scatter, rank_correlation
 from jaxclf.training.collapse import MEASURES
 
 
@@ -84,6 +85,7 @@ def render(
         scores=_scores(table, summaries, records),
         gap_note=GAP_NOTE,
         measured=_measured(records),
+        scatters=_scatters(table, summaries, records),
         error=_error(table, records),
         measures=MEASURES,
         curves=_curves(table, records),
@@ -167,6 +169,33 @@ def _pair(name: str, label: str, wide: pictures.Figure, narrow: pictures.Figure)
         kind: pictures.svg(figure, name=f"{name}-{kind}", label=label)
         for kind, figure in (("wide", wide), ("narrow", narrow))
     }
+
+
+def _scatters(table: Table, summaries: Sequence[Summary], records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Return, for each group with two rows or more to draw, the pictures of top-1 against `Table.scatter`."""
+    if table.scatter is None:
+        return {}
+    values, colours = table.scatter.values(), pictures.row_colours(table)
+    means = {summary.row.label: summary.ours.mean for summary in summaries}
+    found = {}
+    for place, (group, rows) in enumerate(pictures.grouped(table).items()):
+        points = []
+        for row in rows:
+            seeds, mean = pictures.seed_scores(row, records, table.score), means[row.label]
+            if row.label in values and mean is not None:
+                label = row.label.removeprefix(group).strip()
+                points.append(Point(label, colours[row.label], values[row.label], mean, min(seeds), max(seeds)))
+        if len(points) < 2:
+            continue
+        wide, narrow = (
+            draw_scatter(points, table.scatter.name, width=w, height=h) for w, h in ((1040, 460), (350, 420))
+        )
+        drawn = _pair(f"scatter-{place}", f"Top-1 against {table.scatter.name}, {group}", wide, narrow)
+        found[group] = {
+            "pictures": drawn,
+            "correlation": rank_correlation([p.x for p in points], [p.mean for p in points]),
+        }
+    return found
 
 
 def _measured(records: Sequence[Record]) -> dict[str, dict[str, dict[str, float]]]:

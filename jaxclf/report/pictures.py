@@ -142,7 +142,7 @@ def draw_scores(
         axes = axes_at(figure, left, top + head, width - left - right, len(rows) * step)
         title = short(group, 43) if narrow else group
         _note(axes, (0, -0.5), (-0.75 * (left - 2), 14), title, fontweight="bold")
-        points = {row.label: _points(row, records, table.score) for row in rows}
+        points = {row.label: seed_scores(row, records, table.score) for row in rows}
         _score_panel(axes, [by_label[row.label] for row in rows], points, row_colours(table), narrow=narrow)
         for place, row in enumerate(rows):
             _score_words(axes, (left, right), place, by_label[row.label], narrow=narrow)
@@ -150,7 +150,8 @@ def draw_scores(
     return figure
 
 
-def _points(row: Row, records: Sequence[Record], split: Split) -> list[float]:
+def seed_scores(row: Row, records: Sequence[Record], split: Split) -> list[float]:
+    """Return the top-1 of each run of a row that has one, in percent."""
     scores = (record.score(split) for record in records if record.label == row.label)
     return [value for value in scores if value is not None]
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxclf.config import Config
 from jaxclf.report import map_pictures, pictures
-from jaxclf.report.experiment import Record, Row, Table, summarise
+from jaxclf.report.experiment import Record, Row, Scatter, Table, summarise
 from jaxclf.report.map_pictures import ClassMaps
 from jaxclf.report.page import render
 
@@ -116,6 +116,19 @@ def test_measures_of_collapse_stand_on_the_page_as_means_over_seeds() -> None:
     assert found["train"][0] == ("nc1", "1")
     assert dict(found["test"]) | {"nc1": "3", "nc3": "0.25", "cdnv": "–"} == dict(found["test"])
     assert "Neural collapse" not in page(table(), [first, second])
+
+
+def test_top1_is_drawn_against_a_number_of_the_rows_with_their_rank_correlation() -> None:
+    numbers = {"learned": 0.1, "orthogonal": 0.2, "hadamard": 0.3, "identity": 0.4}
+    given = table(scatter=Scatter("orthant cosine", lambda: numbers))
+    tops = {"learned": 90.0, "orthogonal": 92.0, "hadamard": 91.0, "identity": 95.0}
+    records = [one for label, top in tops.items() for one in three(label, top, top + 1, top - 1)]
+    html = page(given, records)
+    # rho = 1 - 6 * 2 / (4 * 15) = .8; atanh(.8) = 1.0986 -+ 1.96 sqrt(1.32) = 2.2518
+    assert "Spearman’s rank correlation over 4 rows: 0.80, 95 % interval −0.82 to 1.00." in text(html)
+    assert html.count('aria-label="Top-1 against orthant cosine, digits"') == 2
+    assert "Top-1 against" not in page(given, records[:3])
+    assert "Top-1 against" not in page(table(), records)
 
 
 def test_the_page_says_when_the_runs_ended_and_how_long_they_took() -> None:
