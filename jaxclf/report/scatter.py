@@ -72,13 +72,16 @@ def draw_scatter(points: Sequence[Point], name: str, *, width: int, height: int)
         axes.plot([p.x, p.x], [p.low, p.high], color=COLOURS[p.colour], alpha=0.4, linewidth=2)
         axes.plot([p.x], [p.mean], "o", color=COLOURS[p.colour], ms=6, mew=0)
     pixels = [tuple(axes.transData.transform((p.x, p.mean))) for p in points]
-    for p, (x, y) in zip(points, _places(pixels, [p.label for p in points], width), strict=True):
-        write(axes, *axes.transData.inverted().transform((x, y)), p.label, size=7, va="center", colour="ink")
+    for p, (x, y), dot in zip(points, _places(pixels, [p.label for p in points], width), pixels, strict=True):
+        place = axes.transData.inverted().transform((x, y))
+        if abs(y - dot[1]) >= LINE:
+            axes.plot([p.x, place[0]], [p.mean, place[1]], color=COLOURS[p.colour], linewidth=0.6)
+        write(axes, *place, p.label, size=7, va="center", colour="ink")
     return figure
 
 
 def _places(dots: Sequence[tuple[float, float]], labels: Sequence[str], width: float) -> Iterator[tuple[float, float]]:
-    """Yield where each label begins, in pixels: beside its dot, or as little above or below as no other label is at."""
+    """Yield where each label begins, in pixels: beside its dot, or above or below, the nearest place that is free."""
     taken: list[tuple[float, float, float]] = []
     for (x, y), label in zip(dots, labels, strict=True):
         length = LETTER * len(label)
