@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.special import ndtri
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from jaxclf.intervals import CONFIDENCE
 from jaxclf.report.pictures import COLOURS, axes_at, canvas, write
@@ -49,7 +50,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation | No
     n = len(x)
     if n < 4 or len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    rho = float(spearmanr(x, y).statistic)
+    rho = float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
     if abs(rho) > 1 - 1e-12:
         return Correlation(n, rho, rho, rho)
     half = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
@@ -73,10 +74,10 @@ def draw_scatter(points: Sequence[Point], name: str, *, width: int, height: int)
         axes.plot([p.x], [p.mean], "o", color=COLOURS[p.colour], ms=6, mew=0)
     pixels = [tuple(axes.transData.transform((p.x, p.mean))) for p in points]
     for p, (x, y), dot in zip(points, _places(pixels, [p.label for p in points], width), pixels, strict=True):
-        place = axes.transData.inverted().transform((x, y))
+        left, row = axes.transData.inverted().transform((x, y))
         if abs(y - dot[1]) >= LINE:
-            axes.plot([p.x, place[0]], [p.mean, place[1]], color=COLOURS[p.colour], linewidth=0.6)
-        write(axes, *place, p.label, size=7, va="center", colour="ink")
+            axes.plot([p.x, left], [p.mean, row], color=COLOURS[p.colour], linewidth=0.6)
+        write(axes, left, row, p.label, size=7, va="center", colour="ink")
     return figure
 
 
