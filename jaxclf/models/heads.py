@@ -2,8 +2,9 @@
 
 Every head also takes a feature map [n i j d] and answers at each position; those class maps average to the logits.
 One, the 3x3 convolution, needs the map and stands before the pool (`before_pool`).
-What is fixed is a variable of the `fixed` collection, named as in matrices.py. A head is a matrix and what stands
-around it: rows of one table, `OWN`. Source: thesis section 3 and its appendix, and the papers named in the table.
+What is fixed is a variable of the `fixed` collection, named as in matrices/, and what moves without a gradient one of
+`head_state`. A head is a matrix and what stands around it: rows of one table, `OWN`. Source: thesis section 3 and its
+appendix, and the papers named in the table.
 """
 
 import dataclasses
@@ -234,8 +235,8 @@ OWN: dict[str, HeadEntry] = {
     "cosface": HeadEntry(Linear, None, False, {"normalise": "both", "scale": 64.0}),
     "arcface": HeadEntry(Linear, None, False, {"normalise": "both", "scale": 64.0}),
     # Jiang et al. 2024, "Generalized Neural Collapse for a Large Number of Classes", and their code: cosines times 7,
-    # momentum .9, zeros at the start. It adds sums of a batch's features, not their directions, shortens the means to
-    # length 1 after each step, and answers by the means with the step's own images in them.
+    # momentum .9, zeros at the start. Their code adds the sums themselves, where ours adds their directions, shortens
+    # the means to length 1 after each step, and answers by means that hold the step's own images.
     "class_mean": HeadEntry(Linear, None, bias=False, options={"momentum": 0.9, "normalise": "both", "scale": 7.0}),
 }
 """Heads by name. Without a norm, scale or neck of its own, a matrix stands alone, with a learned bias (the thesis)."""
