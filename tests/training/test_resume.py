@@ -139,12 +139,13 @@ def test_run_stopped_between_two_files_equals_the_uninterrupted_one(
 @SLOW
 def test_a_run_on_a_matrix_from_a_file_goes_on_with_that_matrix_alone(tmp_path: Path) -> None:
     file = tmp_path / "own.npy"
-    np.save(file, np.random.default_rng(0).standard_normal((10, 8)))
+    rows = np.random.default_rng(0).standard_normal((10, 8))
+    np.save(file, rows)
     given = config(f"file:{file}", checkpoint_every=5)
     loop.train(given, tmp_path / "whole", quiet=True)
     stop_before_step(given, tmp_path / "stopped", 34)
     kept = file.read_bytes()
-    np.save(file, np.ones((10, 8)))
+    np.save(file, -rows)
     with pytest.raises(UsageError, match="this version of the code builds another matrix, or its file was changed"):
         loop.train(given, tmp_path / "stopped", quiet=True)
     file.write_bytes(kept)

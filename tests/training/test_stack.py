@@ -86,7 +86,7 @@ def test_stacked_runs_have_their_own_draws_of_a_set_that_is_drawn_anew(tmp_path:
         own, alone = (rows_of(tmp_path / f"{name}{seed}") for name in ("stacked", "alone"))
         seen.append([row["train_loss"] for row in alone])
         assert [row["train_loss"] for row in own] == pytest.approx(seen[-1], rel=1e-5)
-    assert seen[0] != pytest.approx(seen[1], rel=1e-3)
+    assert seen[0] != pytest.approx(seen[1], rel=1e-4)
 
 
 @pytest.mark.slow
