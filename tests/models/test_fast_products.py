@@ -118,6 +118,7 @@ def test_logits_and_gradients_are_those_of_the_dense_product(name: str, k: int, 
     jax.tree.map(lambda own, other: compare(other, own), *results)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:hadamard")
 @pytest.mark.parametrize(
     ("name", "normalise"),
@@ -201,6 +202,7 @@ def test_the_flaws_of_a_corner_of_sylvesters_matrix_are_known_without_it(rows: i
     assert sylvester_flaws(rows, columns) == (distinct_rows(corner), round(largest_cosine(corner) * columns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "applied"), [("orthoplex", "gather"), ("hadamard", "transform")])
 def test_memory_is_linear_in_the_features(name: str, applied: Any) -> None:
     """A matrix of 8192 x 8192 would take 256 MB in float32."""

@@ -36,6 +36,7 @@ def weights(preprocessing: Preprocessing | None = GREY, *, channels: int = 1, he
     return Weights(model, drawn(model, 8, 8, channels), record)
 
 
+@pytest.mark.slow
 def test_the_command_says_in_the_same_bytes_what_the_features_of_a_weight_file_are_worth(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
