@@ -91,7 +91,7 @@ def test_recipe_without_get_config(refused: Callable[..., str], tmp_path: Path) 
     [
         (
             ["--model.head", "identiy"],
-            "unknown head 'identiy'; did you mean 'identity' or 'block_identity'? Valid: arcface, biorthogonal_hadamard",
+            "unknown head 'identiy'; did you mean 'identity' or 'block_identity'? Valid: arcface, biorthogonal",
         ),
         (["--model.backbone", "resnet18x"], "unknown backbone 'resnet18x'; did you mean 'resnet18' or 'resnet8'?"),
         (["--data.dataset", "digit"], "unknown data set 'digit'; did you mean 'digits' or 'digit_pairs'?"),
