@@ -1,7 +1,7 @@
 """A hundred classes out of ten digits on 64 features: does the thesis's collapse show, and what cures it?
 
 Run: jaxclf table experiments/hundred_classes.py --workdir runs/hundred_classes --jobs 2
-Takes: 27 runs of 1,000 steps; it has not been run yet.
+Takes: 33 runs of 1,000 steps, about 80 to 110 s each on a core of the machine of the committed results.
 """
 
 import dataclasses

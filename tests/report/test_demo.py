@@ -56,6 +56,21 @@ def test_a_run_of_the_demo_is_the_committed_one(tmp_path: Path) -> None:
     assert "Class maps" in page
 
 
+def test_readme_says_what_the_committed_hundred_classes_do() -> None:
+    table, records = (
+        load(ROOT / "experiments" / "hundred_classes.py", "get_table")(),
+        committed("hundred_classes.jsonl"),
+    )
+    assert {(record["label"], record["seed"]) for record in records} == {
+        (row.label, seed) for row in table.rows for seed in table.seeds
+    }
+    readme = (ROOT / "README.md").read_text()
+    for row in table.rows:
+        top1 = [record["top1"] for record in records if record["label"] == row.label]
+        assert f"| {row.label} | {statistics.fmean(top1):.2f} ± {statistics.stdev(top1):.2f} |" in readme
+        assert max(top1) <= 64 or row.label != "hadamard"  # as many classes as distinct rows, each of 40 test images
+
+
 @pytest.fixture(scope="module")
 def fashion() -> Iterator[None]:
     """Fashion-MNIST from Debian's files: test_datasets.py proves that TFDS makes the same images of them."""
