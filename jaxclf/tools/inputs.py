@@ -81,10 +81,8 @@ def open_inputs(weights: Weights, dataset: ResidentSet | StreamedSet, report: Re
     preprocessing = kept or dataset.preprocessing
     if kept and (odd := [f"data.{name}" for name in PREPARED if getattr(data, name) is not None]):
         raise UsageError(f"{', '.join(odd)} given, but the weights say how images are prepared: {preprocessing}")
-    channels, wanted = (
-        dataset.facts.image_shape[2],
-        {len(preprocessing.mean), image_channels(weights.model, weights.variables)},
-    )
+    channels = dataset.facts.image_shape[2]
+    wanted = {len(preprocessing.mean), image_channels(weights.model, weights.variables)}
     if wanted != {channels}:
         said = " or ".join(str(number) for number in sorted(wanted - {channels}))
         raise UsageError(f"the weights take images of {said} channels, but {data.dataset} has {channels}")

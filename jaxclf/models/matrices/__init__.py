@@ -115,10 +115,8 @@ def obstacle(name: str, rows: int, columns: int) -> str:
     """Return why there is no such matrix of so many rows and columns, in a sentence; empty where there is one."""
     entry = _entry(base := _parsed(name)[0])
     if base.startswith(FILE):
-        held = files.read(_path(base)).shape
-        return (
-            "" if held == (rows, columns) else f"{_path(base)} holds {_size(held)}; {_size((rows, columns))} is needed"
-        )
+        held, needed = files.read(path := _path(base)).shape, (rows, columns)
+        return "" if held == needed else f"{path} holds {_size(held)}; {_size(needed)} is needed"
     if (width := entry.width(columns)) == 0:
         least = next(n for n in range(columns + 1, 2**20) if entry.width(n))
         return f"{name} needs at least {least} columns; {columns} were asked for"
@@ -187,8 +185,8 @@ def _parsed(name: str) -> tuple[str, list[str]]:
 def _entry(base: str) -> Matrix:
     if not base.startswith(FILE):
         return MATRICES[base]
-    own = lambda rows, columns, seed=0: files.read(_path(base))  # noqa: E731
-    return Matrix(own, flaws=lambda *shape: (distinct_rows(own(*shape)), 0))
+    path = _path(base)
+    return Matrix(lambda *_: files.read(path), flaws=lambda *_: (distinct_rows(files.read(path)), 0))
 
 
 def _path(base: str) -> str:
