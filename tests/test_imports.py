@@ -22,7 +22,8 @@ FLOORS = (
     ("devices", "models"),
     ("data",),
     ("training",),
-    ("report", "tools"),
+    ("tools",),
+    ("report",),
     ("cli",),
     ("__main__",),
 )

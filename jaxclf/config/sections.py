@@ -84,10 +84,10 @@ class DataConfig:
     """Streamed sets. exact: those of torchvision on PIL; fast: others, from libjpeg's scaled decoding and OpenCV's
     resizing (extra `fast`)."""
     train_split: str | None = None
-    """Streamed sets: TFDS's expression for the training images, as train+validation, or a directory of folder:PATH;
-    None is the data set's own."""
+    """Sets of TFDS and folders: TFDS's expression for the training images, as train[:20%] or train+validation, or a
+    directory of folder:PATH; None is the data set's own."""
     test_split: str | None = None
-    """Streamed sets: the same for the test images."""
+    """The same for the test images."""
     on_error: Literal["raise", "skip"] = "raise"
     """Streamed sets: what an image that cannot be read does. raise: it stops the run; skip: in training the next one
     takes its place, in evaluation it is left out, and each is named and counted."""

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int32
 
 from jaxclf.config import DataConfig
 from jaxclf.data import prepared
+from jaxclf.data.decoding import decode
 from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, TEST_NAMES, TRAIN_NAMES, Facts
 from jaxclf.data.kinds import Dataset, DrawnSet, Images, ResidentSet, StreamedSet, numbers
 from jaxclf.data.order import held_out
@@ -33,8 +34,6 @@ FOLDER = "folder:"
 """Begin of the name of a set in folders; the directory follows."""
 TESTED = 0.2
 """Share of each class of a folder that is tested, where no directory says which."""
-READ_SLICE = 2048
-"""Examples decoded at once; only bounds the memory that decoded records hold beside the result."""
 DIGITS_FILE = Path(str(importlib.resources.files("jaxclf.data") / "digits.npz"))
 DIGITS_TEST_EVERY = 4
 """Every 4th image of a class, in file order, is a test image of the digits."""
@@ -94,28 +93,35 @@ class ResidentTfds(TfdsSet, ResidentSet):
     TFDS stores a set in the fixed pseudo-random order of its keys' hashes, not in the order of the original files.
     """
 
+    divisible = True
+
     def __init__(self, config: DataConfig) -> None:
         """Look the facts up; nothing is opened."""
         super().__init__(config)
         self.facts = self.row = RESIDENT[config.dataset]
 
     def read(self, split: str) -> Images:
-        """Read a split that TFDS prepared, without TensorFlow; `UsageError` for records that cannot be read."""
-        directory, count = self.directory, self.builder.info.splits[split].num_examples
+        """Read a split that TFDS prepared, without TensorFlow; it may be any of TFDS's expressions, as train[:20%].
+
+        Raises `UsageError` for a split that does not exist, and for records that cannot be read.
+        """
+        directory = self.directory
         shape: Any = self.facts.image_shape  # rows of resident sets have all three numbers
-        images = np.empty((count, *shape), np.uint8)  # [n h w c]
-        labels = np.empty(count, np.int32)
         try:
-            records = self.builder.as_data_source(split)
-            for start in range(0, count, READ_SLICE):
-                part = records.__getitems__(range(start, min(start + READ_SLICE, count)))
-                images[start : start + len(part)] = [example["image"] for example in part]
-                labels[start : start + len(part)] = [example["label"] for example in part]
-        except (ImportError, MemoryError):
+            records = Records(directory, split)
+            images = np.empty((len(records), *shape), np.uint8)  # [n h w c]
+            labels = np.empty(len(records), np.int32)
+            for index, record in enumerate(records):
+                images[index], labels[index] = decode(record.data, shape[2]), record.label
+        except (ImportError, MemoryError, UsageError):
             raise
-        except Exception as error:  # array_record raises RuntimeError, TFDS and the PNG decoder whatever they meet
+        except Exception as error:  # array_record raises RuntimeError, protobuf and PIL whatever they meet
             raise prepared.unreadable(self.facts.name, directory, error) from error
         return Images(images, labels)
+
+    def count(self, split: str) -> int:
+        """Return the number of images of a split, as `read` takes it."""
+        return len(Records(self.directory, split))
 
 
 class Pairs(DrawnSet):

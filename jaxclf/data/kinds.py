@@ -84,6 +84,12 @@ class Dataset(abc.ABC):
         short_side = resize_side(self.config) if self.facts.streamed else size
         return Preprocessing(short_side, size, None, pil_filter(self.config), *self.constants)
 
+    @property
+    def split_names(self) -> tuple[str, str]:
+        """Names of the training and the test images: the config's, or else the set's own."""
+        train, test = self.facts.splits
+        return self.config.train_split or train, self.config.test_split or test
+
     @abc.abstractmethod
     def train_examples(self) -> int:
         """Return the number of training images of all classes, before any are held out; may have to open the set."""
@@ -118,13 +124,17 @@ class Images:
 class ResidentSet(Dataset):
     """A data set that fits into memory: `facts` and `read` are all that a new one defines."""
 
+    divisible = False
+    """Whether `read` takes parts of its splits, too, so that a config may name them (`data.train_split`)."""
+
     @abc.abstractmethod
     def read(self, split: str) -> Images:
         """Read "train" or "test" whole, in the stored order, which is the same on every call."""
 
     def images(self) -> dict[str, Images]:
         """Read "train" and "test", and with `data.validation` "validation", as the config limits and resizes them."""
-        splits = {split: self.limited(self.read(split)) for split in SPLITS}
+        named = zip(SPLITS, self.split_names, strict=True)
+        splits = {split: self.limited(self.read(name)) for split, name in named}
         if self.config.validation:
             train = splits["train"]
             chosen = held_out(train.labels, self.config.validation)
@@ -140,7 +150,12 @@ class ResidentSet(Dataset):
 
     def train_examples(self) -> int:
         """Return the number of training images, which the facts have or reading tells."""
-        return self.facts.train_examples or len(self.read("train").labels)
+        known = None if self.config.train_split else self.facts.train_examples
+        return known or self.count(self.split_names[0])
+
+    def count(self, split: str) -> int:
+        """Return the number of images of a split, as `read` takes it."""
+        return len(self.read(split).labels)
 
 
 class DrawnSet(ResidentSet):
@@ -182,7 +197,7 @@ class StreamedSet(Dataset):
           UsageError: a set that is not there or only half prepared, splits that do not exist or are empty, classes that
             differ between the splits, and with `data.on_error` "raise" records that the label index could not read.
         """
-        opened = {split: self.open_split(name) for split, name in zip(SPLITS, self._split_names(), strict=True)}
+        opened = {split: self.open_split(name) for split, name in zip(SPLITS, self.split_names, strict=True)}
         if self.num_classes < self.facts.num_classes:
             opened = {split: self._first_classes(source, report) for split, source in opened.items()}
         if self.config.validation:
@@ -196,11 +211,7 @@ class StreamedSet(Dataset):
     def train_examples(self) -> int:
         """Return the number of training images, which the facts have or the open split."""
         known = None if self.config.train_split else self.facts.train_examples
-        return known or len(self.open_split(self._split_names()[0]))
-
-    def _split_names(self) -> tuple[str, str]:
-        train, test = self.facts.splits
-        return self.config.train_split or train, self.config.test_split or test
+        return known or len(self.open_split(self.split_names[0]))
 
     def _first_classes(self, source: Source, report: Report | None) -> Source:
         labels = source.labels(report)

@@ -17,8 +17,10 @@ from jaxclf.data.stream import Stream
 from jaxclf.devices.layout import Layout, one_device
 from jaxclf.errors import UsageError
 
-STREAMED_ONLY = ("resize", "interpolation", "pixels", "train_split", "test_split", "on_error")
+STREAMED_ONLY = ("resize", "interpolation", "pixels", "on_error")
 """Fields of `DataConfig` that only streamed sets have a use for."""
+SPLIT_NAMES = ("train_split", "test_split")
+"""Those that only sets of TFDS and folders have a use for."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +108,8 @@ def open_data(
     """
     if isinstance(dataset, StreamedSet):
         return Stream(dataset, augment, loader, layout, report=report)
-    given = {name: (getattr(dataset.config, name), getattr(DataConfig(), name)) for name in STREAMED_ONLY}
+    names = STREAMED_ONLY if dataset.divisible else STREAMED_ONLY + SPLIT_NAMES
+    given = {name: (getattr(dataset.config, name), getattr(DataConfig(), name)) for name in names}
     faults = [
         f"data.{name} is {value!r} but must be {plain!r}" for name, (value, plain) in given.items() if value != plain
     ]

@@ -7,7 +7,7 @@ its files where it is read. Nothing here decodes an image.
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -22,8 +22,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 """Endings of the files that torchvision's ImageFolder reads (0.28, datasets/folder.py); case does not matter."""
 UNREADABLE = -1
 """Label, in an index, of a record that cannot be read."""
-INDEX_SLICE = 1024
-"""Records between two reports of progress while an index is built."""
+SLICE = 1024
+"""Records read at once, and between two reports of progress while an index is built."""
 
 Report = Callable[[str, int, int | None], None]
 """Takes the name of the work, the amount that is done, and the whole amount (None: unknown)."""
@@ -179,10 +179,19 @@ class Records:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Encoded:
+        return self._parsed(index, self._records[index])
+
+    def __iter__(self) -> Iterator[Encoded]:
+        """Read all in their order, many at a time, which is faster."""
+        for start in range(0, len(self), SLICE):
+            numbers = range(start, min(start + SLICE, len(self)))
+            yield from map(self._parsed, numbers, self._records.__getitems__(numbers))
+
+    def _parsed(self, index: int, record: bytes) -> Encoded:
         from tensorflow_datasets.proto import tf_example_pb2
 
         example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # made at run time
-        features = example.FromString(self._records[index]).features.feature
+        features = example.FromString(record).features.feature
         data, label = features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
         file = features["file_name"].bytes_list.value if "file_name" in features else ()
         return Encoded(data, label, self.name(index) + (f" ({os.fsdecode(file[0])})" if file else ""))
@@ -232,9 +241,9 @@ class Records:
                 labels[index] = UNREADABLE
 
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(self), INDEX_SLICE):
+            for start in range(0, len(self), SLICE):
                 report(f"reading the labels of {self.directory}, {self.split}", start, len(self))
-                list(pool.map(read, range(start, min(start + INDEX_SLICE, len(self)))))
+                list(pool.map(read, range(start, min(start + SLICE, len(self)))))
         return labels
 
     def fingerprint(self) -> str:

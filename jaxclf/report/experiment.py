@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from jaxclf.config import Config
+from jaxclf.config import Config, DataConfig
 from jaxclf.errors import UsageError
 from jaxclf.intervals import student_half_width
 
@@ -61,6 +61,8 @@ class Table:
 
     scatter: Scatter | None = None
     """What the page draws top-1 against, group by group."""
+    probe: DataConfig | None = None
+    """A data set on which each run's features are judged when it has ended, by a linear probe (tools/transfer.py)."""
 
     def __post_init__(self) -> None:
         labels = [row.label for row in self.rows]
@@ -100,6 +102,8 @@ class Record:
     """Time at which the run was complete, UTC, ISO 8601."""
     seconds: float | None = None
     """Wall-clock seconds of the run; None of one that was stopped and resumed."""
+    probe: float | None = None
+    """Test top-1 of a linear probe on the data set of `Table.probe`, in percent; None where the table asks for none."""
 
     def score(self, split: Split) -> float | None:
         """Return the top-1 of the end of the run on a split, in percent; None where that was not evaluated."""
@@ -170,8 +174,10 @@ class Summary:
     """On the images of `Table.score`."""
     test: Score
     """On the test images."""
+    probe: Score
+    """Of the linear probe on the features, on the data set of `Table.probe`."""
     twin: Score
-    """The same of the records of `Table.baseline_results`."""
+    """The top-1 of the records of `Table.baseline_results`."""
     gap: Difference | None
     """To the first row of the group; None for that row itself, and where no seed is common to both."""
     printed_gap: float | None
@@ -221,6 +227,7 @@ def _summary(table: Table, row: Row, records: Sequence[Record], twin: Sequence[R
         row=row,
         ours=score(list(ours.values())),
         test=score([record.top1 for record in records if record.label == row.label]),
+        probe=score([r.probe for r in records if r.label == row.label and r.probe is not None]),
         twin=score(list(_scores(table, row, twin).values())),
         gap=None if row == baseline else paired_difference(ours, reference),
         printed_gap=printed,
@@ -287,6 +294,8 @@ def _columns(table: Table, summaries: Sequence[Summary]) -> dict[str, list[str]]
     columns["gap"] = [
         "baseline" if s.row == table.baseline(s.row) else "–" if s.gap is None else s.gap.text for s in summaries
     ]
+    if table.probe is not None:
+        columns[f"probe on {table.probe.dataset} %"] = [s.probe.text for s in summaries]
     if printed:
         columns["printed gap"] = [_number(s.printed_gap, "+z.2f") for s in summaries]
     columns["trainable"] = [_number(s.trainable, ",") for s in summaries]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxclf.config import Config, Request
+from jaxclf.config import Config, DataConfig, Request
 from jaxclf.data import datasets
 from jaxclf.devices.preemption import Requests, ending_with_this_process
 from jaxclf.errors import RunError, Stopped, UsageError, unknown
@@ -23,6 +23,8 @@ from jaxclf.report.class_maps import class_maps, pick_examples
 from jaxclf.report.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
 from jaxclf.report.map_pictures import ClassMaps
 from jaxclf.report.ray_executor import RayCluster, Run, train_on_ray
+from jaxclf.tools.transfer import transfer
+from jaxclf.training import weights
 from jaxclf.training.evaluation import restore
 from jaxclf.training.loop import train
 from jaxclf.training.run_directory import Result, Rows, RunDirectory
@@ -35,6 +37,8 @@ Override = Callable[[Config], Config]
 ESSENTIAL = ("data.dataset", "data.batch_size", "optim.name", "optim.lr", "optim.schedule", "run.epochs")
 """Fields of a config that a page shows even at their defaults."""
 
+PROBE = "probe.json"
+"""File in a run's directory, where its table has a `probe`: what `transfer` found."""
 POLL = 0.2
 """Seconds between two looks at whether somebody asked the table to stop."""
 
@@ -112,6 +116,9 @@ def complete(table: Table, everything: Sequence[Job], request: Request, command:
             train_on_ray(runs, request.workdir, cluster)
     else:
         _complete_here(pending, request, command)
+    if table.probe is not None:
+        for job in wanted:
+            _probe(job, table.probe)
     if request.render:
         show(render(table, everything, request.workdir, root=root))
 
@@ -154,6 +161,16 @@ def run_missing(pending: Sequence[Job]) -> None:
         start = time.perf_counter()
         result = train(job.config, job.directory, quiet=not sys.stderr.isatty())
         _say(job, result, time.perf_counter() - start)
+
+
+def _probe(job: Job, data: DataConfig) -> None:
+    """Judge the features of a run by a linear probe on a data set, unless that has been done."""
+    file = job.directory / PROBE
+    if not file.exists():
+        found = transfer(weights.read(job.directory), data, shots=())
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(dataclasses.asdict(found), allow_nan=False, indent=2) + "\n")
+        part.replace(file)
 
 
 def _say(job: Job, result: Result, seconds: float) -> None:
@@ -291,7 +308,10 @@ def _record(job: Job) -> Record:
             raise UsageError(f"{job.directory} is not complete")
         rows = directory.rows(job.config.run.epochs)
         environment = json.loads((directory.path / "environment.json").read_text())
-    return record_of(job.row.label, job.seed, result, rows=rows, environment=environment)
+    record = record_of(job.row.label, job.seed, result, rows=rows, environment=environment)
+    file = job.directory / PROBE
+    probe = json.loads(file.read_text())["scores"][0]["top1"] if file.exists() else None
+    return dataclasses.replace(record, probe=probe)
 
 
 def record_of(label: str, seed: int, result: Result, *, rows: Rows, environment: Mapping[str, str]) -> Record:

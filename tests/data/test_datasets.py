@@ -42,7 +42,12 @@ def write_metadata(data_dir: Path, *, train: int, test: int, file_format: str = 
     ]
     facts = {"name": "mnist", "version": "3.0.1", "fileFormat": file_format, "splits": splits}
     (directory / "dataset_info.json").write_text(json.dumps(facts))
-    (directory / "features.json").write_text("{}")
+    features = "tensorflow_datasets.core.features"
+    image = {"pythonClassName": f"{features}.image_feature.Image", "image": {"dtype": "uint8", "shape": {}}}
+    label = {"pythonClassName": f"{features}.class_label_feature.ClassLabel", "classLabel": {"numClasses": "10"}}
+    found = {"pythonClassName": f"{features}.features_dict.FeaturesDict"}
+    found["featuresDict"] = {"features": {"image": image, "label": label}}
+    (directory / "features.json").write_text(json.dumps(found))
     return directory
 
 
