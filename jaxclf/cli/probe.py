@@ -3,9 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from jaxclf.cli.weights import OfWeights
-from jaxclf.config import DataConfig
+from jaxclf.config import DataConfig, Probing
 from jaxclf.errors import UsageError
 
 OWN = "own"
@@ -19,14 +22,7 @@ class Probe(OfWeights):
     """A weight file or directory, or a run directory; images are prepared as is kept with it."""
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(OWN))
     """The data set whose training and test images are told apart; own is that of the run."""
-    neighbours: int = 20
-    """Training images that vote on a test image."""
-    shots: tuple[int, ...] = (1, 5, 10)
-    """Training images a class, of which few-shot accuracies are measured; none: no such."""
-    draws: int = 20
-    """Draws of these images, each a function of the seed."""
-    seed: int = 0
-    """Seed of the draws."""
+    probing: Annotated[Probing, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Probing)
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -37,8 +33,7 @@ class Probe(OfWeights):
         from jaxclf.training.progress import Lines
 
         data = self._data()
-        options = {name: getattr(self, name) for name in ("neighbours", "shots", "draws", "seed")}
-        found = transfer(weights.read(self.weights, **self.given(self.weights)), data, **options, report=Lines())
+        found = transfer(weights.read(self.weights, **self.given(self.weights)), data, self.probing, report=Lines())
         if self.json:
             print(json.dumps(dataclasses.asdict(found), allow_nan=False))
             return

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from jaxclf.config.fields import Bound, Count, Natural, Weight
+from jaxclf.config.fields import Bound, Count, Natural, Weight, at_least
 
 
 def profiled_steps(profile: str) -> range:
@@ -19,6 +19,7 @@ def profiled_steps(profile: str) -> range:
 
 
 Steps = Annotated[str, Bound(lambda text: len(profiled_steps(text)) > 0, "START:STOP, steps from 1, START below STOP")]
+Shots = Annotated[tuple[int, ...], Bound(lambda shots: min(shots, default=1) > 0, "numbers of images, from 1")]
 Project = Annotated[
     str,
     Bound(
@@ -72,6 +73,20 @@ class Watching:
     """Write event files for TensorBoard into WORKDIR/tensorboard (extra `tensorboard`)."""
     wandb: Project | None = None
     """Weights & Biases project that the run is sent to (extra `wandb`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Probing:
+    """What features are probed with beside a linear classifier; no field is part of a `Config`."""
+
+    neighbours: Count = 20
+    """Training images that vote on a test image."""
+    shots: Shots = (1, 5, 10)
+    """Training images a class, of which few-shot accuracies are measured; none: no such."""
+    draws: Annotated[int, at_least(2)] = 20
+    """Draws of these images, each a function of the seed."""
+    seed: Natural = 0
+    """Seed of the draws."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxclf.config import Config, DataConfig, Request
+from jaxclf.config import Config, DataConfig, Probing, Request
 from jaxclf.data import datasets
 from jaxclf.devices.preemption import Requests, ending_with_this_process
 from jaxclf.errors import RunError, Stopped, UsageError, unknown
@@ -167,7 +167,7 @@ def _probe(job: Job, data: DataConfig) -> None:
     """Judge the features of a run by a linear probe on a data set, unless that has been done."""
     file = job.directory / PROBE
     if not file.exists():
-        found = transfer(weights.read(job.directory), data, shots=())
+        found = transfer(weights.read(job.directory), data, Probing(shots=()))
         part = file.with_suffix(".part")
         part.write_text(json.dumps(dataclasses.asdict(found), allow_nan=False, indent=2) + "\n")
         part.replace(file)

@@ -25,8 +25,6 @@ TOLERANCE = 1e-5
 """Largest entry of the gradient at which the linear probe is at its minimum."""
 STEPS = 20_000
 """Most steps of L-BFGS."""
-NEIGHBOURS = 20
-"""Neighbours that vote, as in Caron et al. 2021."""
 TEMPERATURE = 0.07
 """Of the votes of neighbours, as in Wu et al. 2018."""
 SLICE = 2**22
@@ -146,7 +144,7 @@ def nearest_neighbours(
     train: Labelled,
     features: Float[np.ndarray, "m d"],
     *,
-    neighbours: int = NEIGHBOURS,
+    neighbours: int,
     temperature: float = TEMPERATURE,
 ) -> Int[np.ndarray, " m"]:
     """Return the class of each image by a vote of its nearest training images.

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from jaxclf.config import DataConfig
+from jaxclf.config import DataConfig, Probing, validate
 from jaxclf.data.datasets import resolve
 from jaxclf.data.sources import UNREADABLE, Report
 from jaxclf.data.transforms import Preprocessing
@@ -22,10 +22,7 @@ from jaxclf.tools.inputs import BATCH, Inputs, open_inputs
 from jaxclf.tools.probe import Labelled, LinearProbe
 from jaxclf.training.weights import Weights
 
-SHOTS = (1, 5, 10)
-"""Images a class, of which few-shot accuracies are measured."""
-DRAWS = 20
-"""Draws of them."""
+PROBING = Probing()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,27 +59,22 @@ class Transfer:
 def transfer(
     weights: Weights,
     data: DataConfig,
+    probing: Probing = PROBING,
     *,
-    neighbours: int = probe.NEIGHBOURS,
-    shots: Sequence[int] = SHOTS,
-    draws: int = DRAWS,
-    seed: int = 0,
     report: Report | None = None,
 ) -> Transfer:
     """Measure the features of weights, which stay as they are, on the training and test images of a data set.
 
     Features are what the head is given: `Classifier.logits_and_features`. Both splits are prepared as test images
-    are, and nothing is drawn but the `shots`, a function of `seed`. The set's classes may be others than the weights'.
+    are, and nothing is drawn but the shots, a function of the seed. The set's classes may be others than the weights'.
 
     Raises:
       UsageError: for a head that stands before the pool; a set that is not there or of other channels; too few images
         of a class for what is asked; images that cannot be read; and weights or features that are not finite.
       RunError: where the linear probe finds no minimum.
     """
+    validate(probing)
     dataset = resolve(data)
-    for name, value, least in (("draws", draws, 2), ("seed", seed, 0)):
-        if value < least:
-            raise UsageError(f"{name} is {value} but must be at least {least}")
     if bad := not_finite(traverse_util.flatten_dict(weights.variables, sep=".")):
         raise UsageError(bad)
     inputs = open_inputs(weights, dataset, report)
@@ -90,7 +82,7 @@ def transfer(
     step = functools.partial(_features, weights.model)
     images = jax.ShapeDtypeStruct((BATCH, size, size, channels), np.float32)
     width = jax.eval_shape(step, weights.variables, images).shape[1]
-    _require_images(inputs.labels("train"), dataset.class_names, neighbours, shots)
+    _require_images(inputs.labels("train"), dataset.class_names, probing)
     step = jax.jit(step)
     train, test = (_labelled(step, weights, inputs, split) for split in ("train", "test"))
     linear = probe.linear_probe(train)
@@ -102,10 +94,10 @@ def transfer(
         features=width,
         preprocessing=inputs.preprocessing,
         penalty=linear.penalty,
-        neighbours=neighbours,
-        draws=draws,
-        seed=seed,
-        scores=tuple(_scores(linear, train, test, neighbours, shots, draws=draws, seed=seed)),
+        neighbours=probing.neighbours,
+        draws=probing.draws,
+        seed=probing.seed,
+        scores=tuple(_scores(linear, train, test, probing)),
     )
 
 
@@ -113,13 +105,13 @@ def _features(model: Any, variables: Any, images: jax.Array) -> jax.Array:
     return model.apply(variables, images, method="logits_and_features")[1]
 
 
-def _require_images(labels: np.ndarray, names: Sequence[str], neighbours: int, shots: Sequence[int]) -> None:
+def _require_images(labels: np.ndarray, names: Sequence[str], probing: Probing) -> None:
     """Raise `UsageError` where there are too few training images for what is asked, before any is prepared."""
     labels = labels[labels != UNREADABLE]
     probe.require_each(labels, probe.FEWEST, "the linear probe", names)
-    for count in shots:
+    for count in probing.shots:
         probe.require_each(labels, count, f"a draw of {count}", names)
-    probe.require_neighbours(len(labels), neighbours)
+    probe.require_neighbours(len(labels), probing.neighbours)
 
 
 def _labelled(step: Any, weights: Weights, inputs: Inputs, split: str) -> Labelled:
@@ -134,22 +126,14 @@ def _labelled(step: Any, weights: Weights, inputs: Inputs, split: str) -> Labell
     return found
 
 
-def _scores(
-    linear: LinearProbe,
-    train: Labelled,
-    test: Labelled,
-    neighbours: int,
-    shots: Sequence[int],
-    *,
-    draws: int,
-    seed: int,
-) -> Iterator[Score]:
+def _scores(linear: LinearProbe, train: Labelled, test: Labelled, probing: Probing) -> Iterator[Score]:
     """Yield the scores in the order of `Transfer.scores`."""
+    neighbours = probing.neighbours
     yield _counted("linear probe", linear.predict(test.features) == test.labels)
     near = probe.nearest_neighbours(train, test.features, neighbours=neighbours)
     yield _counted(f"{neighbours} nearest neighbour{'s' * (neighbours > 1)}", near == test.labels)
-    for count in shots:
-        shares = probe.few_shot(train, test, count, draws=draws, seed=seed)
+    for count in probing.shots:
+        shares = probe.few_shot(train, test, count, draws=probing.draws, seed=probing.seed)
         yield _averaged(f"{count} image{'s' * (count > 1)} a class", shares)
 
 

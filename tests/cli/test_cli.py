@@ -20,7 +20,7 @@ from jaxclf.cli import data
 from jaxclf.cli import main as cli
 from jaxclf.cli.main import main
 from jaxclf.cli.recipe import load
-from jaxclf.config import Cluster, Config, DataConfig, Loader, Request, Watching
+from jaxclf.config import Cluster, Config, DataConfig, Loader, Probing, Request, Watching
 from jaxclf.data.facts import RESIDENT, STREAMED
 from jaxclf.models.backbones import backbone_options, list_models
 from jaxclf.models.classifier import create_model
@@ -28,7 +28,10 @@ from jaxclf.models.count import count
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "tiny.py")
-PARTS = {"data": DataConfig, "request": Request, "loader": Loader, "cluster": Cluster, "watching": Watching}
+PARTS = {
+    **{"data": DataConfig, "request": Request, "probing": Probing},
+    **{"loader": Loader, "cluster": Cluster, "watching": Watching},
+}
 """Arguments that are fields of their own."""
 
 

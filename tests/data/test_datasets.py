@@ -45,8 +45,8 @@ def write_metadata(data_dir: Path, *, train: int, test: int, file_format: str = 
     features = "tensorflow_datasets.core.features"
     image = {"pythonClassName": f"{features}.image_feature.Image", "image": {"dtype": "uint8", "shape": {}}}
     label = {"pythonClassName": f"{features}.class_label_feature.ClassLabel", "classLabel": {"numClasses": "10"}}
-    found = {"pythonClassName": f"{features}.features_dict.FeaturesDict"}
-    found["featuresDict"] = {"features": {"image": image, "label": label}}
+    inside = {"features": {"image": image, "label": label}}
+    found = {"pythonClassName": f"{features}.features_dict.FeaturesDict", "featuresDict": inside}
     (directory / "features.json").write_text(json.dumps(found))
     return directory
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxclf.cli.main import main
-from jaxclf.config import DataConfig
+from jaxclf.config import DataConfig, Probing
 from jaxclf.data.datasets import resolve
 from jaxclf.data.kinds import ResidentSet
 from jaxclf.data.transforms import Preprocessing
@@ -91,7 +91,7 @@ def test_a_run_is_probed_on_its_own_images_and_on_others(tmp_path: Path, capsys:
     assert capsys.readouterr().out == out
     assert main(["probe", "--weights", str(tmp_path), "--data.classes", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_classes"] == 2
-    found = transfer(read(tmp_path), DataConfig("digit_pairs", classes=12), shots=(), neighbours=5)
+    found = transfer(read(tmp_path), DataConfig("digit_pairs", classes=12), Probing(shots=(), neighbours=5))
     assert (found.train_images, found.test_images, len(found.scores)) == (1200, 480, 2)
     assert found.preprocessing.crop == 8  # the pairs are of 16x16 pixels
     assert all(100 / 12 < score.low < score.top1 < score.high for score in found.scores)
@@ -99,7 +99,7 @@ def test_a_run_is_probed_on_its_own_images_and_on_others(tmp_path: Path, capsys:
 
 @pytest.mark.slow
 def test_images_of_a_folder_are_probed(photo_folder: Path) -> None:
-    found = transfer(weights(RGB, channels=3), DataConfig(f"folder:{photo_folder}"), shots=(5,), neighbours=3)
+    found = transfer(weights(RGB, channels=3), DataConfig(f"folder:{photo_folder}"), Probing(shots=(5,), neighbours=3))
     assert (found.train_images, found.test_images, found.num_classes) == (32, 12, 4)
     assert found.scores[0].top1 > 50  # classes differ in their brightness
 
@@ -112,16 +112,16 @@ def test_what_cannot_be_probed_is_one_line(photo_folder: Path, monkeypatch: pyte
     ):
         transfer(weights(RGB, channels=3), folder)
     with pytest.raises(UsageError, match="neighbours is 40 but must be from 1 to 32, the number of training images"):
-        transfer(weights(RGB, channels=3), folder, shots=(1,), neighbours=40)
+        transfer(weights(RGB, channels=3), folder, Probing(shots=(1,), neighbours=40))
     with pytest.raises(UsageError, match="Conv3x3 stands before the pool, so there are no pooled features"):
         transfer(weights(head="conv3x3"), digits)
     for kept in (RGB, None):  # a bare file of a network for small images does not say how it wants them
         with pytest.raises(UsageError, match="the weights take images of 3 channels, but digits has 1"):
             transfer(weights(kept, channels=3), digits)
     with pytest.raises(UsageError, match=r"^draws is 1 but must be at least 2$"):
-        transfer(weights(), digits, draws=1)
+        transfer(weights(), digits, Probing(draws=1))
     with pytest.raises(UsageError, match=r"^seed is -1 but must be at least 0$"):
-        transfer(weights(), digits, seed=-1)
+        transfer(weights(), digits, Probing(seed=-1))
 
 
 @pytest.mark.parametrize(
