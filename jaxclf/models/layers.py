@@ -48,30 +48,32 @@ def uniform(bound: float) -> Initializer:
 
 def conv(
     features: int,
-    kernel: int,
+    kernel: int | tuple[int, int],
     *,
     fan_in: int = 0,
     stride: int = 1,
     padding: int | Sequence[tuple[int, int]] = 0,
+    dilation: int = 1,
     groups: int = 1,
     bias: bool = False,
     init: Initializer = he_uniform,
     name: str,
 ) -> nn.Conv:
-    """Return torch's Conv2d(features, kernel, stride, padding, groups, bias): float32 parameters, computed `as_input`.
+    """Return torch's Conv2d of the same arguments: float32 parameters, computed `as_input`.
 
-    `padding` is the same number on every side, or (low, high) of each axis. `fan_in` = in / groups * kernel^2 is needed
-    with a bias.
+    `kernel` is a side or (height, width). `padding` is the same number on every side, or (low, high) of each axis.
+    `fan_in` = in / groups * height * width is needed with a bias.
     """
     if bias and not fan_in:
         raise ValueError(f"conv {name}: a bias is drawn from fan_in, which was not given")
     return nn.Conv(
         features,
-        (kernel, kernel),
+        (kernel, kernel) if isinstance(kernel, int) else kernel,
         strides=stride,
         padding=[(padding, padding)] * 2 if isinstance(padding, int) else padding,
+        kernel_dilation=dilation,
         feature_group_count=groups,
-        conv_general_dilated=depthwise if groups == features > 1 else None,
+        conv_general_dilated=depthwise if groups == features > 1 and dilation == 1 else None,
         use_bias=bias,
         kernel_init=init,
         bias_init=uniform(fan_in**-0.5) if bias else nn.initializers.zeros,
@@ -154,18 +156,109 @@ class BatchNorm(nn.Module):
         return ((wide - mean) * scale + bias).astype(x.dtype)
 
 
+class GroupNorm(nn.Module):
+    """torch.nn.GroupNorm: over the positions and the channels of each group, one image at a time."""
+
+    groups: int = 32
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Normalise; statistics are float32 for narrower inputs too."""
+        n, h, w, c = x.shape
+        if c % self.groups:
+            raise UsageError(f"GroupNorm of {self.groups} groups takes a multiple of {self.groups} channels; got {c}")
+        weight = self.param("weight", nn.initializers.ones, (c,)).reshape(1, 1, 1, c)
+        bias = self.param("bias", nn.initializers.zeros, (c,)).reshape(1, 1, 1, c)
+        wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+        grouped = wide.reshape(n, h, w, self.groups, c // self.groups)
+        mean = grouped.mean((1, 2, 4), keepdims=True)
+        var = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
+        normal = ((grouped - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
+        return (normal * weight + bias).astype(x.dtype)
+
+
+def local_response_norm(
+    x: Float[Array, "n h w c"], size: int, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Float[Array, "n h w c"]:
+    """torch.nn.LocalResponseNorm: x / (k + alpha mean(x^2))^beta, the mean over `size` neighbouring channels.
+
+    Channels that do not exist count as zeros. Source: Krizhevsky et al. 2012, section 3.3.
+    """
+    window, sides = (1, 1, 1, size), [(0, 0)] * 3 + [(size // 2, (size - 1) // 2)]
+    wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    sums = jax.lax.reduce_window(jnp.square(wide), np.zeros((), wide.dtype), jax.lax.add, window, (1,) * 4, sides)
+    return (wide * (k + alpha / size * sums) ** -beta).astype(x.dtype)
+
+
 def max_pool(
-    x: Float[Array, "n h w c"], window: int, *, stride: int | None = None, padding: int = 0
+    x: Float[Array, "n h w c"], window: int, *, stride: int | None = None, padding: int = 0, ceil: bool = False
 ) -> Float[Array, "n i j c"]:
-    """Torch's MaxPool2d(window, stride, padding): the stride is the window unless given; sizes are rounded down."""
-    sides: Any = [(padding, padding)] * 2  # Flax takes integers too; its annotation names only the strings
-    return nn.max_pool(x, (window, window), (stride or window,) * 2, sides)
+    """Torch's MaxPool2d(window, stride, padding, ceil_mode=ceil); the stride is the window unless given."""
+    stride = stride or window
+    sides: Any = [_sides(size, window, stride, padding, ceil) for size in x.shape[1:3]]
+    return nn.max_pool(x, (window, window), (stride, stride), sides)
 
 
-def avg_pool(x: Float[Array, "n h w c"], window: int) -> Float[Array, "n i j c"]:
-    """Torch's AvgPool2d(window): stride = window, no padding, floor."""
-    sums = nn.pooling.pool(x, 0.0, jax.lax.add, (window, window), (window, window), [(0, 0), (0, 0)])
-    return sums / window**2
+def avg_pool(
+    x: Float[Array, "n h w c"],
+    window: int,
+    *,
+    stride: int | None = None,
+    padding: int = 0,
+    ceil: bool = False,
+    count_padding: bool = True,
+) -> Float[Array, "n i j c"]:
+    """Torch's AvgPool2d(window, stride, padding, ceil_mode=ceil, count_include_pad=count_padding).
+
+    The stride is the window unless given. What `ceil` adds beyond the padding is never counted.
+    """
+    stride = stride or window
+    sides: Any = [_sides(size, window, stride, padding, ceil) for size in x.shape[1:3]]
+    sums = nn.pooling.pool(x, 0.0, jax.lax.add, (window, window), (stride, stride), sides)
+    counts = [
+        _counted(size, window, stride, padding if count_padding else 0, padding, places)
+        for size, places in zip(x.shape[1:3], sums.shape[1:3], strict=True)
+    ]
+    if all((count == window).all() for count in counts):
+        return sums / window**2
+    return sums / jnp.asarray(np.multiply.outer(*counts)[None, :, :, None], sums.dtype)
+
+
+def _sides(size: int, window: int, stride: int, padding: int, ceil: bool) -> tuple[int, int]:
+    """Return what is padded before and after an axis; a window that `ceil` adds begins before the high padding."""
+    if not ceil:
+        return padding, padding
+    places = -(-(size + 2 * padding - window) // stride) + 1
+    if (places - 1) * stride >= size + padding:
+        places -= 1
+    return padding, max((places - 1) * stride + window - size - padding, padding)
+
+
+def _counted(size: int, window: int, stride: int, counted: int, padding: int, places: int) -> np.ndarray:
+    """Return how many entries of an axis each window divides by, `counted` of the padding's on each side among them."""
+    starts = np.arange(places) * stride - padding
+    return np.minimum(starts + window, size + counted) - np.maximum(starts, -counted)
+
+
+def adaptive_avg_pool(x: Float[Array, "n h w c"], height: int, width: int) -> Float[Array, "n i j c"]:
+    """Torch's AdaptiveAvgPool2d((height, width)): bin i is floor(i n / bins) to ceil((i + 1) n / bins) of an axis of n."""
+    for axis, bins in ((1, height), (2, width)):
+        size = x.shape[axis]
+        bounds = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
+        parts = [jax.lax.slice_in_dim(x, *one, axis=axis).mean(axis, keepdims=True) for one in bounds]
+        x = parts[0] if bins == 1 else jnp.concatenate(parts, axis)
+    return x
+
+
+def tf_padding(size: tuple[int, ...], kernel: int, stride: int) -> list[tuple[int, int]]:
+    """Return TensorFlow's padding SAME: (low, high) zeros of each axis for ceil(size / stride) outputs.
+
+    >>> tf_padding((224, 225), kernel=3, stride=2)
+    [(0, 1), (1, 1)]
+    """
+    totals = [max((-(-length // stride) - 1) * stride + kernel - length, 0) for length in size]
+    return [(total // 2, total - total // 2) for total in totals]
 
 
 def fixed_matrix(module: nn.Module, name: str, rows: int, columns: int, seed: int) -> Float[Array, "k d"]:

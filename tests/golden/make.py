@@ -1,11 +1,14 @@
 """Cut the .json files beside this one out of the project's reference files (models.json and logits.json).
 
-Run once by a developer who has them: python tests/golden/make.py DIRECTORY. Names after the reference's own.
+Run by a developer who has them, from the repository's root: python -m tests.golden.make DIRECTORY. Names after the
+reference's own; the families of zoo/ are those of tests/models/zoo.py.
 """
 
 import json
 import sys
 from pathlib import Path
+
+from tests.models.zoo import ZOO
 
 NAMES = ("lenet", "resnet20_", "resnet32_cifar", "resnet44_", "resnet56_", "resnet110_", "rn32_cf100", "densenetbc")
 IMAGENET = (
@@ -34,11 +37,13 @@ def main(source: Path) -> None:
     models = json.loads((source / "models.json").read_text())["models"]
     logits = json.loads((source / "logits.json").read_text())
     small = [name for name in models if name.startswith(NAMES) and not name.endswith(("bearpaw", "hoya"))]
-    for file, names in {"reference.json": (*small, *IMAGENET), "thesis_resnet18.json": THESIS_RESNET18}.items():
+    files = {"reference.json": (*small, *IMAGENET), "thesis_resnet18.json": THESIS_RESNET18}
+    files |= {f"zoo/{family}.json": tuple(rows) for family, rows in ZOO.items()}
+    for file, names in files.items():
         chosen = {
-            name: {field: models[name][field] for field in FIELDS} | {"logits": logits.get(name)} for name in names
+            name: {field: models[name].get(field) for field in FIELDS} | {"logits": logits.get(name)} for name in names
         }
-        target = Path(__file__).with_name(file)
+        target = Path(__file__).parent / file
         target.write_text(json.dumps(chosen, separators=(",", ":")) + "\n")
         print(f"{target}: {len(chosen)} networks, {target.stat().st_size:,} bytes")
 

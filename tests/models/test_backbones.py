@@ -19,8 +19,10 @@ from jaxclf.models import torch_weights
 from jaxclf.models.backbones import backbone_options, create_backbone, list_models
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
-from jaxclf.models.torch_weights import load_torch, to_torch
+from jaxclf.models.torch_weights import load_torch
 from tests.models.drawn import drawn
+from tests.models.references import check_logits, check_round_trip
+from tests.models.zoo import ZOO
 from tests.tiers import quick
 
 pytestmark = pytest.mark.long
@@ -112,15 +114,6 @@ def test_the_lists_above_name_every_reference_network(reference: dict[str, Any])
             assert set(frozen_keys(name)) == set(record["logits"]["frozen"])
 
 
-def check_round_trip(model: Classifier, variables: dict[str, Any], given: dict[str, np.ndarray]) -> None:
-    result = to_torch(model, variables)
-    assert set(result) == set(given)
-    for key, value in given.items():
-        assert (result[key].dtype, result[key].shape) == (value.dtype, value.shape), key
-        assert result[key].tobytes() == value.tobytes(), key
-        assert result[key].flags.c_contiguous, key
-
-
 BODIES: dict[Any, jax.Array] = {}
 """Features of the reference images: networks that differ in the last layer alone have one body and its weights."""
 
@@ -155,12 +148,7 @@ def test_a_network_is_its_reference(name: str, golden: Any, reference: dict[str,
     check_round_trip(model, variables, {key: given[key] for key in given if "eye" not in name or key != "fc.weight"})
     if answer := record["logits"]:
         images = golden.image(answer["input"], "0").transpose(0, 2, 3, 1)
-        logits = logits_of(name, variables, answer["gain"], images)
-        spread, first = np.array(answer["std"]), np.array(answer["first"])
-        assert (np.abs(logits[:, : first.shape[1]] - first).max(1) < 1e-4 * spread).all()
-        assert (np.abs(logits.mean(1) - answer["mean"]) < 1e-4 * spread).all()
-        assert (np.abs(logits.std(1) - spread) < 1e-4 * spread).all()
-        assert logits.argmax(1).tolist() == answer["argmax"]
+        check_logits(logits_of(name, variables, answer["gain"], images), answer)
 
 
 @pytest.mark.parametrize("name", ["vgg16_bn_tv", "mobilenet_v2_tv"])
@@ -333,4 +321,5 @@ def test_the_registry() -> None:
 
 
 def test_every_backbone_but_the_smallest_resnet_has_a_reference() -> None:
-    assert {backbone_of(name) for name in NETWORKS} == {*list_models()} - {"resnet8"}
+    others = {backbone for rows in ZOO.values() for backbone, _ in rows.values()}
+    assert {backbone_of(name) for name in NETWORKS} | others == {*list_models()} - {"resnet8"}

@@ -15,7 +15,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, check_size, conv, torch_default
+from jaxclf.models.layers import BatchNorm, check_size, conv, tf_padding, torch_default
 from jaxclf.models.stages import Stage, apply_stages, blocks
 
 # (expansion, channels, blocks, stride of the first, kernel): table 1 of Tan & Le 2019
@@ -29,16 +29,6 @@ STAGES = (
     (6, 320, 1, 1, 3),
 )
 norm = functools.partial(BatchNorm, momentum=0.01, eps=1e-3)
-
-
-def tf_padding(size: tuple[int, ...], kernel: int, stride: int) -> list[tuple[int, int]]:
-    """Return (low, high) zeros of each axis for ceil(size / stride) outputs.
-
-    >>> tf_padding((224, 225), kernel=3, stride=2)
-    [(0, 1), (1, 1)]
-    """
-    totals = [max((-(-length // stride) - 1) * stride + kernel - length, 0) for length in size]
-    return [(total // 2, total - total // 2) for total in totals]
 
 
 class MBConv(nn.Module):

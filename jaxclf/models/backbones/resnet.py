@@ -1,11 +1,14 @@
 """ImageNet ResNets (He et al. 2015), layout and names of torchvision 0.28: Bottleneck strides on its 3x3.
 
+Wide ResNets (Zagoruyko and Komodakis 2016) have bottlenecks that are twice as wide in the middle, ResNeXts (Xie et al.
+2017) grouped 3x3 convolutions there.
+
 With `maps`, the last block's last conv gives that many channels, with a bias and torch's default initialisation, and
 its BatchNorm goes (thesis, section 3.5):
 
     basic blocks (18, 34): conv2; the block's ReLU stays, so the maps are >= 0; the shortcut is zero channels, half on
         each side, above 512 maps, and a learned 1x1 conv without bias or norm below 512
-    bottlenecks (50, 101, 152): conv3; no ReLU; the shortcut is zero-padded or centre-cropped in its channels
+    bottlenecks (all others): conv3; no ReLU; the shortcut is zero-padded or centre-cropped in its channels
 """
 
 import functools
@@ -43,20 +46,25 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """conv1-bn-relu-conv3-bn-relu-conv1-bn plus shortcut, ReLU; the output is four times as wide as the middle."""
+    """conv1-bn-relu-conv3-bn-relu-conv1-bn plus shortcut, ReLU; the output is four times as wide as `features`."""
 
     features: int
     stride: int
     maps: int | None = None
+    groups: int = 1
+    """Groups of the 3x3 convolution."""
+    group_width: int = 64
+    """Channels of each of them in the first stage; in later ones as many times that as `features` is 64."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
         """Apply the block; with `maps` it is the rebuilt one."""
-        y = jax.nn.relu(BatchNorm(name="bn1")(conv(self.features, 1, name="conv1")(x), train))
-        y = conv(self.features, 3, stride=self.stride, padding=1, name="conv2")(y)
+        middle = self.features * self.group_width // 64 * self.groups
+        y = jax.nn.relu(BatchNorm(name="bn1")(conv(middle, 1, name="conv1")(x), train))
+        y = conv(middle, 3, stride=self.stride, padding=1, groups=self.groups, name="conv2")(y)
         y = jax.nn.relu(BatchNorm(name="bn2")(y, train))
         if self.maps is not None:
-            fan_in = self.features
+            fan_in = middle
             y = conv(self.maps, 1, fan_in=fan_in, bias=True, init=torch_default, name="conv3")(y)
             return y + fit_channels(x, self.maps)
         y = BatchNorm(name="bn3")(conv(4 * self.features, 1, name="conv3")(y), train)
@@ -73,9 +81,12 @@ def _shortcut(x: Float[Array, "n h w c"], features: int, stride: int, train: boo
 class ResNet(Backbone):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
 
-    depth: int
+    kind: str
     blocks: tuple[int, int, int, int]
     bottleneck: bool
+    groups: int = 1
+    """Groups of the bottlenecks' 3x3 convolutions, and their width in the first stage."""
+    group_width: int = 64
 
     options = ("maps", "remat")
     stem = "conv1"
@@ -94,13 +105,15 @@ class ResNet(Backbone):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         """Compute the last feature map."""
-        check_size(f"resnet{self.depth}", images, 1)
+        check_size(self.kind, images, 1)
         x = conv(64, 7, stride=2, padding=3, name="conv1")(images)
         x = max_pool(jax.nn.relu(BatchNorm(name="bn1")(x, train)), 3, stride=2, padding=1)
         return apply_stages(self, map(self._stage, (1, 2, 3, 4)), x, train)
 
     def _stage(self, number: int) -> Stage:
-        kind, later = Bottleneck if self.bottleneck else BasicBlock, self.blocks[number - 1] - 1
+        kind, later = functools.partial(BasicBlock), self.blocks[number - 1] - 1
+        if self.bottleneck:
+            kind = functools.partial(Bottleneck, groups=self.groups, group_width=self.group_width)
         strides = [1 if number == 1 else 2] + [1] * later
         maps = [None] * later + [self.maps if number == 4 else None]
         row = [
@@ -111,12 +124,16 @@ class ResNet(Backbone):
 
 
 VARIANTS = {
-    f"resnet{depth}": Variant(ResNet, dict(depth=depth, blocks=blocks, bottleneck=bottleneck))
-    for depth, blocks, bottleneck in (
-        (18, (2, 2, 2, 2), False),
-        (34, (3, 4, 6, 3), False),
-        (50, (3, 4, 6, 3), True),
-        (101, (3, 4, 23, 3), True),
-        (152, (3, 8, 36, 3), True),
+    kind: Variant(ResNet, dict(kind=kind, blocks=blocks, bottleneck=bottleneck, **inner))
+    for kind, blocks, bottleneck, inner in (
+        ("resnet18", (2, 2, 2, 2), False, {}),
+        ("resnet34", (3, 4, 6, 3), False, {}),
+        ("resnet50", (3, 4, 6, 3), True, {}),
+        ("resnet101", (3, 4, 23, 3), True, {}),
+        ("resnet152", (3, 8, 36, 3), True, {}),
+        ("wide_resnet50_2", (3, 4, 6, 3), True, {"group_width": 128}),
+        ("wide_resnet101_2", (3, 4, 23, 3), True, {"group_width": 128}),
+        ("resnext50_32x4d", (3, 4, 6, 3), True, {"groups": 32, "group_width": 4}),
+        ("resnext101_32x8d", (3, 4, 23, 3), True, {"groups": 32, "group_width": 8}),
     )
 }

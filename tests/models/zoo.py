@@ -1,0 +1,11 @@
+"""Which network of ours each reference network is: one table a family, whose records are golden/zoo/FAMILY.json."""
+
+from typing import Any
+
+ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "resnet": {
+        f"{name}_tv": (name, {})
+        for name in ("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d")
+    },
+}
+"""Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""
