@@ -242,7 +242,7 @@ def _counted(size: int, window: int, stride: int, counted: int, padding: int, pl
 
 
 def adaptive_avg_pool(x: Float[Array, "n h w c"], height: int, width: int) -> Float[Array, "n i j c"]:
-    """Torch's AdaptiveAvgPool2d((height, width)): bin i is floor(i n / bins) to ceil((i + 1) n / bins) of an axis of n."""
+    """Torch's AdaptiveAvgPool2d: bin i of an axis of n positions is floor(i n / bins) to ceil((i + 1) n / bins)."""
     for axis, bins in ((1, height), (2, width)):
         size = x.shape[axis]
         bounds = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]

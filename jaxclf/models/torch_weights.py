@@ -1,7 +1,7 @@
 """PyTorch state dicts <-> variables: one mapping for every model, by name; torch itself is never imported.
 
-A parameter's joined path is its PyTorch key: `layer1_0/conv1/kernel` is `layer1.0.conv1.weight`. What changes is the
-layout: a conv kernel is HWIO here and OIHW there, a linear one [d k] here and [k d] there, and a linear layer that is
+A parameter's joined path is its PyTorch key: `layer1_0/conv1/kernel` is `layer1.0.conv1.weight`; an underscore that
+stands before a number in PyTorch's key, too, is doubled in ours (`branch7x7__1`). What changes is the layout: a conv kernel is HWIO here and OIHW there, a linear one [d k] here and [k d] there, and a linear layer that is
 a convolution here (a backbone's `linear_layers`) is flattened channels first there. A fixed 1x1 conv is its matrix
 [k d]; the attention pool's linear layers are Conv1d there [k d 1].
 """
@@ -232,7 +232,7 @@ def _torch_key(path: Path, head: str) -> str:
     'layer1.0.conv1.weight'
     """
     collection, part, *modules, leaf = path
-    words = [re.sub(r"_(?=\d)", ".", word) for word in modules]
+    words = [re.sub(r"(?<!_)_(?=\d+(_|$))", ".", word).replace("__", "_") for word in modules]
     weight = leaf == "kernel" or collection == "fixed"
     return ".".join([*([head] if part == "head" else []), *words, "weight" if weight else leaf])
 
