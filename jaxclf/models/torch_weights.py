@@ -1,9 +1,10 @@
 """PyTorch state dicts <-> variables: one mapping for every model, by name; torch itself is never imported.
 
-A parameter's joined path is its PyTorch key: `layer1_0/conv1/kernel` is `layer1.0.conv1.weight`; an underscore that
-stands before a number in PyTorch's key, too, is doubled in ours (`branch7x7__1`). What changes is the layout: a conv kernel is HWIO here and OIHW there, a linear one [d k] here and [k d] there, and a linear layer that is
-a convolution here (a backbone's `linear_layers`) is flattened channels first there. A fixed 1x1 conv is its matrix
-[k d]; the attention pool's linear layers are Conv1d there [k d 1].
+A parameter's joined path is its PyTorch key: `layer1_0/conv1/kernel` is `layer1.0.conv1.weight`. An underscore that
+stands before a number in PyTorch's key, too, is doubled in ours: `branch7x7__1`. What changes is the layout: a conv
+kernel is HWIO here and OIHW there, a linear one [d k] here and [k d] there, and a linear layer that is a convolution
+here (a backbone's `linear_layers`) is flattened channels first there. A fixed 1x1 conv is its matrix [k d]; the
+attention pool's linear layers are Conv1d there [k d 1].
 """
 
 import functools
