@@ -279,6 +279,15 @@ def test_fashion_mnist_through_the_real_builder(tmp_path):
     assert train.labels[:10].tolist() == [2, 1, 8, 4, 1, 9, 2, 2, 0, 2]
     assert test.labels[:10].tolist() == [4, 4, 9, 7, 5, 1, 0, 5, 7, 4]
 
+    part = ResidentTfds(
+        DataConfig("fashion_mnist", data_dir=str(tmp_path), train_split="train[:20%]", test_split="test[9990:]")
+    )
+    assert (part.train_examples(), part.images()["test"].labels.tolist()) == (12000, test.labels[-10:].tolist())
+    assert np.array_equal(part.images()["train"].images, train.images[:12000])
+    for wrong, said in (("trane", "unknown split 'trane'; did you mean 'train'"), ("train[", r"split 'train\[' of .*")):
+        with pytest.raises(UsageError, match=said):
+            read("fashion_mnist", wrong, data_dir=tmp_path)
+
     mean, std = train.statistics()
     np.testing.assert_allclose([*mean, *std], [0.286041, 0.353024], atol=1e-6)
     row = RESIDENT["fashion_mnist"]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from jaxclf.cli.main import main
-from jaxclf.config import Config
+from jaxclf.config import Config, DataConfig, Request
 from jaxclf.errors import RunError, UsageError
 from jaxclf.report import tables
 from tests.report.two_heads import get_table
@@ -122,6 +122,29 @@ def test_only_what_is_missing_runs(rendered: Path, capsys: pytest.CaptureFixture
         for name in ("images_per_second", "finished", "seconds"):
             row.pop(name)
     assert again == rows
+
+
+@pytest.mark.slow
+def test_features_of_finished_runs_are_probed_once(rendered: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "table"
+    shutil.copytree(rendered, workdir)
+    probed = dataclasses.replace(get_table(), probe=DataConfig("digits", classes=3))
+    everything = [
+        dataclasses.replace(job, config=Config.from_json((job.directory / "config.json").read_text()))
+        for job in tables.jobs(probed, workdir)
+    ]
+    files, times = [workdir / run / tables.PROBE for run in RUNS], []
+    for _ in range(2):
+        tables.complete(probed, everything, Request(workdir), [], root=workdir)
+        found = [json.loads(file.read_text()) for file in files]
+        assert [one["scores"][0]["classifier"] for one in found] == ["linear probe"] * 4
+        assert {one["num_classes"] for one in found} == {3}
+        assert [one["probe"] for one in records(workdir)] == [one["scores"][0]["top1"] for one in found]
+        times.append([file.stat().st_mtime_ns for file in files])
+    assert times[0] == times[1]
+    assert "| gap | probe on digits % |" in (workdir / "table.md").read_text()
+    assert 'data-name="Probe, %"' in (workdir / "index.html").read_text()
+    assert {one["probe"] for one in records(rendered)} == {None}
 
 
 def test_row_that_does_not_exist_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
