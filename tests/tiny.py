@@ -13,6 +13,9 @@ from jaxclf.models.layers import BatchNorm, conv
 class Tiny(Backbone):
     """Two convolutions with BatchNorm: images [n 8 8 c] -> maps [n 4 4 8]."""
 
+    momentum: float = 0.1
+    """Of BatchNorm."""
+
     options = ("maps",)
     stem, last_conv, image_size = "conv1", "conv2", 8
 
@@ -23,11 +26,14 @@ class Tiny(Backbone):
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
-        x = jax.nn.relu(BatchNorm(name="bn1")(conv(8, 3, padding=1, name="conv1")(images), train))
+        x = conv(8, 3, padding=1, name="conv1")(images)
+        x = jax.nn.relu(BatchNorm(momentum=self.momentum, name="bn1")(x, train))
         x = conv(self.features, 3, stride=2, padding=1, name="conv2")(x)
-        return jax.nn.relu(BatchNorm(name="bn2")(x, train))
+        return jax.nn.relu(BatchNorm(momentum=self.momentum, name="bn2")(x, train))
 
 
+SLOW_STATISTICS = Variant(Tiny, dict(momentum=0.01))
+"""BatchNorm with EfficientNet's momentum."""
 SHALLOW_DENSENET = Variant(CifarDenseNet, dict(depth=16, growth=12))
 """DenseNet-BC with two layers in each block."""
 

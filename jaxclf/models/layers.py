@@ -132,7 +132,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
-        """Normalise over (n, h, w); `train` uses the batch's statistics and updates the running ones."""
+        """Normalise over (n, h, w); `train` uses the batch's statistics and updates the running ones.
+
+        Where the collection `batch_moments` is mutable, it gets the batch's own statistics, under the same names.
+        """
         shape = (x.shape[-1],)
         weight = self.param("weight", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -149,6 +152,8 @@ class BatchNorm(nn.Module):
                 unbiased = var * (count / (count - 1))
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
+                for name, moment in (("running_mean", mean), ("running_var", unbiased)):
+                    self.sow("batch_moments", name, moment, init_fn=lambda: None, reduce_fn=lambda _, new: new)
         else:
             mean, var = running_mean.value, running_var.value
         scale = jax.lax.rsqrt(var + self.eps) * weight

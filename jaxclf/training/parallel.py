@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from jaxclf.devices.layout import AXIS, ReplicaSpread
-from jaxclf.training.step import Program, TrainState, recalibrate, take_steps
+from jaxclf.training.recalibration import recalibrate
+from jaxclf.training.step import Program, TrainState, take_steps
 
 
 def train_steps(

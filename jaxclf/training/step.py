@@ -22,7 +22,6 @@ from jaxclf.data.augment import augment, mix, normalise, views
 from jaxclf.devices.layout import ALONE, Spread
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.initialisation import initialise
-from jaxclf.models.layers import BatchNorm
 from jaxclf.models.matrices import matrix
 from jaxclf.models.moving import class_sums, moved
 from jaxclf.training import losses
@@ -243,7 +242,7 @@ def _part_gradient(
     model, scale = program.model, losses.cosine_scale(program.loss, program.model.head)
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
-        answers, batch_stats = _train_forward(program, {**variables, "params": params}, images, rng)
+        answers, batch_stats = train_forward(program, {**variables, "params": params}, images, rng)
         each = losses.example_losses(program.loss, answers["logits"], targets, scale)
         mask = decayed(program.optim, params, depthwise=model.backbone.is_depthwise)
         last = model.backbone.last_conv
@@ -254,22 +253,23 @@ def _part_gradient(
     return jax.grad(loss_of, has_aux=True)(variables["params"])
 
 
-def _train_forward(
-    program: Program, variables: dict[str, Tree], images: jax.Array, rng: jax.Array
+def train_forward(
+    program: Program, variables: dict[str, Tree], images: jax.Array, rng: jax.Array, kept: str = "batch_stats"
 ) -> tuple[dict[str, Float[Array, "n _"]], Tree]:
     """Return answers and new BatchNorm statistics of training images, of which BatchNorm sees a ghost batch at a time.
 
     Answers are "logits" [n k] and, of a head that moves, "taken" [n d], what its matrix stands on. Ghost batches are
-    consecutive images; the last one may be smaller. Their statistics are averaged by their sizes.
+    consecutive images; the last one may be smaller. Their statistics are averaged by their sizes. With `kept`
+    "batch_moments" these are those of the images alone, instead of the running ones.
     """
     group, moves = program.model_config.ghost_batch, program.model.head.moves
-    changing = ["batch_stats", "intermediates"] if moves else ["batch_stats"]
+    changing = ["batch_stats", kept, *(["intermediates"] if moves else [])]
 
     def forward(part: jax.Array, own: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
         options = {"train": True, "mutable": changing, "rngs": {"dropout": own}}
         logits, updated = apply_model(program, variables, part, **options)
         taken = {"taken": updated["intermediates"]["head"]["taken"][0]} if moves else {}
-        return {"logits": logits, **taken}, updated.get("batch_stats", {})
+        return {"logits": logits, **taken}, updated.get(kept, {})
 
     if group is None or group >= len(images):
         return forward(images, rng)
@@ -368,33 +368,3 @@ def _over_views(values: Float[Array, "vb k"], count: int) -> Float[Array, "b k"]
 
 def _answers(logits: Float[Array, "b k"], labels: Int[Array, " b"], mask: Bool[Array, " b"]) -> Answers:
     return Answers(*(jnp.where(mask, one.astype(jnp.int32), -1) for one in (labels, logits.argmax(-1))))
-
-
-def recalibrate(
-    program: Program,
-    state: TrainState,
-    images: UInt8[Array, "m h w c"],
-    labels: Int[Array, " m"],
-    indices: Int[Array, "1 b"] | None,
-    examples: Int[Array, "1 b"] | Int[Array, " b"] | None,
-    number: Int[Array, ""],
-) -> TrainState:
-    """Move the BatchNorm statistics that are evaluated to the mean over training batches; `number` counts them from 1.
-
-    The parameters stand still, so this is the cumulative mean that BatchNorm(momentum=None) keeps in PyTorch.
-    """
-    if indices is not None:
-        indices, examples = indices[0], None if examples is None else examples[0]
-    epoch_key = jax.random.fold_in(jax.random.key(state.seed), program.timeline.epochs)
-    batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
-    old = state.evaluated["batch_stats"]
-    blank = {**state.evaluated, "batch_stats": jax.tree.map(jnp.zeros_like, old)}
-    rng = jax.random.fold_in(jax.random.key(state.seed), DROPOUT_STREAM)
-    _, updated = _train_forward(program, blank, program.spread.split(batch), rng)
-    updated = program.spread.mean(updated)
-    share = 1 / number.astype(jnp.float32)
-    # From zero, one update leaves momentum times the batch's own statistics.
-    new = jax.tree.map(lambda a, b: a + share * (b / BatchNorm.momentum - a), old, updated)
-    if state.average:
-        return program.spread.whole(state.replace(average={**state.average, "batch_stats": new}))
-    return program.spread.whole(state.replace(batch_stats=new))

@@ -112,15 +112,16 @@ def test_a_test_image_is_answered_by_the_mean_logits_of_its_views() -> None:
 
 
 @pytest.mark.slow
-def test_recalibration_is_the_mean_over_batches_whatever_was_there_before() -> None:
-    program = program_of(TINY)
+@pytest.mark.parametrize(("backbone", "momentum"), [(TINY, 0.1), ("tests.tiny:SLOW_STATISTICS", 0.01)])
+def test_recalibration_is_the_mean_over_batches_whatever_was_there_before(backbone: str, momentum: float) -> None:
+    program = program_of(backbone)
     state = run(program, 2, side=8)
     own = []
     for rows in (np.arange(6), np.arange(6, 12)):
         blank = {**state.variables, "batch_stats": jax.tree.map(jnp.zeros_like, state.batch_stats)}
         batch = normalise(IMAGES[rows, :8, :8], *HALF)
         _, updated = program.model.apply(blank, batch, train=True, mutable=["batch_stats"])
-        own.append(jax.tree.map(lambda leaf: np.asarray(leaf) / 0.1, updated["batch_stats"]))
+        own.append(jax.tree.map(lambda leaf: np.asarray(leaf) / momentum, updated["batch_stats"]))
     for number, rows in enumerate((np.arange(6), np.arange(6, 12)), start=1):
         state = recalibrate_step(program, state, IMAGES[:, :8, :8], LABELS, rows.astype(np.int32)[None], number)
     assert far(state.batch_stats, jax.tree.map(lambda a, b: (a + b) / 2, *own)) < 1e-5
