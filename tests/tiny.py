@@ -5,7 +5,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-from jaxclf.models.backbone import Backbone, Variant
+from jaxclf.models.backbone import AuxiliaryHead, Backbone, Variant
 from jaxclf.models.backbones.densenet_cifar import CifarDenseNet
 from jaxclf.models.layers import BatchNorm, conv
 
@@ -28,6 +28,30 @@ class Tiny(Backbone):
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         x = conv(8, 3, padding=1, name="conv1")(images)
         x = jax.nn.relu(BatchNorm(momentum=self.momentum, name="bn1")(x, train))
+        x = conv(self.features, 3, stride=2, padding=1, name="conv2")(x)
+        return jax.nn.relu(BatchNorm(momentum=self.momentum, name="bn2")(x, train))
+
+
+class Auxiliary(nn.Module):
+    """A last layer on the mean of a map."""
+
+    fc2: nn.Module
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> None:
+        self.sow("intermediates", "logits", self.fc2(x.mean((1, 2))))
+
+
+class TinyAuxiliary(Tiny):
+    """Tiny with an auxiliary classifier on its first map."""
+
+    auxiliary_heads = (AuxiliaryHead("aux1", 8, 0.3),)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
+        x = conv(8, 3, padding=1, name="conv1")(images)
+        x = jax.nn.relu(BatchNorm(momentum=self.momentum, name="bn1")(x, train))
+        for layer in self.last_layers(train):
+            Auxiliary(layer, name="aux1")(x)
         x = conv(self.features, 3, stride=2, padding=1, name="conv2")(x)
         return jax.nn.relu(BatchNorm(momentum=self.momentum, name="bn2")(x, train))
 

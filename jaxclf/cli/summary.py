@@ -60,6 +60,8 @@ class Summary:
     """Fixed heads: by a product with the matrix, or without one; None is the head's own habit."""
     maps: int | None = None
     """End the backbone in this many feature maps (under identity: one a class)."""
+    auxiliary: bool | None = None
+    """Train the classifiers on inner maps that the reference has; None: where there are such."""
     bias: bool | None = None
     """Learn a bias in the head; None is the head's own habit."""
     shortcut: str | None = None
@@ -93,6 +95,7 @@ class Summary:
         size = self.image_size or model.backbone.image_size
         counted = count(model, (size, size, self.channels))
         totals = {field: counted.total(field) for field in TOTALS}
+        totals |= {"auxiliary": counted.auxiliary} if counted.auxiliary else {}
         if self.json:
             layers = [dataclasses.asdict(layer) for layer in counted.layers]
             print(json.dumps({**dataclasses.asdict(self), "image_size": size, "totals": totals, "layers": layers}))
@@ -110,5 +113,7 @@ class Summary:
             numbers = [f"{value:,}" if (value := getattr(layer, field)) else "" for field in TOTALS]
             table.add_row(layer.path or "(pool)", "x".join(map(str, layer.output)), *numbers)
         table.add_section()
-        table.add_row("total", "", *(f"{value:,}" for value in totals.values()))
+        table.add_row("total", "", *(f"{totals[field]:,}" for field in TOTALS))
+        if "auxiliary" in totals:
+            table.add_row("of it auxiliary, in training alone", "", f"{totals['auxiliary']:,}")
         rich.console.Console(width=None if sys.stdout.isatty() else 140).print(table)

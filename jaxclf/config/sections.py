@@ -189,6 +189,9 @@ class ModelConfig:
     freeze_statistics: bool = False
     """BatchNorm in training uses its running statistics and leaves them (Keras trainable=False); what optim.freeze
     names is its weight and bias. Dropout inside the backbone (VGG, DenseNet) is off then."""
+    auxiliary: bool | None = None
+    """Train the classifiers on inner maps that the backbone's reference has (GoogLeNet .3 each, Inception v3 .4),
+    which evaluation leaves out; None: where there are such, and freeze_statistics is off."""
     ghost_batch: Count | None = None
     """BatchNorm in training sees groups of this many consecutive images of a batch, whatever the number of devices;
     None: all that run.parallel shows it."""
@@ -204,7 +207,7 @@ class ModelConfig:
 
         They say what is computed, and weight files keep them; how much of it is stored in training is no part of that.
         """
-        names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout")
+        names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout", "auxiliary")
         names += ("pool", "pool_power", "pool_units", "relu_before_pool")
         names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
         names += ("head_assign", "head_momentum", "head_apply")

@@ -3,13 +3,21 @@
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 
 from jaxclf.config import Remat
 
 NEEDED = ("features", "stem", "last_conv", "image_size")
+
+
+class AuxiliaryHead(NamedTuple):
+    """An auxiliary classifier: module, features that its last layer takes, weight of its loss."""
+
+    name: str
+    features: int
+    weight: float
 
 
 class Backbone(nn.Module, kw_only=True):
@@ -23,6 +31,8 @@ class Backbone(nn.Module, kw_only=True):
     """End in this many channels instead of the usual width; the family's docstring says what is rebuilt."""
     remat: Remat = "none"
     """Units whose inside is computed again in the backward pass instead of being stored (layers.py)."""
+    auxiliary: tuple[nn.Module, ...] = ()
+    """Last layers [n d] -> [n k] of the auxiliary classifiers, in their order; empty: there are none."""
 
     features: ClassVar[int]
     """Channels of the feature map."""
@@ -42,6 +52,16 @@ class Backbone(nn.Module, kw_only=True):
     """Paths of convolutions that are Linear in the reference."""
     head_dropout: ClassVar[float] = 0.0
     """Dropout rate before the head in the reference."""
+    auxiliary_heads: ClassVar[tuple[AuxiliaryHead, ...]] = ()
+    """The classifiers on inner feature maps that the reference trains beside the last one."""
+
+    def last_layers(self, train: bool) -> tuple[nn.Module, ...]:
+        """Return the last layers of the auxiliary classifiers that a call computes: in training, or to make variables.
+
+        Each belongs into a module of its classifier's name, which sows its logits [n k] as the intermediate `logits`.
+        """
+        wanted = train or self.is_initializing()
+        return tuple(layer.clone(parent=None, name=None) for layer in self.auxiliary) if wanted else ()
 
     def is_depthwise(self, path: str, shape: tuple[int, ...]) -> bool:
         """Tell whether a parameter of the classifier, `backbone/conv1/kernel`, is a depthwise convolution's [h w 1 c].

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxclf.config import Config, Remat
 from jaxclf.errors import UsageError, unknown
-from jaxclf.models.backbone import Backbone
-from jaxclf.models.backbones import backbone_options, create_backbone
+from jaxclf.models.backbone import AuxiliaryHead, Backbone
+from jaxclf.models.backbones import BACKBONES, OWN, backbone_options, create_backbone
 from jaxclf.models.heads import Head, create_head
 from jaxclf.models.pooling import Pool, average, create_pool
 
@@ -98,6 +98,7 @@ def create_model(
     relu_before_pool: bool = False,
     dropout: float | None = None,
     freeze_statistics: bool = False,
+    auxiliary: bool | None = None,
     remat: str = "none",
     dtype: Dtype = "float32",
     **options: Any,
@@ -111,9 +112,12 @@ def create_model(
     shortcuts of CIFAR ResNets. `pool` is "average", "max", "power" (option `pool_power`, 2) or "attention"
     (`pool_units`, 32); `relu_before_pool` puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout`
     is the rate before the head (VGG: after fc6 and fc7); None is the backbone's own, and none where `maps` rebuilds it.
-    `freeze_statistics` lets BatchNorm use its running statistics in training, too, and leave them. `remat` "block" or
-    "stage" computes the inside of the backbone's blocks or stages again in the backward pass instead of storing it; no
-    number changes. Under `dtype` "bfloat16" all but BatchNorm computes in that type; parameters and logits are float32.
+    `freeze_statistics` lets BatchNorm use its running statistics in training, too, and leave them. `auxiliary` trains
+    the classifiers on inner maps that the backbone's reference has (GoogLeNet, Inception v3), each with a head of the
+    same kind, and evaluation leaves them out; None: where there are such, and BatchNorm is not frozen. `remat` "block"
+    or "stage" computes the inside of the backbone's blocks or stages again in the backward pass instead of storing it;
+    no number changes. Under `dtype` "bfloat16" all but BatchNorm computes in that type; parameters and logits are
+    float32.
 
     Raises `UsageError` (a ValueError) for unknown names and options and for heads that are impossible here; warns
     where a head cannot separate all classes. `model.init` and `model.apply` are Linen's.
@@ -132,7 +136,13 @@ def create_model(
         options["seed"] = head_options["seed"]
     if dropout is not None and "dropout" in allowed and not rebuilt:
         options["dropout"], dropout = dropout, 0.0
-    body = create_backbone(backbone, **options, **({} if remat == "none" else {"remat": remat}))
+    options |= {} if remat == "none" else {"remat": remat}
+    body = create_backbone(backbone, **options)
+    if heads := _auxiliary(backbone, body, auxiliary, freeze_statistics):
+        made = [create_head(head, num_classes, one.features, **head_options) for one in heads]
+        if made[0].moves:
+            raise UsageError(f"head {head} moves in training, which auxiliary classifiers cannot; give auxiliary=False")
+        body = body.clone(auxiliary=tuple(made))
     own: float = 0.0 if rebuilt else body.head_dropout
     return Classifier(
         backbone=body,
@@ -145,9 +155,19 @@ def create_model(
     )
 
 
+def _auxiliary(name: str, body: Backbone, wanted: bool | None, frozen: bool) -> tuple[AuxiliaryHead, ...]:
+    """Return the auxiliary classifiers that a model trains."""
+    if wanted and not body.auxiliary_heads:
+        able = ", ".join(other for other in OWN if BACKBONES.resolve(other).module.auxiliary_heads)
+        raise UsageError(f"backbone {name} has no auxiliary classifiers; backbones that do: {able}")
+    if wanted and frozen:
+        raise UsageError("freeze_statistics evaluates the backbone in training, so auxiliary must be False")
+    return () if wanted is False or frozen else body.auxiliary_heads
+
+
 def build(config: Config, num_classes: int, *, seed: int) -> Classifier:
     """Build the classifier of a config for a data set of `num_classes`; `seed` draws its random fixed matrices."""
     model = config.model
     options = {"seed": seed, "remat": model.remat, "dtype": model.dtype, **model.options()}
-    options["freeze_statistics"] = model.freeze_statistics
+    options |= {"freeze_statistics": model.freeze_statistics}
     return create_model(model.backbone, num_classes=num_classes, head=model.head, **options)

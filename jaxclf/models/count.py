@@ -21,6 +21,7 @@ from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.fast_products import TRANSFORM
 
+Flat = dict[tuple[str, ...], Any]
 COLLECTIONS = {"params": "trainable", "fixed": "fixed", "batch_stats": "statistics", "head_state": "statistics"}
 ACTIVATIONS = ("relu", "relu6")
 POOLS = ("reduce_window_max", "reduce_window_sum", "reduce_window")
@@ -55,6 +56,8 @@ class Count:
     """Cost of a network for one image."""
 
     layers: tuple[Layer, ...]
+    auxiliary: int = 0
+    """Trainable parameters of the auxiliary classifiers, which evaluation leaves out: no operation of theirs counts."""
 
     def total(self, field: str) -> int:
         """Sum a field over layers: trainable, fixed, statistics, macs or flops_2020."""
@@ -69,12 +72,13 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     output element of a BatchNorm, 1 for each element that a ReLU gives, and 1 for each element that a pool takes,
     less what is `UNSEEN_2020`.
     """
-    model = model.clone(backbone=model.backbone.clone(remat="none"))  # the same operations, not inside of others
+    whole = model.clone(backbone=model.backbone.clone(remat="none"))  # the same operations, not inside of others
+    model = whole.clone(backbone=whole.backbone.clone(auxiliary=()))
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     # One trace gives both: the draws of the initial parameters multiply nothing.
     closed, (_, variables) = jax.make_jaxpr(model.init_with_output, return_shape=True)(jax.random.key(0), images)
     rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(variables)
+    flat: Flat = traverse_util.flatten_dict(variables)
     for (collection, *path, _), leaf in flat.items():
         rows["/".join(path)][COLLECTIONS[collection]] += leaf.size
     biased = {"/".join(path[1:-1]) for path in flat if path[-1] == "bias" and path[1] == "backbone"}
@@ -87,12 +91,21 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
         outputs[path] = eqn.outvars[0].aval.shape[1:]
     for path in biased:
         rows[path]["flops_2020"] += (2 if path in norms else 1) * math.prod(outputs[path])
+    beside = _beside(whole, images, flat) if whole.backbone.auxiliary else {}
+    for path, leaf in beside.items():
+        rows["/".join(path[1:-1])][COLLECTIONS[path[0]]] += leaf.size
     layers = [
         Layer(path, outputs.get(path, ()), **rows[path])
         for path in dict.fromkeys([*outputs, *rows])
         if any(rows[path].values())
     ]
-    return Count(tuple(layers))
+    return Count(tuple(layers), sum(leaf.size for path, leaf in beside.items() if path[0] == "params"))
+
+
+def _beside(whole: Classifier, images: jax.ShapeDtypeStruct, flat: Flat) -> Flat:
+    """Return the variables of the auxiliary classifiers: those that `flat`, of the model without them, lacks."""
+    every: Flat = traverse_util.flatten_dict(jax.eval_shape(whole.init, jax.random.key(0), images))
+    return {path: leaf for path, leaf in every.items() if path not in flat}
 
 
 def equations(jaxpr: Any, outer: tuple[str, ...] = ()) -> Iterator[tuple[Any, str]]:

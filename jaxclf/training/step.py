@@ -244,6 +244,8 @@ def _part_gradient(
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
         answers, batch_stats = train_forward(program, {**variables, "params": params}, images, rng)
         each = losses.example_losses(program.loss, answers["logits"], targets, scale)
+        for one in model.backbone.auxiliary_heads if model.backbone.auxiliary else ():
+            each += one.weight * losses.example_losses(program.loss, answers[one.name], targets, scale)
         mask = decayed(program.optim, params, depthwise=model.backbone.is_depthwise)
         last = model.backbone.last_conv
         terms = losses.regularisers(program.loss, params, decayed=mask, last_conv=last) if first else {}
@@ -258,18 +260,23 @@ def train_forward(
 ) -> tuple[dict[str, Float[Array, "n _"]], Tree]:
     """Return answers and new BatchNorm statistics of training images, of which BatchNorm sees a ghost batch at a time.
 
-    Answers are "logits" [n k] and, of a head that moves, "taken" [n d], what its matrix stands on. Ghost batches are
-    consecutive images; the last one may be smaller. Their statistics are averaged by their sizes. With `kept`
-    "batch_moments" these are those of the images alone, instead of the running ones.
+    Answers are "logits" [n k], those of auxiliary classifiers under their names, and, of a head that moves, "taken"
+    [n d], what its matrix stands on. Ghost batches are consecutive images; the last one may be smaller. Their
+    statistics are averaged by their sizes. With `kept` "batch_moments" these are those of the images alone, instead of
+    the running ones.
     """
-    group, moves = program.model_config.ghost_batch, program.model.head.moves
-    changing = ["batch_stats", kept, *(["intermediates"] if moves else [])]
+    group, moves, body = program.model_config.ghost_batch, program.model.head.moves, program.model.backbone
+    changing = ["batch_stats", kept, *(["intermediates"] if moves or body.auxiliary else [])]
 
     def forward(part: jax.Array, own: jax.Array) -> tuple[dict[str, jax.Array], Tree]:
         options = {"train": True, "mutable": changing, "rngs": {"dropout": own}}
         logits, updated = apply_model(program, variables, part, **options)
-        taken = {"taken": updated["intermediates"]["head"]["taken"][0]} if moves else {}
-        return {"logits": logits, **taken}, updated.get(kept, {})
+        answers = {"logits": logits}
+        if moves:
+            answers["taken"] = updated["intermediates"]["head"]["taken"][0]
+        for one in body.auxiliary_heads if body.auxiliary else ():
+            answers[one.name] = updated["intermediates"]["backbone"][one.name]["logits"][0].astype(jnp.float32)
+        return answers, updated.get(kept, {})
 
     if group is None or group >= len(images):
         return forward(images, rng)

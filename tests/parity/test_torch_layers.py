@@ -23,7 +23,7 @@ POOLS = [
 beyond it, where there is none."""
 
 
-def compare(ours: Callable[[jax.Array], jax.Array], theirs: Callable[[Any], Any], *shape: int) -> None:
+def compare(ours: Callable[[jax.Array], Any], theirs: Callable[[Any], Any], *shape: int) -> None:
     """Hold a function of images [n h w c] and its gradient against PyTorch's of [n c h w]."""
     x = np.random.default_rng(0).standard_normal(shape)
     given = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
@@ -40,7 +40,8 @@ def compare(ours: Callable[[jax.Array], jax.Array], theirs: Callable[[Any], Any]
 
 @pytest.mark.parametrize(("size", "window", "stride", "padding", "ceil"), quick(POOLS, POOLS[0]))
 def test_pools_are_torchs(size: int, window: int, stride: int, padding: int, ceil: bool) -> None:
-    given, shape = {"stride": stride, "padding": padding}, (2, size, size + 1, 3)
+    given: Any = {"stride": stride, "padding": padding}
+    shape = (2, size, size + 1, 3)
     compare(
         lambda x: layers.max_pool(x, window, **given, ceil=ceil),
         torch.nn.MaxPool2d(window, **given, ceil_mode=ceil),
