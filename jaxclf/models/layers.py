@@ -153,7 +153,7 @@ class BatchNorm(nn.Module):
                 running_mean.value += self.momentum * (mean - running_mean.value)
                 running_var.value += self.momentum * (unbiased - running_var.value)
                 for name, moment in (("running_mean", mean), ("running_var", unbiased)):
-                    self.sow("batch_moments", name, moment, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+                    self.sow("batch_moments", name, moment, init_fn=lambda: jnp.zeros(shape), reduce_fn=jnp.add)
         else:
             mean, var = running_mean.value, running_var.value
         scale = jax.lax.rsqrt(var + self.eps) * weight

@@ -30,6 +30,7 @@ def compare(ours: Callable[[jax.Array], Any], theirs: Callable[[Any], Any], *sha
     expected = theirs(given)
     factors = np.cos(np.arange(expected.numel())).reshape(expected.shape)
     (expected * torch.tensor(factors)).sum().backward()
+    assert given.grad is not None
     with jax.enable_x64(True):
         y, pull = jax.vjp(ours, jnp.asarray(x))
         (gradient,) = pull(jnp.asarray(factors.transpose(0, 2, 3, 1)))
@@ -98,7 +99,8 @@ def test_group_norm_is_torchs() -> None:
 def test_convolutions_are_torchs(kernel: Any, options: dict[str, Any]) -> None:
     padding: Any = options.get("padding", 0)
     sides = padding if isinstance(padding, int) else tuple(low for low, _ in padding)
-    theirs = torch.nn.Conv2d(8, 8, kernel, bias=False, **(options | {"padding": sides})).double()
+    theirs_options: Any = options | {"padding": sides}
+    theirs = torch.nn.Conv2d(8, 8, kernel, bias=False, **theirs_options).double()
     ours = layers.conv(8, kernel, name="conv", **options)
     with jax.enable_x64(True):
         weight = jnp.asarray(theirs.weight.detach().numpy().transpose(2, 3, 1, 0))
