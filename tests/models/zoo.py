@@ -7,5 +7,9 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"{name}_tv": (name, {})
         for name in ("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d")
     },
+    "resnet_cifar": {
+        "resnet32_cifar100_bearpaw": ("resnet32_bearpaw", {}),
+        "resnet_tutorial_seed003": ("resnet_tutorial", {}),
+    },
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""
