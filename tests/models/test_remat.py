@@ -28,6 +28,7 @@ from jaxclf.models.backbones.resnet import ResNet
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
 from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
 from jaxclf.models.backbones.vgg import VGG
+from jaxclf.models.backbones.wide_resnet_cifar import CifarWideResNet
 from jaxclf.models.classifier import build, create_model
 from jaxclf.models.count import count
 from jaxclf.models.layers import BatchNorm
@@ -41,6 +42,7 @@ SMALL = {
     "densenet_cifar": (functools.partial(CifarDenseNet, 10, 4), 16),
     "resnet_basic": (functools.partial(ResNet, "resnet10", (1, 1, 1, 1), False), 32),
     "resnet_bottleneck": (functools.partial(ResNet, "resnet14", (1, 1, 1, 1), True, maps=10), 32),
+    "wide_resnet_cifar": (functools.partial(CifarWideResNet, 16, 1, 0.3), 16),
     "densenet": (functools.partial(DenseNet, 0, 8, 4, (2, 2, 2, 2)), 64),
     "vgg": (functools.partial(VGG, 11, (1, 1, 2, 2, 2), norm=True, maps=10), 32),
     "mobilenet_v2": (MobileNetV2, 32),

@@ -11,5 +11,8 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "resnet32_cifar100_bearpaw": ("resnet32_bearpaw", {}),
         "resnet_tutorial_seed003": ("resnet_tutorial", {}),
     },
+    "wide_resnet_cifar": {
+        f"{name}_cifar{classes}": (name, {}) for name in ("wrn40_2", "wrn28_10") for classes in (10, 100)
+    },
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""

@@ -15,12 +15,14 @@ from jaxclf.models.backbones import (
     resnet_cifar,
     shufflenet_v2,
     vgg,
+    wide_resnet_cifar,
 )
 from jaxclf.registry import Registry
 
 OWN = {
     **lenet.VARIANTS,
     **resnet_cifar.VARIANTS,
+    **wide_resnet_cifar.VARIANTS,
     **densenet_cifar.VARIANTS,
     **vgg.VARIANTS,
     **resnet.VARIANTS,
