@@ -26,6 +26,7 @@ from jaxclf.models.backbones.efficientnet_lite import EfficientNetLite0
 from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
 from jaxclf.models.backbones.resnet import ResNet
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
+from jaxclf.models.backbones.resnext_cifar import CifarResNeXt
 from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
 from jaxclf.models.backbones.vgg import VGG
 from jaxclf.models.backbones.wide_resnet_cifar import CifarWideResNet
@@ -43,6 +44,7 @@ SMALL = {
     "resnet_basic": (functools.partial(ResNet, "resnet10", (1, 1, 1, 1), False), 32),
     "resnet_bottleneck": (functools.partial(ResNet, "resnet14", (1, 1, 1, 1), True, maps=10), 32),
     "wide_resnet_cifar": (functools.partial(CifarWideResNet, 16, 1, 0.3), 16),
+    "resnext_cifar": (functools.partial(CifarResNeXt, 11, 2, 8), 16),
     "densenet": (functools.partial(DenseNet, 0, 8, 4, (2, 2, 2, 2)), 64),
     "vgg": (functools.partial(VGG, 11, (1, 1, 2, 2, 2), norm=True, maps=10), 32),
     "mobilenet_v2": (MobileNetV2, 32),

@@ -14,5 +14,6 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "wide_resnet_cifar": {
         f"{name}_cifar{classes}": (name, {}) for name in ("wrn40_2", "wrn28_10") for classes in (10, 100)
     },
+    "resnext_cifar": {f"resnext29_8x64d_cifar{classes}": ("resnext29_8x64d", {}) for classes in (10, 100)},
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""
