@@ -43,6 +43,7 @@ SMALL = {
     "densenet_cifar": (functools.partial(CifarDenseNet, 10, 4), 16),
     "resnet_basic": (functools.partial(ResNet, "resnet10", (1, 1, 1, 1), False), 32),
     "resnet_bottleneck": (functools.partial(ResNet, "resnet14", (1, 1, 1, 1), True, maps=10), 32),
+    "se_resnet": (functools.partial(ResNet, "seresnet14", (1, 1, 1, 1), True, squeeze="se"), 32),
     "wide_resnet_cifar": (functools.partial(CifarWideResNet, 16, 1, 0.3), 16),
     "resnext_cifar": (functools.partial(CifarResNeXt, 11, 2, 8), 16),
     "densenet": (functools.partial(DenseNet, 0, 8, 4, (2, 2, 2, 2)), 64),

@@ -23,10 +23,10 @@ RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
 QUICK = ["wrn40_2_cifar10"]
 """Networks whose logits the default tier computes: those that compile within three seconds."""
-COUNTED = ["resnet_tutorial_seed003", "wrn28_10_cifar10", "resnext29_8x64d_cifar10"]
+COUNTED = ["resnet_tutorial_seed003", "wrn28_10_cifar10", "resnext29_8x64d_cifar10", "se_resnet50_moskomule"]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
 
-SMALLEST = {"resnet_tutorial": 1, "wrn40_2": 1, "resnext29_8x64d": 1}
+SMALLEST = {"resnet_tutorial": 1, "wrn40_2": 1, "resnext29_8x64d": 1, "legacy_seresnet50": 3}
 """Side of the smallest images that a network of each structure takes."""
 
 

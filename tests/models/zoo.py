@@ -15,5 +15,10 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"{name}_cifar{classes}": (name, {}) for name in ("wrn40_2", "wrn28_10") for classes in (10, 100)
     },
     "resnext_cifar": {f"resnext29_8x64d_cifar{classes}": ("resnext29_8x64d", {}) for classes in (10, 100)},
+    "se_resnet": {
+        "se_resnet50_moskomule": ("se_resnet50", {}),
+        "se_resnet50_timm": ("seresnet50", {}),
+        "se_resnet50_legacy_timm": ("legacy_seresnet50", {}),
+    },
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""
