@@ -17,7 +17,9 @@ from flax import traverse_util
 from jaxclf.models.backbone import Backbone
 from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
+from jaxclf.models.backbones.resnext_cifar import CifarResNeXt
 from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
+from jaxclf.models.backbones.wide_resnet_cifar import CifarWideResNet
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.fast_products import TRANSFORM
 
@@ -27,6 +29,8 @@ ACTIVATIONS = ("relu", "relu6")
 POOLS = ("reduce_window_max", "reduce_window_sum", "reduce_window")
 UNSEEN_2020: dict[type[Backbone], tuple[str, ...]] = {
     CifarResNet: ("relu", "pool"),
+    CifarResNeXt: ("relu", "pool"),
+    CifarWideResNet: ("pool",),
     MobileNetV2: ("pool",),
     ShuffleNetV2: ("pool",),
 }

@@ -45,3 +45,20 @@ def apply_stages(module: Any, stages: Iterable[Stage], x: Any, train: bool, *, r
         one = nn.remat(nn.compact(stage), static_argnums=(2,)) if remat == "stage" else stage
         x = one(module, x, train)
     return x
+
+
+class Inside(nn.Module):
+    """A module that is one stage."""
+
+    stage: Stage
+    remat: Remat
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        """Apply the stage."""
+        return self.stage(self, x, train)
+
+
+def within(name: str, stage: Stage) -> Stage:
+    """Return a stage that makes its layers in a module of its own, whose name is part of every key."""
+    return lambda module, x, train: Inside(stage, module.remat, name=name)(x, train)

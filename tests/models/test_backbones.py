@@ -312,7 +312,8 @@ def test_options_that_cannot_be_are_refused(backbone: str, options: dict[str, An
 
 
 def test_the_registry() -> None:
-    assert list_models("resnet*") == [f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 110, 18, 34, 50, 101, 152)]
+    cifar = [*(f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 110)), "resnet32_bearpaw", "resnet_tutorial"]
+    assert list_models("resnet*") == [*cifar, *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))]
     assert list_models("densenet_bc*") == ["densenet_bc_100_12", "densenet_bc_190_40", "densenet_bc_250_24"]
     assert list_models("mobilenet_v1*") == []
     assert "maps" not in backbone_options("densenet_bc_100_12")

@@ -26,8 +26,10 @@ from jaxclf.models.backbones.efficientnet_lite import EfficientNetLite0
 from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
 from jaxclf.models.backbones.resnet import ResNet
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
+from jaxclf.models.backbones.resnext_cifar import CifarResNeXt
 from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
 from jaxclf.models.backbones.vgg import VGG
+from jaxclf.models.backbones.wide_resnet_cifar import CifarWideResNet
 from jaxclf.models.classifier import build, create_model
 from jaxclf.models.count import count
 from jaxclf.models.layers import BatchNorm
@@ -39,8 +41,11 @@ SMALL = {
     "resnet_cifar": (functools.partial(CifarResNet, 8, shortcut="B"), 32),
     "resnet_cifar_rebuilt": (functools.partial(CifarResNet, 8, maps=10, maps_shortcut="C"), 32),
     "densenet_cifar": (functools.partial(CifarDenseNet, 10, 4), 16),
-    "resnet_basic": (functools.partial(ResNet, 10, (1, 1, 1, 1), False), 32),
-    "resnet_bottleneck": (functools.partial(ResNet, 14, (1, 1, 1, 1), True, maps=10), 32),
+    "resnet_basic": (functools.partial(ResNet, "resnet10", (1, 1, 1, 1), False), 32),
+    "resnet_bottleneck": (functools.partial(ResNet, "resnet14", (1, 1, 1, 1), True, maps=10), 32),
+    "se_resnet": (functools.partial(ResNet, "seresnet14", (1, 1, 1, 1), True, squeeze="se"), 32),
+    "wide_resnet_cifar": (functools.partial(CifarWideResNet, 16, 1, 0.3), 16),
+    "resnext_cifar": (functools.partial(CifarResNeXt, 11, 2, 8), 16),
     "densenet": (functools.partial(DenseNet, 0, 8, 4, (2, 2, 2, 2)), 64),
     "vgg": (functools.partial(VGG, 11, (1, 1, 2, 2, 2), norm=True, maps=10), 32),
     "mobilenet_v2": (MobileNetV2, 32),

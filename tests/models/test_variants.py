@@ -119,14 +119,15 @@ def test_dropout_before_the_head(backbone: str, options: dict[str, Any], rate: f
     assert create_model(backbone, num_classes=10, **options).dropout == rate
 
 
-def test_vggs_dropout_is_that_of_its_hidden_layers() -> None:
+@pytest.mark.parametrize(("backbone", "own"), [("vgg11", 0.5), ("wrn40_2", 0.0)])
+def test_dropout_is_that_of_vggs_hidden_layers_and_of_wide_resnets_blocks(backbone: str, own: float) -> None:
     def rates(**options: Any) -> tuple[float, float]:
-        model = create_model("vgg11", num_classes=10, **options)
+        model = create_model(backbone, num_classes=10, **options)
         return model.dropout, model.backbone.dropout
 
-    assert rates() == (0.0, 0.5)
+    assert rates() == (0.0, own)
     assert rates(dropout=0.25) == (0.0, 0.25)
-    assert rates(dropout=0.25, maps=10) == (0.25, 0.5)
+    assert rates(dropout=0.25, maps=10) == (0.25, own)
 
 
 def test_dropout_drops_whole_features_in_training_alone() -> None:

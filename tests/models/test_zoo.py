@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxclf.errors import UsageError
+from jaxclf.models.backbones import create_backbone
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
 from jaxclf.models.torch_weights import load_torch
@@ -19,10 +21,13 @@ from tests.tiers import quick
 pytestmark = pytest.mark.long
 RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
-QUICK: list[str] = []
+QUICK = ["wrn40_2_cifar10"]
 """Networks whose logits the default tier computes: those that compile within three seconds."""
-COUNTED: list[str] = []
+COUNTED = ["resnet_tutorial_seed003", "wrn28_10_cifar10", "resnext29_8x64d_cifar10", "se_resnet50_moskomule"]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
+
+SMALLEST = {"resnet_tutorial": 1, "wrn40_2": 1, "resnext29_8x64d": 1, "legacy_seresnet50": 3}
+"""Side of the smallest images that a network of each structure takes."""
 
 
 def record_of(name: str) -> dict[str, Any]:
@@ -58,3 +63,13 @@ def test_a_network_answers_as_its_reference(name: str, golden: Any) -> None:
     check_round_trip(model, variables, given)
     images = golden.image(answer["input"], "0").transpose(0, 2, 3, 1)
     check_logits(np.asarray(jax.jit(model.apply)(variables, jnp.asarray(images))), answer)
+
+
+@pytest.mark.parametrize(("name", "side"), quick(SMALLEST.items(), ("resnet_tutorial", 1)))
+def test_images_that_leave_no_map_are_refused(name: str, side: int) -> None:
+    body = create_backbone(name)
+    small, smaller = (jax.ShapeDtypeStruct((1, one, one, 3), jnp.float32) for one in (side, side - 1))
+    maps, _ = jax.eval_shape(body.init_with_output, jax.random.key(0), small)
+    assert maps.shape == (1, 1, 1, body.features)
+    with pytest.raises(UsageError, match=f"^{name} takes images of {side}x{side} and larger; got {side - 1}x"):
+        jax.eval_shape(body.init, jax.random.key(0), smaller)

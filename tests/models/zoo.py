@@ -7,5 +7,18 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"{name}_tv": (name, {})
         for name in ("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d")
     },
+    "resnet_cifar": {
+        "resnet32_cifar100_bearpaw": ("resnet32_bearpaw", {}),
+        "resnet_tutorial_seed003": ("resnet_tutorial", {}),
+    },
+    "wide_resnet_cifar": {
+        f"{name}_cifar{classes}": (name, {}) for name in ("wrn40_2", "wrn28_10") for classes in (10, 100)
+    },
+    "resnext_cifar": {f"resnext29_8x64d_cifar{classes}": ("resnext29_8x64d", {}) for classes in (10, 100)},
+    "se_resnet": {
+        "se_resnet50_moskomule": ("se_resnet50", {}),
+        "se_resnet50_timm": ("seresnet50", {}),
+        "se_resnet50_legacy_timm": ("legacy_seresnet50", {}),
+    },
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""

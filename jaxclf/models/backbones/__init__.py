@@ -13,14 +13,18 @@ from jaxclf.models.backbones import (
     mobilenet_v2,
     resnet,
     resnet_cifar,
+    resnext_cifar,
     shufflenet_v2,
     vgg,
+    wide_resnet_cifar,
 )
 from jaxclf.registry import Registry
 
 OWN = {
     **lenet.VARIANTS,
     **resnet_cifar.VARIANTS,
+    **wide_resnet_cifar.VARIANTS,
+    **resnext_cifar.VARIANTS,
     **densenet_cifar.VARIANTS,
     **vgg.VARIANTS,
     **resnet.VARIANTS,

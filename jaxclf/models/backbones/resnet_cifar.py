@@ -1,12 +1,13 @@
 """CIFAR ResNets: three stages of basic blocks, 16-32-64 channels (He et al. 2015, section 4.2).
 
 Names, shortcut "A" and "B" as in akamaster/pytorch_resnet_cifar@d5489e8; the rebuilt last block ("ClsfBlock") as in
-the thesis's appendix A.1.
+the thesis's appendix A.1. Two relatives with shortcut "B" alone have their own names: bearpaw's, and the tutorial's,
+whose shortcuts are 3x3 convs.
 
 With `maps`, the last block's conv2 gives that many channels. It has no bias, its BatchNorm stays, and there is no
 ReLU after the sum, so that the maps can be logits. The block's shortcut, 64 -> maps, is chosen by `maps_shortcut`:
 
-    A zero channels, half on each side (centre crop below 64)    B learned 1x1 conv + BN
+    A zero channels, half on each side (centre crop below 64)    B learned conv, 1x1 (tutorial: 3x3) + BN
     C fixed Hadamard times a learned negative scale + BN         D fixed orthoplex + BN
     E fixed signed identity + BN                                 F fixed hypercube, rows in order + BN
     G fixed hypercube, random distinct rows + BN
@@ -41,6 +42,9 @@ class BasicBlock(nn.Module):
     shortcut: str
     rebuilt: bool = False
     seed: int = 0
+    shortcut_name: str = "shortcut"
+    shortcut_kernel: int = 1
+    """Side of the kernel of shortcut "B"."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
@@ -57,17 +61,18 @@ class BasicBlock(nn.Module):
     def _shortcut(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
         if self.shortcut == "A":
             return fit_channels(x[:, :: self.stride, :: self.stride], self.features)
+        name, side = self.shortcut_name, self.shortcut_kernel
         if self.shortcut == "B":
-            x = conv(self.features, 1, stride=self.stride, name="shortcut_0")(x)
-            return BatchNorm(name="shortcut_1")(x, train)
+            x = conv(self.features, side, stride=self.stride, padding=side // 2, name=f"{name}_0")(x)
+            return BatchNorm(name=f"{name}_1")(x, train)
         x = x[:, :: self.stride, :: self.stride]  # ResNet-8's last block is also the one that downsamples
-        x = FixedConv(FIXED_SHORTCUTS[self.shortcut], self.features, self.seed, name="shortcut_0")(x)
+        x = FixedConv(FIXED_SHORTCUTS[self.shortcut], self.features, self.seed, name=f"{name}_0")(x)
         if self.shortcut != "C":
-            return BatchNorm(name="shortcut_1")(x, train)
+            return BatchNorm(name=f"{name}_1")(x, train)
         # The reference keeps the scale in the block and counts the multiplication as shortcut[1].
         scale = self.param("scale", nn.initializers.constant(self.features**-0.5), ())
         x, scale = as_input(x, scale)
-        return BatchNorm(name="shortcut_2")(-scale * x, train)
+        return BatchNorm(name=f"{name}_2")(-scale * x, train)
 
 
 class CifarResNet(Backbone):
@@ -81,6 +86,10 @@ class CifarResNet(Backbone):
 
     options = ("shortcut", "maps", "maps_shortcut", "seed", "remat")
     stem = "conv1"
+    stem_norm = "bn1"
+    """Name of the BatchNorm after the first convolution."""
+    shortcut_name = "shortcut"
+    shortcut_kernel = 1
     image_size = 32
     width = 64
     """Channels of the last map without `maps`."""
@@ -94,6 +103,11 @@ class CifarResNet(Backbone):
             entering = self.width if self.blocks > 1 else self.width // 2
             matrix(FIXED_SHORTCUTS[self.maps_shortcut], self.maps, entering)  # more rows than exist: fail here
         super().__post_init__()
+
+    @property
+    def kind(self) -> str:
+        """Name of the network."""
+        return f"resnet{self.depth}"
 
     @property
     def blocks(self) -> int:
@@ -118,22 +132,61 @@ class CifarResNet(Backbone):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         """Compute the last feature map."""
-        check_size(f"resnet{self.depth}", images, 1)
-        x = conv(16, 3, padding=1, name="conv1")(images)
-        x = jax.nn.relu(BatchNorm(name="bn1")(x, train))
+        check_size(self.kind, images, 1)
+        x = conv(16, 3, padding=1, name=self.stem)(images)
+        x = jax.nn.relu(BatchNorm(name=self.stem_norm)(x, train))
         return apply_stages(self, map(self._stage, (1, 2, 3)), x, train)
 
     def _stage(self, number: int) -> Stage:
         width = self.width * 2**number // 8
         strides = [1 if number == 1 else 2, *[1] * (self.blocks - 1)]
+        block = functools.partial(
+            BasicBlock, shortcut_name=self.shortcut_name, shortcut_kernel=self.shortcut_kernel, seed=self.seed
+        )
         row = [
-            functools.partial(BasicBlock, width, stride, self.shortcut, name=f"layer{number}_{index}")
+            functools.partial(block, width, stride, self.shortcut, name=f"layer{number}_{index}")
             for index, stride in enumerate(strides)
         ]
         if self.maps is not None and number == 3:
-            last = functools.partial(BasicBlock, self.maps, strides[-1], self.maps_shortcut, rebuilt=True)
-            row[-1] = functools.partial(last, seed=self.seed, name=f"layer3_{self.blocks - 1}")
+            last = functools.partial(block, self.maps, strides[-1], self.maps_shortcut, rebuilt=True)
+            row[-1] = functools.partial(last, name=f"layer3_{self.blocks - 1}")
         return blocks(*row)
 
 
-VARIANTS = {f"resnet{depth}": Variant(CifarResNet, dict(depth=depth)) for depth in (8, 20, 32, 44, 56, 110)}
+class BearpawResNet(CifarResNet):
+    """images [n h w c] -> maps [n h/4 w/4 k]: learned shortcuts, names as in bearpaw/pytorch-classification@24f1c45."""
+
+    shortcut: str = "B"
+
+    options = ("maps", "maps_shortcut", "seed", "remat")
+    shortcut_name = "downsample"
+
+    @property
+    def kind(self) -> str:
+        """Name of the network."""
+        return f"resnet{self.depth}_bearpaw"
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Name of the last layer."""
+        return ("fc",)
+
+
+class TutorialResNet(BearpawResNet):
+    """images [n h w c] -> maps [n h/4 w/4 k]: 3x3 convs as shortcuts, as in yunjey/pytorch-tutorial."""
+
+    stem = "conv"
+    stem_norm = "bn"
+    shortcut_kernel = 3
+
+    @property
+    def kind(self) -> str:
+        """Name of the network."""
+        return "resnet_tutorial"
+
+
+VARIANTS = {
+    **{f"resnet{depth}": Variant(CifarResNet, dict(depth=depth)) for depth in (8, 20, 32, 44, 56, 110)},
+    "resnet32_bearpaw": Variant(BearpawResNet, dict(depth=32)),
+    "resnet_tutorial": Variant(TutorialResNet, dict(depth=14)),
+}
