@@ -11,9 +11,11 @@ from jaxclf.models.backbones import (
     efficientnet_lite,
     lenet,
     mobilenet_v2,
+    nin,
     resnet,
     resnet_cifar,
     shufflenet_v2,
+    squeezenet,
     vgg,
 )
 from jaxclf.registry import Registry
@@ -22,6 +24,8 @@ OWN = {
     **lenet.VARIANTS,
     **resnet_cifar.VARIANTS,
     **densenet_cifar.VARIANTS,
+    **nin.VARIANTS,
+    **squeezenet.VARIANTS,
     **vgg.VARIANTS,
     **resnet.VARIANTS,
     **densenet.VARIANTS,
