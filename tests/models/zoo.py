@@ -7,6 +7,7 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"{name}_tv": (name, {})
         for name in ("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d")
     },
+    "alexnet": {"alexnet_tv": ("alexnet", {}), "alexnet_seed001": ("alexnet_1024", {})},
     "nin": {f"nin_cifar{classes}": ("nin", {"head": "identity", "maps": classes}) for classes in (10, 100)},
     "squeezenet": {
         f"{name}_tv": (name, {"head": "identity", "maps": 1000}) for name in ("squeezenet1_0", "squeezenet1_1")

@@ -6,6 +6,7 @@ from typing import Any
 from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.backbones import (
+    alexnet,
     densenet,
     densenet_cifar,
     efficientnet_lite,
@@ -24,6 +25,7 @@ OWN = {
     **lenet.VARIANTS,
     **resnet_cifar.VARIANTS,
     **densenet_cifar.VARIANTS,
+    **alexnet.VARIANTS,
     **nin.VARIANTS,
     **squeezenet.VARIANTS,
     **vgg.VARIANTS,
