@@ -12,5 +12,10 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "squeezenet": {
         f"{name}_tv": (name, {"head": "identity", "maps": 1000}) for name in ("squeezenet1_0", "squeezenet1_1")
     },
+    "googlenet": {
+        "googlenet_tv": ("googlenet", {}),
+        "googlenet_tv_5x5": ("googlenet_5x5", {}),
+        "googlenet_paper": ("googlenet_paper", {}),
+    },
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""
