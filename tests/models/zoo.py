@@ -17,5 +17,6 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "googlenet_tv_5x5": ("googlenet_5x5", {}),
         "googlenet_paper": ("googlenet_paper", {}),
     },
+    "bninception": {"bninception_cadene": ("bninception", {})},
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""

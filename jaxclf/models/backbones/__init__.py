@@ -7,6 +7,7 @@ from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.backbones import (
     alexnet,
+    bninception,
     densenet,
     densenet_cifar,
     efficientnet_lite,
@@ -31,6 +32,7 @@ OWN = {
     **squeezenet.VARIANTS,
     **vgg.VARIANTS,
     **googlenet.VARIANTS,
+    **bninception.VARIANTS,
     **resnet.VARIANTS,
     **densenet.VARIANTS,
     **mobilenet_v2.VARIANTS,
