@@ -18,5 +18,9 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "googlenet_paper": ("googlenet_paper", {}),
     },
     "bninception": {"bninception_cadene": ("bninception", {})},
+    "densenet_hoya": {
+        f"densenetbc{depth}_{growth}_hoya": (f"densenet_bc_{depth}_{growth}_hoya", {})
+        for depth, growth in ((100, 12), (190, 40), (250, 24))
+    },
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""
