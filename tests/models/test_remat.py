@@ -20,13 +20,18 @@ from flax import traverse_util
 from jaxclf.config import Config, ModelConfig, Remat
 from jaxclf.errors import UsageError
 from jaxclf.models.backbones import efficientnet_lite, list_models, mobilenet_v2
+from jaxclf.models.backbones.alexnet import AlexNet
+from jaxclf.models.backbones.bninception import BNInception
 from jaxclf.models.backbones.densenet import DenseNet
-from jaxclf.models.backbones.densenet_cifar import CifarDenseNet
+from jaxclf.models.backbones.densenet_cifar import CifarDenseNet, HoyaDenseNet
 from jaxclf.models.backbones.efficientnet_lite import EfficientNetLite0
+from jaxclf.models.backbones.googlenet import GoogLeNet
 from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
+from jaxclf.models.backbones.nin import NiN
 from jaxclf.models.backbones.resnet import ResNet
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
 from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
+from jaxclf.models.backbones.squeezenet import SqueezeNet
 from jaxclf.models.backbones.vgg import VGG
 from jaxclf.models.classifier import build, create_model
 from jaxclf.models.count import count
@@ -39,10 +44,16 @@ SMALL = {
     "resnet_cifar": (functools.partial(CifarResNet, 8, shortcut="B"), 32),
     "resnet_cifar_rebuilt": (functools.partial(CifarResNet, 8, maps=10, maps_shortcut="C"), 32),
     "densenet_cifar": (functools.partial(CifarDenseNet, 10, 4), 16),
+    "densenet_hoya": (functools.partial(HoyaDenseNet, 10, 4), 16),
     "resnet_basic": (functools.partial(ResNet, 10, (1, 1, 1, 1), False), 32),
     "resnet_bottleneck": (functools.partial(ResNet, 14, (1, 1, 1, 1), True, maps=10), 32),
     "densenet": (functools.partial(DenseNet, 0, 8, 4, (2, 2, 2, 2)), 64),
     "vgg": (functools.partial(VGG, 11, (1, 1, 2, 2, 2), norm=True, maps=10), 32),
+    "alexnet": (functools.partial(AlexNet, "", tuple("abcdefgh"), (8, 8), maps=10), 64),
+    "nin": (functools.partial(NiN, maps=10), 16),
+    "squeezenet": (functools.partial(SqueezeNet, "", (64, 3), (2, 2, 4), 17, maps=10), 32),
+    "googlenet": (functools.partial(GoogLeNet, "", maps=10), 32),
+    "bninception": (functools.partial(BNInception, maps=10), 32),
     "mobilenet_v2": (MobileNetV2, 32),
     "shufflenet_v2": (functools.partial(ShuffleNetV2, "shufflenet_v2_x0_5", (48, 96, 192, 1024)), 32),
     "efficientnet_lite": (EfficientNetLite0, 32),
@@ -134,7 +145,7 @@ def traces(family: str, remat: Remat) -> tuple[Any, list[Any], list[Any], int]:
 def test_a_step_computes_the_same_in_the_same_order_and_stores_less(family: str) -> None:
     """Gradients are JAX's of this program: jax.checkpoint changes what they store, and no number."""
     variables, drawing, loss, without = traces(family, "none")
-    assert len(loss) > 50
+    assert len(loss) > 20  # of alexnet 26
     kept = []
     for unit in UNITS:
         *same, size = traces(family, unit)
