@@ -50,6 +50,8 @@ class Backbone(nn.Module, kw_only=True):
     """Regular expressions of keys in older published state dicts, and what stands for them today."""
     linear_layers: ClassVar[tuple[str, ...]] = ()
     """Paths of convolutions that are Linear in the reference."""
+    maps_keeps_dropout: ClassVar[bool] = False
+    """Whether the option "dropout" speaks of layers that are there with `maps`, too."""
     head_dropout: ClassVar[float] = 0.0
     """Dropout rate before the head in the reference."""
     auxiliary_heads: ClassVar[tuple[AuxiliaryHead, ...]] = ()

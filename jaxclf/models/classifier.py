@@ -111,13 +111,13 @@ def create_model(
     and what they do). Options of backbones: `maps` ends it in that many channels, `shortcut` and `maps_shortcut` choose
     shortcuts of CIFAR ResNets. `pool` is "average", "max", "power" (option `pool_power`, 2) or "attention"
     (`pool_units`, 32); `relu_before_pool` puts a ReLU before it. The head "conv3x3" stands before the pool. `dropout`
-    is the rate before the head (VGG: after fc6 and fc7; CIFAR's wide ResNets: inside of their blocks); None is the
-    backbone's own, and none where `maps` rebuilds it. `freeze_statistics` lets BatchNorm use its running statistics in
-    training, too, and leave them. `auxiliary` trains the classifiers on inner maps that the backbone's reference has
-    (GoogLeNet, Inception v3), each with a head of the same kind, and evaluation leaves them out; None: where there are
-    such, and BatchNorm is not frozen. `remat` "block" or "stage" computes the inside of the backbone's blocks or stages
-    again in the backward pass instead of storing it; no number changes. Under `dtype` "bfloat16" all but BatchNorm
-    computes in that type; parameters and logits are float32.
+    is the rate before the head, or of the layers that a family has inside (its option "dropout", as VGG after fc6 and
+    fc7); None is the backbone's own, and none where `maps` rebuilds it. `freeze_statistics` lets BatchNorm use its
+    running statistics in training, too, and leave them. `auxiliary` trains the classifiers on inner maps that the
+    backbone's reference has (GoogLeNet, Inception v3), each with a head of the same kind, and evaluation leaves them
+    out; None: where there are such, and BatchNorm is not frozen. `remat` "block" or "stage" computes the inside of the
+    backbone's blocks or stages again in the backward pass instead of storing it; no number changes. Under `dtype`
+    "bfloat16" all but BatchNorm computes in that type; parameters and logits are float32.
 
     Raises `UsageError` (a ValueError) for unknown names and options and for heads that are impossible here; warns
     where a head cannot separate all classes. `model.init` and `model.apply` are Linen's.
@@ -134,10 +134,10 @@ def create_model(
     allowed, rebuilt = backbone_options(backbone), options.get("maps") is not None
     if "seed" in allowed:
         options["seed"] = head_options["seed"]
-    if dropout is not None and "dropout" in allowed and not rebuilt:
-        options["dropout"], dropout = dropout, 0.0
     options |= {} if remat == "none" else {"remat": remat}
     body = create_backbone(backbone, **options)
+    if dropout is not None and "dropout" in allowed and (body.maps_keeps_dropout or not rebuilt):
+        body, dropout = body.clone(dropout=dropout), 0.0
     if heads := _auxiliary(backbone, body, auxiliary, freeze_statistics):
         made = [create_head(head, num_classes, one.features, **head_options) for one in heads]
         if made[0].moves:

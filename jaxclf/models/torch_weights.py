@@ -251,10 +251,11 @@ def _read(
 ) -> tuple[Flat, list[str]]:
     """Return flat variables of those shapes, and the faults: what is missing, does not fit, or was not expected.
 
-    What is `unmade` must fit where it is given, but is no variable.
+    What is `unmade` must fit where it is given under a key that no variable has, but is no variable.
     """
     faults, flat, seen = [], {}, set()
-    unmade = {path: shape for path, shape in (unmade or {}).items() if _torch_key(path, head) in state_dict}
+    free = state_dict.keys() - {_torch_key(path, head) for path in shapes}
+    unmade = {path: shape for path, shape in (unmade or {}).items() if _torch_key(path, head) in free}
     for path, shape in {**shapes, **unmade}.items():
         key, exact = _torch_key(path, head), path[0] == "fixed" and not is_random(path[-1])
         own = matrix(path[-1], *shape).astype(np.float32) if exact else None

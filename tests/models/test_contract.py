@@ -19,8 +19,11 @@ STRUCTURES: dict[Any, str] = {}
 for name in list_models():
     variant = BACKBONES.resolve(name)
     STRUCTURES.setdefault((variant.module, *(one for one in variant.fields.values() if isinstance(one, bool))), name)
-SLOW = {"resnet50", "densenet121", "shufflenet_v2_x0_5", "efficientnet_lite0"}
-SLOW |= {"resnet32_bearpaw", "wrn40_2", "resnext29_8x64d", "se_resnet50"}
+SLOW = {
+    *("resnet50", "densenet121", "shufflenet_v2_x0_5", "efficientnet_lite0"),
+    *("resnet32_bearpaw", "wrn40_2", "resnext29_8x64d", "se_resnet50"),
+    *("googlenet", "googlenet_paper", "bninception", "densenet_bc_100_12_hoya"),
+}
 CHOSEN = quick(list_models(), *(name for name in STRUCTURES.values() if name not in SLOW))
 
 

@@ -20,14 +20,19 @@ from flax import traverse_util
 from jaxclf.config import Config, ModelConfig, Remat
 from jaxclf.errors import UsageError
 from jaxclf.models.backbones import efficientnet_lite, list_models, mobilenet_v2
+from jaxclf.models.backbones.alexnet import AlexNet
+from jaxclf.models.backbones.bninception import BNInception
 from jaxclf.models.backbones.densenet import DenseNet
-from jaxclf.models.backbones.densenet_cifar import CifarDenseNet
+from jaxclf.models.backbones.densenet_cifar import CifarDenseNet, HoyaDenseNet
 from jaxclf.models.backbones.efficientnet_lite import EfficientNetLite0
+from jaxclf.models.backbones.googlenet import GoogLeNet
 from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
+from jaxclf.models.backbones.nin import NiN
 from jaxclf.models.backbones.resnet import ResNet
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
 from jaxclf.models.backbones.resnext_cifar import CifarResNeXt
 from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2
+from jaxclf.models.backbones.squeezenet import SqueezeNet
 from jaxclf.models.backbones.vgg import VGG
 from jaxclf.models.backbones.wide_resnet_cifar import CifarWideResNet
 from jaxclf.models.classifier import build, create_model
@@ -46,8 +51,14 @@ SMALL = {
     "se_resnet": (functools.partial(ResNet, "seresnet14", (1, 1, 1, 1), True, squeeze="se"), 32),
     "wide_resnet_cifar": (functools.partial(CifarWideResNet, 16, 1, 0.3), 16),
     "resnext_cifar": (functools.partial(CifarResNeXt, 11, 2, 8), 16),
+    "densenet_hoya": (functools.partial(HoyaDenseNet, 10, 4), 16),
     "densenet": (functools.partial(DenseNet, 0, 8, 4, (2, 2, 2, 2)), 64),
     "vgg": (functools.partial(VGG, 11, (1, 1, 2, 2, 2), norm=True, maps=10), 32),
+    "alexnet": (functools.partial(AlexNet, "", tuple("abcdefgh"), (8, 8), maps=10), 64),
+    "nin": (functools.partial(NiN, maps=10), 16),
+    "squeezenet": (functools.partial(SqueezeNet, "", (64, 3), (2, 2, 4), 17, maps=10), 32),
+    "googlenet": (functools.partial(GoogLeNet, "", maps=10), 32),
+    "bninception": (functools.partial(BNInception, maps=10), 32),
     "mobilenet_v2": (MobileNetV2, 32),
     "shufflenet_v2": (functools.partial(ShuffleNetV2, "shufflenet_v2_x0_5", (48, 96, 192, 1024)), 32),
     "efficientnet_lite": (EfficientNetLite0, 32),
@@ -139,7 +150,7 @@ def traces(family: str, remat: Remat) -> tuple[Any, list[Any], list[Any], int]:
 def test_a_step_computes_the_same_in_the_same_order_and_stores_less(family: str) -> None:
     """Gradients are JAX's of this program: jax.checkpoint changes what they store, and no number."""
     variables, drawing, loss, without = traces(family, "none")
-    assert len(loss) > 50
+    assert len(loss) > 20  # of alexnet 26
     kept = []
     for unit in UNITS:
         *same, size = traces(family, unit)

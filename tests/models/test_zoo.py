@@ -13,7 +13,8 @@ from jaxclf.errors import UsageError
 from jaxclf.models.backbones import create_backbone
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
-from jaxclf.models.torch_weights import load_torch
+from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
+from tests.models.drawn import drawn
 from tests.models.references import check_logits, check_round_trip
 from tests.models.zoo import ZOO
 from tests.tiers import quick
@@ -21,13 +22,31 @@ from tests.tiers import quick
 pytestmark = pytest.mark.long
 RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
-QUICK = ["wrn40_2_cifar10"]
+QUICK = ["wrn40_2_cifar10", "nin_cifar10", "squeezenet1_1_tv"]
 """Networks whose logits the default tier computes: those that compile within three seconds."""
-COUNTED = ["resnet_tutorial_seed003", "wrn28_10_cifar10", "resnext29_8x64d_cifar10", "se_resnet50_moskomule"]
+COUNTED = [
+    *("resnet_tutorial_seed003", "wrn28_10_cifar10", "resnext29_8x64d_cifar10", "se_resnet50_moskomule"),
+    *("alexnet_seed001", "nin_cifar10", "squeezenet1_1_tv", "googlenet_paper"),
+]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
+SMALLEST = {
+    "resnet_tutorial": 1,
+    "wrn40_2": 1,
+    "resnext29_8x64d": 1,
+    "legacy_seresnet50": 3,
+    "alexnet": 223,
+    "nin": 1,
+    "squeezenet1_0": 21,
+    "squeezenet1_1": 17,
+    "googlenet": 15,
+    "googlenet_paper": 31,
+    "bninception": 31,
+    "densenet_bc_100_12_hoya": 4,
+}
+"""Side of the smallest images that a backbone takes."""
 
-SMALLEST = {"resnet_tutorial": 1, "wrn40_2": 1, "resnext29_8x64d": 1, "legacy_seresnet50": 3}
-"""Side of the smallest images that a network of each structure takes."""
+BORN = {"nin": "classifier.20", "squeezenet1_1": "classifier.1"}
+"""Backbones that give classes by birth, and the key of the conv that does."""
 
 
 def record_of(name: str) -> dict[str, Any]:
@@ -65,11 +84,72 @@ def test_a_network_answers_as_its_reference(name: str, golden: Any) -> None:
     check_logits(np.asarray(jax.jit(model.apply)(variables, jnp.asarray(images))), answer)
 
 
-@pytest.mark.parametrize(("name", "side"), quick(SMALLEST.items(), ("resnet_tutorial", 1)))
-def test_images_that_leave_no_map_are_refused(name: str, side: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "side"), quick(SMALLEST.items(), *(one for one in SMALLEST.items() if one[0] in ("alexnet", "nin")))
+)
+def test_images_of_the_smallest_size_leave_a_position_and_smaller_ones_are_refused(name: str, side: int) -> None:
     body = create_backbone(name)
-    small, smaller = (jax.ShapeDtypeStruct((1, one, one, 3), jnp.float32) for one in (side, side - 1))
-    maps, _ = jax.eval_shape(body.init_with_output, jax.random.key(0), small)
-    assert maps.shape == (1, 1, 1, body.features)
-    with pytest.raises(UsageError, match=f"^{name} takes images of {side}x{side} and larger; got {side - 1}x"):
-        jax.eval_shape(body.init, jax.random.key(0), smaller)
+
+    def maps(side: int) -> Any:
+        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        return jax.eval_shape(body.init_with_output, jax.random.key(0), images)[0]
+
+    assert min(maps(side).shape) > 0
+    with pytest.raises(UsageError, match=f"{name} takes images of {side}x{side} and larger"):
+        maps(side - 1)
+
+
+@pytest.mark.parametrize(("backbone", "least"), [("alexnet", 31), ("alexnet_1024", 31)])
+def test_a_network_that_ends_before_its_linear_layers_takes_smaller_images(backbone: str, least: int) -> None:
+    body = create_backbone(backbone, maps=7)
+    images = [jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32) for side in (least, least - 1)]
+    out, _ = jax.eval_shape(body.init_with_output, jax.random.key(0), images[0])
+    assert out.shape == (1, 1, 1, 7)
+    with pytest.raises(UsageError, match=f"{backbone} takes images of {least}x{least} and larger"):
+        jax.eval_shape(body.init_with_output, jax.random.key(0), images[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [38, 39, 62, 63])
+def test_bninception_refuses_sides_at_which_the_branches_of_a_module_would_differ(side: int) -> None:
+    body = create_backbone("bninception")
+    images = jax.ShapeDtypeStruct((1, side, 32, 3), jnp.float32)
+    if side in (38, 63):
+        out, _ = jax.eval_shape(body.init_with_output, jax.random.key(0), images)
+        assert out.shape == (1, 1 if side == 38 else 2, 1, 1024)
+    else:
+        with pytest.raises(UsageError, match=f"from 32 m - 1 to 32 m \\+ 6 pixels, as 223 to 230; got {side}x32"):
+            jax.eval_shape(body.init_with_output, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("backbone", ["nin", "squeezenet1_1"])
+def test_an_identity_head_by_birth_keeps_its_dropout(backbone: str) -> None:
+    def rates(**options: Any) -> tuple[float, float]:
+        model = create_model(backbone, num_classes=10, head="identity", **options)
+        return model.dropout, model.backbone.dropout
+
+    assert rates(maps=10) == (0.0, 0.5)
+    assert rates(maps=10, dropout=0.25) == rates(dropout=0.25) == (0.0, 0.25)
+
+
+@pytest.mark.parametrize(("backbone", "last"), quick(BORN.items(), ("nin", "classifier.20")))
+def test_a_head_above_the_last_conv_has_a_name_of_its_own(backbone: str, last: str) -> None:
+    model = create_model(backbone, num_classes=7, maps=10)
+    variables = drawn(model, 32, 32, 3)
+    written = to_torch(model, variables)
+    assert written["fc.weight"].shape == (7, 10)
+    assert written[f"{last}.weight"].shape[:1] == (10,)
+    jax.tree.map(np.testing.assert_array_equal, load_torch(model, written), variables)
+
+
+@pytest.mark.parametrize(("backbone", "last"), quick(BORN.items(), ("nin", "classifier.20")))
+def test_a_network_that_gives_classes_by_birth_starts_one_with_others(backbone: str, last: str) -> None:
+    given, model = (create_model(backbone, num_classes=k, head="identity", maps=k) for k in (10, 7))
+    state_dict = to_torch(given, drawn(given, 32, 32, 3))
+    started, text = transfer_torch(model, drawn(model, 32, 32, 3), state_dict)
+    written = to_torch(model, started)
+    assert {key for key, value in written.items() if not np.array_equal(value, state_dict[key])} == {
+        f"{last}.weight",
+        f"{last}.bias",
+    }
+    assert any("left at their initial values, because maps rebuilds them" in line for line in text)

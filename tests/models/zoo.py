@@ -20,5 +20,20 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "se_resnet50_timm": ("seresnet50", {}),
         "se_resnet50_legacy_timm": ("legacy_seresnet50", {}),
     },
+    "alexnet": {"alexnet_tv": ("alexnet", {}), "alexnet_seed001": ("alexnet_1024", {})},
+    "nin": {f"nin_cifar{classes}": ("nin", {"head": "identity", "maps": classes}) for classes in (10, 100)},
+    "squeezenet": {
+        f"{name}_tv": (name, {"head": "identity", "maps": 1000}) for name in ("squeezenet1_0", "squeezenet1_1")
+    },
+    "googlenet": {
+        "googlenet_tv": ("googlenet", {}),
+        "googlenet_tv_5x5": ("googlenet_5x5", {}),
+        "googlenet_paper": ("googlenet_paper", {}),
+    },
+    "bninception": {"bninception_cadene": ("bninception", {})},
+    "densenet_hoya": {
+        f"densenetbc{depth}_{growth}_hoya": (f"densenet_bc_{depth}_{growth}_hoya", {})
+        for depth, growth in ((100, 12), (190, 40), (250, 24))
+    },
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""

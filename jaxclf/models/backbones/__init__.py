@@ -6,15 +6,20 @@ from typing import Any
 from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.backbones import (
+    alexnet,
+    bninception,
     densenet,
     densenet_cifar,
     efficientnet_lite,
+    googlenet,
     lenet,
     mobilenet_v2,
+    nin,
     resnet,
     resnet_cifar,
     resnext_cifar,
     shufflenet_v2,
+    squeezenet,
     vgg,
     wide_resnet_cifar,
 )
@@ -26,7 +31,12 @@ OWN = {
     **wide_resnet_cifar.VARIANTS,
     **resnext_cifar.VARIANTS,
     **densenet_cifar.VARIANTS,
+    **alexnet.VARIANTS,
+    **nin.VARIANTS,
+    **squeezenet.VARIANTS,
     **vgg.VARIANTS,
+    **googlenet.VARIANTS,
+    **bninception.VARIANTS,
     **resnet.VARIANTS,
     **densenet.VARIANTS,
     **mobilenet_v2.VARIANTS,

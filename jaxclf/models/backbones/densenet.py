@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxclf.config import Remat
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, avg_pool, check_size, conv, max_pool
-from jaxclf.models.stages import Stage, apply_stages, blocks
+from jaxclf.models.stages import Block, Stage, apply_stages, blocks
 
 Parts = tuple[Float[Array, "n h w _"], ...]
 """Channels of a dense block: one array, or under `remat` one for its input and one for each layer.
@@ -20,53 +20,86 @@ every layer; apart, each is stored once (Pleiss et al. 2017, arXiv 1707.06990).
 """
 
 
+Names = tuple[str, str] | str
+"""Names of BatchNorm and conv in the reference; or that of a module that holds the two, "batch_norm" and "conv"."""
+
+
+class BnReluConv(nn.Module):
+    """BatchNorm, ReLU, convolution, in a module of their own."""
+
+    features: int
+    kernel: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
+        """Apply the three."""
+        return bn_relu_conv(x, train, self.features, self.kernel, ("batch_norm", "conv"))
+
+
+def bn_relu_conv(
+    x: Float[Array, "n h w c"], train: bool, features: int, kernel: int, names: Names
+) -> Float[Array, "n h w k"]:
+    """Apply BatchNorm, ReLU and a convolution, made in the module that calls."""
+    if isinstance(names, str):
+        return BnReluConv(features, kernel, name=names)(x, train)
+    norm, name = names
+    x = jax.nn.relu(BatchNorm(name=norm)(x, train))
+    return conv(features, kernel, padding=kernel // 2, name=name)(x)
+
+
 class DenseLayer(nn.Module):
-    """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, behind the channels so far."""
+    """bn-relu-conv1 to 4 x growth, bn-relu-conv3 to growth, dropout, behind the channels so far."""
 
     growth: int
     apart: bool
     """Hand on the channels so far and the new ones as they are; else as one array."""
-    norm: str = "norm"
-    """Name of the two BatchNorms in the reference, less their numbers."""
+    names: tuple[Names, Names] = (("norm1", "conv1"), ("norm2", "conv2"))
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, parts: Parts, train: bool) -> Parts:
         """Add `growth` channels."""
         x = jnp.concatenate(parts, axis=-1)
-        y = jax.nn.relu(BatchNorm(name=f"{self.norm}1")(x, train))
-        y = conv(4 * self.growth, 1, name="conv1")(y)
-        y = jax.nn.relu(BatchNorm(name=f"{self.norm}2")(y, train))
-        y = conv(self.growth, 3, padding=1, name="conv2")(y)
+        y = bn_relu_conv(x, train, 4 * self.growth, 1, self.names[0])
+        y = bn_relu_conv(y, train, self.growth, 3, self.names[1])
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return (*parts, y) if self.apart else (jnp.concatenate([x, y], axis=-1),)
 
 
 class DenseBlock(nn.Module):
     """A row of dense layers."""
 
-    layers: int
-    growth: int
+    layer: Block
+    names: tuple[str, ...]
+    """Name of each layer."""
     remat: Remat
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
-        """Add `layers` x `growth` channels."""
-        layer = functools.partial(DenseLayer, self.growth, self.remat == "block")
-        row = [functools.partial(layer, name=f"denselayer{index + 1}") for index in range(self.layers)]
+        """Add the channels of every layer."""
+        row = [functools.partial(self.layer, name=name) for name in self.names]
         return jnp.concatenate(blocks(*row)(self, (x,), train), axis=-1)
 
 
 class Transition(nn.Module):
     """bn-relu-conv1 to half the channels, then a 2x2 average pool."""
 
-    names: tuple[str, str] = ("norm", "conv")
-    """Names of BatchNorm and conv in the reference."""
+    names: Names = ("norm", "conv")
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
         """Halve channels and size."""
-        norm, name = self.names
-        x = jax.nn.relu(BatchNorm(name=norm)(x, train))
-        return avg_pool(conv(x.shape[-1] // 2, 1, name=name)(x), 2)
+        return avg_pool(bn_relu_conv(x, train, x.shape[-1] // 2, 1, self.names), 2)
+
+
+def dense_stage(block: Block, *transition: Block) -> Stage:
+    """Return the stage of a dense block, which computes its layers again by itself, and the transition after it."""
+    after = blocks(*transition)
+
+    def stage(module: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
+        return after(module, block()(x, train), train)
+
+    return stage
 
 
 class Features(nn.Module):
@@ -86,14 +119,11 @@ class Features(nn.Module):
         return jax.nn.relu(BatchNorm(name="norm5")(x, train))
 
     def _stage(self, number: int) -> Stage:
-        row = [functools.partial(Transition, name=f"transition{number}")] if number < 4 else []
-        after = blocks(*row)
-
-        def stage(module: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
-            layers = DenseBlock(self.blocks[number - 1], self.growth, self.remat, name=f"denseblock{number}")
-            return after(module, layers(x, train), train)
-
-        return stage
+        layer = functools.partial(DenseLayer, self.growth, self.remat == "block")
+        names = tuple(f"denselayer{index + 1}" for index in range(self.blocks[number - 1]))
+        block = functools.partial(DenseBlock, layer, names, self.remat, name=f"denseblock{number}")
+        transition = [functools.partial(Transition, name=f"transition{number}")] if number < 4 else []
+        return dense_stage(block, *transition)
 
 
 class DenseNet(Backbone):
