@@ -19,10 +19,10 @@ from flax import traverse_util
 
 from jaxclf.config import Config, ModelConfig, Remat
 from jaxclf.errors import UsageError
-from jaxclf.models.backbones import efficientnet_lite, list_models, mobilenet_v2
+from jaxclf.models.backbones import list_models, mobilenet_v2
 from jaxclf.models.backbones.densenet import DenseNet
 from jaxclf.models.backbones.densenet_cifar import CifarDenseNet
-from jaxclf.models.backbones.efficientnet_lite import EfficientNetLite0
+from jaxclf.models.backbones.efficientnet import B0, VARIANTS, EfficientNet
 from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
 from jaxclf.models.backbones.resnet import ResNet
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
@@ -45,7 +45,10 @@ SMALL = {
     "vgg": (functools.partial(VGG, 11, (1, 1, 2, 2, 2), norm=True, maps=10), 32),
     "mobilenet_v2": (MobileNetV2, 32),
     "shufflenet_v2": (functools.partial(ShuffleNetV2, "shufflenet_v2_x0_5", (48, 96, 192, 1024)), 32),
-    "efficientnet_lite": (EfficientNetLite0, 32),
+    **{
+        name: (functools.partial(EfficientNet, **{**VARIANTS[name].fields, "stages": B0[:3]}), 32)
+        for name in ("efficientnet_lite0", "efficientnet_b0")
+    },
 }
 """One small network of every family that has blocks, and the side of its images."""
 QUICK = ("resnet_cifar",)
@@ -54,10 +57,9 @@ QUICK = ("resnet_cifar",)
 
 @pytest.fixture(scope="module", autouse=True)
 def short() -> Iterator[None]:
-    """Leave MobileNetV2 and EfficientNet the stages with which every kind of their blocks has come."""
+    """Leave MobileNetV2 the stages with which every kind of its blocks has come."""
     with pytest.MonkeyPatch.context() as patch:
-        for family in (mobilenet_v2, efficientnet_lite):
-            patch.setattr(family, "STAGES", family.STAGES[:3])
+        patch.setattr(mobilenet_v2, "STAGES", mobilenet_v2.STAGES[:3])
         yield
 
 

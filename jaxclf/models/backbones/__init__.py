@@ -8,7 +8,7 @@ from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.backbones import (
     densenet,
     densenet_cifar,
-    efficientnet_lite,
+    efficientnet,
     lenet,
     mobilenet_v2,
     resnet,
@@ -27,7 +27,7 @@ OWN = {
     **densenet.VARIANTS,
     **mobilenet_v2.VARIANTS,
     **shufflenet_v2.VARIANTS,
-    **efficientnet_lite.VARIANTS,
+    **efficientnet.VARIANTS,
 }
 BACKBONES = Registry("backbone", "jaxclf.backbones", OWN, Variant.of)
 
@@ -63,4 +63,4 @@ def create_backbone(name: str, **options: Any) -> Backbone:
     if "maps_shortcut" in options and options.get("maps") is None:
         raise UsageError("maps_shortcut names the shortcut of the block that maps rebuilds; give maps as well")
     variant = BACKBONES.resolve(name)
-    return variant.module(**variant.fields, **options)
+    return variant.module(**{**variant.fields, **options})
