@@ -90,7 +90,7 @@ PREPROCESSING: dict[str, Preprocessing | None] = {
     "efficientnet_lite0_timm": dataclasses.replace(TORCHVISION, interpolation="bicubic"),
     **{
         kind: dataclasses.replace(TORCHVISION, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
-        for kind in ("tf_efficientnet_lite0")
+        for kind in ("tf_efficientnet_lite0", "mobilenet_v1_timm")
     },
 }
 """By a backbone's `kind`, where it is not TORCHVISION; None where the steps above cannot say it."""

@@ -314,7 +314,9 @@ def test_options_that_cannot_be_are_refused(backbone: str, options: dict[str, An
 def test_the_registry() -> None:
     assert list_models("resnet*") == [f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 110, 18, 34, 50, 101, 152)]
     assert list_models("densenet_bc*") == ["densenet_bc_100_12", "densenet_bc_190_40", "densenet_bc_250_24"]
-    assert list_models("mobilenet_v[13]*") == [*("mobilenet_v1", "mobilenet_v3_large")]
+    assert list_models("mobilenet_v[13]*") == [
+        *("mobilenet_v1", "mobilenet_v1_timm", "mobilenet_v3_small", "mobilenet_v3_large")
+    ]
     assert list_models("nasnet*") == []
     assert "maps" not in backbone_options("densenet_bc_100_12")
     small = list_models("lenet*") + list_models("resnet*")[:6] + list_models("densenet_bc*")

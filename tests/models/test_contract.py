@@ -20,9 +20,9 @@ for name in list_models():
     variant = BACKBONES.resolve(name)
     STRUCTURES.setdefault((variant.module, *(one for one in variant.fields.values() if isinstance(one, bool))), name)
 SLOW = {
-    *("resnet50", "densenet121", "shufflenet_v2_x0_5"),
+    *("resnet50", "densenet121", "shufflenet_v2_x0_5", "mobilenet_v1_timm"),
     *("mobilenet_v2_tonylins", "efficientnet_lite0", "tf_efficientnet_lite0", "efficientnet_lite0_timm"),
-    *("efficientnet_b0", "efficientnet_b0_lukemelas"),
+    *("efficientnet_b0", "efficientnet_b0_lukemelas", "mobilenet_v3_small"),
 }
 CHOSEN = quick(list_models(), *(name for name in STRUCTURES.values() if name not in SLOW))
 

@@ -22,14 +22,16 @@ from tests.tiers import quick
 pytestmark = pytest.mark.long
 RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
-QUICK: list[str] = []
+QUICK: list[str] = ["mobilenet_v1_timm"]
 """Networks whose logits the default tier computes: those that compile within three seconds."""
 COUNTED: list[str] = [
     "efficientnet_lite0_timm",
+    "mobilenet_v1_wjc",
+    "mobilenet_v3_small_tv",
 ]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
 SMALLEST = {
-    **dict.fromkeys(("mobilenet_v2",), 1),
+    **dict.fromkeys(("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small"), 1),
     **dict.fromkeys(("efficientnet_b0", "efficientnet_lite0"), 1),
 }
 """Backbone -> side of the smallest images that it takes; of each family, one network of each padding."""

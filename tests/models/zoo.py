@@ -7,7 +7,9 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"{name}_tv": (name, {})
         for name in ("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d")
     },
+    "mobilenet_v1": {"mobilenet_v1_wjc": ("mobilenet_v1", {}), "mobilenet_v1_timm": ("mobilenet_v1_timm", {})},
     "mobilenet_v2": {"mobilenet_v2_tonylins": ("mobilenet_v2_tonylins", {})},
+    "mobilenet_v3": {f"mobilenet_v3_{size}_tv": (f"mobilenet_v3_{size}", {}) for size in ("large", "small")},
     "efficientnet": {
         **{f"efficientnet_b{number}_tv": (f"efficientnet_b{number}", {}) for number in range(8)},
         "efficientnet_b0_lukemelas": ("efficientnet_b0_lukemelas", {}),
