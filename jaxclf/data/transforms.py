@@ -92,6 +92,7 @@ PREPROCESSING: dict[str, Preprocessing | None] = {
         kind: dataclasses.replace(TORCHVISION, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
         for kind in ("tf_efficientnet_lite0", "mobilenet_v1_timm")
     },
+    **{f"shufflenet_v2_{size}_megvii": None for size in ("x0_5", "x1_0", "x1_5", "x2_0")},  # BGR
 }
 """By a backbone's `kind`, where it is not TORCHVISION; None where the steps above cannot say it."""
 

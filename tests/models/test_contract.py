@@ -20,7 +20,7 @@ for name in list_models():
     variant = BACKBONES.resolve(name)
     STRUCTURES.setdefault((variant.module, *(one for one in variant.fields.values() if isinstance(one, bool))), name)
 SLOW = {
-    *("resnet50", "densenet121", "shufflenet_v2_x0_5", "mobilenet_v1_timm"),
+    *("resnet50", "densenet121", "shufflenet_v2_x0_5", "shufflenet_v2_x0_5_megvii", "mobilenet_v1_timm"),
     *("mobilenet_v2_tonylins", "efficientnet_lite0", "tf_efficientnet_lite0", "efficientnet_lite0_timm"),
     *("efficientnet_b0", "efficientnet_b0_lukemelas", "mobilenet_v3_small"),
 }
