@@ -76,8 +76,25 @@ TORCHVISION = Preprocessing(256, 224, None, "bilinear", (0.485, 0.456, 0.406), (
 """The evaluation of torchvision's first ImageNet weights (references/classification/presets.py, 0.28)."""
 EFFICIENTNET_LITE = Preprocessing(None, 224, 32, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)
 """(x - 127) / 128 on 0..255 (tensorflow/tpu, models/official/efficientnet/lite)."""
-PREPROCESSING = {"EfficientNetLite0": EFFICIENTNET_LITE}
-"""By backbone class, where it is not TORCHVISION."""
+PREPROCESSING: dict[str, Preprocessing | None] = {
+    **{
+        f"efficientnet_lite{number}": dataclasses.replace(EFFICIENTNET_LITE, crop=crop)
+        for number, crop in enumerate((224, 240, 260))
+    },
+    **{
+        f"efficientnet_b{number}": dataclasses.replace(TORCHVISION, resize=short, crop=crop, interpolation="bicubic")
+        for number, (short, crop) in enumerate(
+            ((256, 224), (256, 240), (288, 288), (320, 300), (384, 380), (456, 456), (528, 528), (600, 600))
+        )
+    },
+    "efficientnet_lite0_timm": dataclasses.replace(TORCHVISION, interpolation="bicubic"),
+    **{
+        kind: dataclasses.replace(TORCHVISION, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+        for kind in ("tf_efficientnet_lite0", "mobilenet_v1_timm")
+    },
+    **{f"shufflenet_v2_{size}_megvii": None for size in ("x0_5", "x1_0", "x1_5", "x2_0")},  # BGR
+}
+"""By a backbone's `kind`, where it is not TORCHVISION; None where the steps above cannot say it."""
 
 
 def default_preprocessing(backbone: Any) -> Preprocessing | None:
@@ -85,8 +102,8 @@ def default_preprocessing(backbone: Any) -> Preprocessing | None:
 
     Small images take the mean and std of their data set's `Facts`.
     """
-    found = PREPROCESSING.get(type(backbone).__name__, TORCHVISION)
-    return found if backbone.image_size == found.crop else None
+    standard = TORCHVISION if backbone.image_size == TORCHVISION.crop else None
+    return PREPROCESSING.get(getattr(backbone, "kind", ""), standard)
 
 
 def resize(image: Image.Image, short_side: int, interpolation: str = "bilinear") -> Image.Image:

@@ -1,4 +1,6 @@
-"""Cut the .json files beside this one out of the project's reference files (models.json and logits.json).
+"""Cut the .json files beside this one out of the project's reference files.
+
+Those are models.json, logits.json and, for two networks that neither has, efficientnet_lite12.json.
 
 Run by a developer who has them, from the repository's root: python -m tests.golden.make DIRECTORY. Names after the
 reference's own; the families of zoo/ are those of tests/models/zoo.py.
@@ -36,6 +38,9 @@ def main(source: Path) -> None:
     """Write the records of the networks that are built here, with their logits where there are any."""
     models = json.loads((source / "models.json").read_text())["models"]
     logits = json.loads((source / "logits.json").read_text())
+    for name, record in json.loads((source / "efficientnet_lite12.json").read_text()).items():
+        facts = {"input": [3, record["side"], record["side"]], "classes": 1000, "params_trainable": record["params"]}
+        models[name] = {"source": "PyPI " + record["file"], "state_dict": record["state_dict"], **facts}
     small = [name for name in models if name.startswith(NAMES) and not name.endswith(("bearpaw", "hoya"))]
     files = {"reference.json": (*small, *IMAGENET), "thesis_resnet18.json": THESIS_RESNET18}
     files |= {f"zoo/{family}.json": tuple(rows) for family, rows in ZOO.items()}

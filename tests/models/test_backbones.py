@@ -315,7 +315,10 @@ def test_the_registry() -> None:
     cifar = [*(f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 110)), "resnet32_bearpaw", "resnet_tutorial"]
     assert list_models("resnet*") == [*cifar, *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))]
     assert list_models("densenet_bc*[0-9]") == ["densenet_bc_100_12", "densenet_bc_190_40", "densenet_bc_250_24"]
-    assert list_models("mobilenet_v1*") == []
+    assert list_models("mobilenet_v[13]*") == [
+        *("mobilenet_v1", "mobilenet_v1_timm", "mobilenet_v3_small", "mobilenet_v3_large")
+    ]
+    assert list_models("nasnet*") == []
     assert "maps" not in backbone_options("densenet_bc_100_12")
     small = list_models("lenet*") + list_models("resnet*")[:6] + list_models("densenet_bc*[0-9]")
     assert [create_backbone(name).features for name in small] == [84, 84, 200, *[64] * 6, 342, 2190, 1734]

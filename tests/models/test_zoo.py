@@ -1,5 +1,6 @@
 """Every network of zoo.py against its reference: parameters, operations, keys, shapes, logits."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from tests.tiers import quick
 pytestmark = pytest.mark.long
 RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
-QUICK = ["wrn40_2_cifar10", "nin_cifar10", "squeezenet1_1_tv"]
+QUICK = ["wrn40_2_cifar10", "nin_cifar10", "squeezenet1_1_tv", "mobilenet_v1_timm"]
 """Networks whose logits the default tier computes: those that compile within three seconds."""
 COUNTED = [
     *("resnet_tutorial_seed003", "wrn28_10_cifar10", "resnext29_8x64d_cifar10", "se_resnet50_moskomule"),
     *("alexnet_seed001", "nin_cifar10", "squeezenet1_1_tv", "googlenet_paper"),
+    *("efficientnet_lite0_timm", "mobilenet_v1_wjc", "mobilenet_v3_small_tv", "shufflenet_v2_0.5x_megvii"),
 ]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
 SMALLEST = {
@@ -34,6 +36,8 @@ SMALLEST = {
     "wrn40_2": 1,
     "resnext29_8x64d": 1,
     "legacy_seresnet50": 3,
+    **dict.fromkeys(("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5_megvii"), 1),
+    **dict.fromkeys(("efficientnet_b0", "efficientnet_lite0"), 1),
     "alexnet": 223,
     "nin": 1,
     "squeezenet1_0": 21,
@@ -49,8 +53,16 @@ BORN = {"nin": "classifier.20", "squeezenet1_1": "classifier.1"}
 """Backbones that give classes by birth, and the key of the conv that does."""
 
 
+@functools.cache
+def records(family: str) -> dict[str, dict[str, Any]]:
+    return json.loads((RECORDS / f"{family}.json").read_text())
+
+
 def record_of(name: str) -> dict[str, Any]:
-    return json.loads((RECORDS / f"{NETWORKS[name][0]}.json").read_text())[name]
+    return records(NETWORKS[name][0])[name]
+
+
+ANSWERED = [name for name in NETWORKS if record_of(name)["logits"]]
 
 
 def model_of(name: str, classes: int) -> Classifier:
@@ -62,7 +74,7 @@ def check_structure(model: Classifier, record: dict[str, Any]) -> None:
     channels, height, width = record["input"]
     counted = count(model, (height, width, channels))
     assert counted.total("trainable") == record["params_trainable"]
-    assert counted.total("macs") == record["macs"]
+    assert record["macs"] in (None, counted.total("macs"))
 
 
 @pytest.mark.parametrize("name", quick(NETWORKS, *COUNTED))
@@ -73,7 +85,7 @@ def test_a_network_has_the_tensors_and_operations_of_its_reference(name: str) ->
     load_torch(model, {key: np.broadcast_to(np.float32(0), shape) for key, shape in record["state_dict"]})
 
 
-@pytest.mark.parametrize("name", quick(NETWORKS, *QUICK))
+@pytest.mark.parametrize("name", quick(ANSWERED, *QUICK))
 def test_a_network_answers_as_its_reference(name: str, golden: Any) -> None:
     record = record_of(name)
     model, answer = model_of(name, record["classes"]), record["logits"]

@@ -99,6 +99,9 @@ def test_defaults_are_those_of_the_published_weights() -> None:
 
     assert default("resnet50") == default("vgg16") == default("mobilenet_v2") == TORCHVISION
     assert default("efficientnet_lite0") == EFFICIENTNET_LITE
+    assert default("efficientnet_lite2") == dataclasses.replace(EFFICIENTNET_LITE, crop=260)
+    assert default("efficientnet_b2") == dataclasses.replace(TORCHVISION, resize=288, crop=288, interpolation="bicubic")
+    assert default("shufflenet_v2_x1_0_megvii") is None
     assert default("resnet20") is None
     assert default("lenet5") is None
 

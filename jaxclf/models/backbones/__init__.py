@@ -10,10 +10,12 @@ from jaxclf.models.backbones import (
     bninception,
     densenet,
     densenet_cifar,
-    efficientnet_lite,
+    efficientnet,
     googlenet,
     lenet,
+    mobilenet_v1,
     mobilenet_v2,
+    mobilenet_v3,
     nin,
     resnet,
     resnet_cifar,
@@ -39,9 +41,11 @@ OWN = {
     **bninception.VARIANTS,
     **resnet.VARIANTS,
     **densenet.VARIANTS,
+    **mobilenet_v1.VARIANTS,
     **mobilenet_v2.VARIANTS,
+    **mobilenet_v3.VARIANTS,
     **shufflenet_v2.VARIANTS,
-    **efficientnet_lite.VARIANTS,
+    **efficientnet.VARIANTS,
 }
 BACKBONES = Registry("backbone", "jaxclf.backbones", OWN, Variant.of)
 
@@ -77,4 +81,4 @@ def create_backbone(name: str, **options: Any) -> Backbone:
     if "maps_shortcut" in options and options.get("maps") is None:
         raise UsageError("maps_shortcut names the shortcut of the block that maps rebuilds; give maps as well")
     variant = BACKBONES.resolve(name)
-    return variant.module(**variant.fields, **options)
+    return variant.module(**{**variant.fields, **options})
