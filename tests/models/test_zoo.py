@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxclf.errors import UsageError
+from jaxclf.models.backbones import create_backbone
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
 from jaxclf.models.torch_weights import load_torch
@@ -19,9 +21,11 @@ from tests.tiers import quick
 pytestmark = pytest.mark.long
 RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
+SMALLEST = {"hardnet68": 29, "hardnet39ds": 1}
+"""Backbone -> side of the smallest images that it takes: one of each structure."""
 QUICK: list[str] = []
 """Networks whose logits the default tier computes: those that compile within three seconds."""
-COUNTED: list[str] = []
+COUNTED = ["hardnet68"]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
 
 
@@ -58,3 +62,13 @@ def test_a_network_answers_as_its_reference(name: str, golden: Any) -> None:
     check_round_trip(model, variables, given)
     images = golden.image(answer["input"], "0").transpose(0, 2, 3, 1)
     check_logits(np.asarray(jax.jit(model.apply)(variables, jnp.asarray(images))), answer)
+
+
+@pytest.mark.parametrize(("name", "side"), quick(SMALLEST.items(), ("hardnet68", 29)))
+def test_images_below_the_smallest_are_refused(name: str, side: int) -> None:
+    body, key = create_backbone(name), jax.random.key(0)
+    images = [jax.ShapeDtypeStruct((1, side - less, side, 3), jnp.float32) for less in (0, 1)]
+    maps, _ = jax.eval_shape(body.init_with_output, key, images[0])
+    assert maps.shape == (1, 1, 1, body.features)
+    with pytest.raises(UsageError, match=f"takes images of {side}x{side} and larger; got {side - 1}x{side}"):
+        jax.eval_shape(body.init_with_output, key, images[1])
