@@ -76,7 +76,9 @@ TORCHVISION = Preprocessing(256, 224, None, "bilinear", (0.485, 0.456, 0.406), (
 """The evaluation of torchvision's first ImageNet weights (references/classification/presets.py, 0.28)."""
 EFFICIENTNET_LITE = Preprocessing(None, 224, 32, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)
 """(x - 127) / 128 on 0..255 (tensorflow/tpu, models/official/efficientnet/lite)."""
-PREPROCESSING = {"EfficientNetLite0": EFFICIENTNET_LITE}
+BIT = Preprocessing(256, 224, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
+"""The evaluation of timm's copies of these weights (timm/models/resnetv2.py, 1.0.31)."""
+PREPROCESSING = {"EfficientNetLite0": EFFICIENTNET_LITE, "BiT": BIT}
 """By backbone class, where it is not TORCHVISION."""
 
 

@@ -40,6 +40,8 @@ class Backbone(nn.Module, kw_only=True):
     """Regular expressions of keys in older published state dicts, and what stands for them today."""
     linear_layers: ClassVar[tuple[str, ...]] = ()
     """Paths of convolutions that are Linear in the reference."""
+    head_conv: ClassVar[bool] = False
+    """The last layer is a 1x1 convolution in the reference, [k d 1 1]."""
     head_dropout: ClassVar[float] = 0.0
     """Dropout rate before the head in the reference."""
 

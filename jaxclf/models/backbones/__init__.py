@@ -6,6 +6,7 @@ from typing import Any
 from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.backbones import (
+    bit,
     densenet,
     densenet_cifar,
     efficientnet_lite,
@@ -30,6 +31,7 @@ OWN = {
     **shufflenet_v2.VARIANTS,
     **efficientnet_lite.VARIANTS,
     **hardnet.VARIANTS,
+    **bit.VARIANTS,
 }
 BACKBONES = Registry("backbone", "jaxclf.backbones", OWN, Variant.of)
 
