@@ -77,8 +77,9 @@ TORCHVISION = Preprocessing(256, 224, None, "bilinear", (0.485, 0.456, 0.406), (
 EFFICIENTNET_LITE = Preprocessing(None, 224, 32, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)
 """(x - 127) / 128 on 0..255 (tensorflow/tpu, models/official/efficientnet/lite)."""
 BIT = Preprocessing(256, 224, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
-"""The evaluation of timm's copies of these weights (timm/models/resnetv2.py, 1.0.31)."""
-PREPROCESSING = {"EfficientNetLite0": EFFICIENTNET_LITE, "BiT": BIT}
+NFNET = Preprocessing(284, 256, None, "bicubic", TORCHVISION.mean, TORCHVISION.std)
+"""The evaluation of both with timm's weights (timm/models/resnetv2.py and nfnet.py, 1.0.31)."""
+PREPROCESSING = {"EfficientNetLite0": EFFICIENTNET_LITE, "BiT": BIT, "NFNet": NFNET}
 """By backbone class, where it is not TORCHVISION."""
 
 

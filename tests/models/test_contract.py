@@ -20,7 +20,7 @@ for name in list_models():
     variant = BACKBONES.resolve(name)
     STRUCTURES.setdefault((variant.module, *(one for one in variant.fields.values() if isinstance(one, bool))), name)
 SLOW = {"resnet50", "densenet121", "shufflenet_v2_x0_5", "efficientnet_lite0"}
-SLOW |= {"hardnet39ds", "hardnet68", "bit_r50x1"}
+SLOW |= {"hardnet39ds", "hardnet68", "bit_r50x1", "nfnet_f0", "dm_nfnet_f0"}
 CHOSEN = quick(list_models(), *(name for name in STRUCTURES.values() if name not in SLOW))
 
 

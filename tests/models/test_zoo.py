@@ -21,11 +21,11 @@ from tests.tiers import quick
 pytestmark = pytest.mark.long
 RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
-SMALLEST = {"hardnet68": 29, "hardnet39ds": 1, "bit_r50x1": 1}
+SMALLEST = {"hardnet68": 29, "hardnet39ds": 1, "bit_r50x1": 1, "nfnet_f0": 1}
 """Backbone -> side of the smallest images that it takes: one of each structure."""
 QUICK: list[str] = []
 """Networks whose logits the default tier computes: those that compile within three seconds."""
-COUNTED = ["hardnet68", "bit_r50x1"]
+COUNTED = ["hardnet68", "bit_r50x1", "nfnet_f0_timm"]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
 
 

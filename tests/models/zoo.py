@@ -11,6 +11,7 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "bit": {
         name: (name, {}) for name in ("bit_r50x1", "bit_r50x3", "bit_r101x1", "bit_r101x3", "bit_r152x2", "bit_r152x4")
     },
+    "nfnet": {f"{name}_timm": (name, {}) for name in ("dm_nfnet_f0", "nfnet_f0")},
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""
 UNANSWERED = ("bit_r101x3", "bit_r152x4")

@@ -13,6 +13,7 @@ from jaxclf.models.backbones import (
     hardnet,
     lenet,
     mobilenet_v2,
+    nfnet,
     resnet,
     resnet_cifar,
     shufflenet_v2,
@@ -32,6 +33,7 @@ OWN = {
     **efficientnet_lite.VARIANTS,
     **hardnet.VARIANTS,
     **bit.VARIANTS,
+    **nfnet.VARIANTS,
 }
 BACKBONES = Registry("backbone", "jaxclf.backbones", OWN, Variant.of)
 
