@@ -92,6 +92,14 @@ PREPROCESSING: dict[str, Preprocessing | None] = {
         kind: dataclasses.replace(TORCHVISION, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
         for kind in ("tf_efficientnet_lite0", "mobilenet_v1_timm")
     },
+    **{  # timm's weights (timm/models/resnetv2.py and nfnet.py, 1.0.31)
+        f"bit_{size}": dataclasses.replace(TORCHVISION, mean=(0.5,) * 3, std=(0.5,) * 3)
+        for size in ("r50x1", "r50x3", "r101x1", "r101x3", "r152x2", "r152x4")
+    },
+    **{
+        kind: dataclasses.replace(TORCHVISION, resize=284, crop=256, interpolation="bicubic")
+        for kind in ("nfnet_f0", "dm_nfnet_f0")
+    },
     **{f"shufflenet_v2_{size}_megvii": None for size in ("x0_5", "x1_0", "x1_5", "x2_0")},  # BGR
 }
 """By a backbone's `kind`, where it is not TORCHVISION; None where the steps above cannot say it."""

@@ -52,6 +52,8 @@ class Backbone(nn.Module, kw_only=True):
     """Paths of convolutions that are Linear in the reference."""
     maps_keeps_dropout: ClassVar[bool] = False
     """Whether the option "dropout" speaks of layers that are there with `maps`, too."""
+    head_conv: ClassVar[bool] = False
+    """The last layer is a 1x1 convolution in the reference, [k d 1 1]."""
     head_dropout: ClassVar[float] = 0.0
     """Dropout rate before the head in the reference."""
     auxiliary_heads: ClassVar[tuple[AuxiliaryHead, ...]] = ()

@@ -5,6 +5,7 @@ joined path is a PyTorch key (torch_weights.py).
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -117,6 +118,47 @@ def depthwise(
     if kernel.shape[2] != 1:
         return convolution(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=convolution)
+
+
+class StandardisedConv(nn.Module):
+    """A convolution whose kernel, when applied, has mean 0 and variance 1 in each output channel, without a bias.
+
+    (w - mean) / sqrt(var + eps): Qiao et al. 2019, arXiv 1903.10520. With `scale` it is a scaled one, which has a bias:
+    that times gain scale / sqrt(fan_in), whose gain [k] is learned (Brock et al. 2021, arXiv 2101.08692; timm's form).
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: int | Sequence[tuple[int, int]] = 0
+    groups: int = 1
+    eps: float = 1e-6
+    scale: float | None = None
+    gain: float = 1.0
+    """What the gain starts from."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n i j k"]:
+        """Standardise the kernel, in float32, and apply it."""
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", he_uniform, shape)
+        kernel -= kernel.mean((0, 1, 2), keepdims=True)
+        kernel *= jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2), keepdims=True) + self.eps)
+        bias = None
+        if self.scale is not None:
+            gain = self.param("gain", nn.initializers.constant(self.gain), (self.features,))
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).reshape(1, 1, 1, -1)
+            kernel *= (gain * (self.scale * math.prod(shape[:3]) ** -0.5)).reshape(1, 1, 1, -1)
+        x, kernel, bias = as_input(x, kernel, bias)
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            [(self.padding, self.padding)] * 2 if isinstance(self.padding, int) else self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return y if bias is None else y + bias
 
 
 class BatchNorm(nn.Module):

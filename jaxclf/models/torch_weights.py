@@ -4,10 +4,12 @@ A parameter's joined path is its PyTorch key: `layer1_0/conv1/kernel` is `layer1
 stands before a number in PyTorch's key, too, is doubled in ours: `branch7x7__1`. What changes is the layout: a conv
 kernel is HWIO here and OIHW there, a linear one [d k] here and [k d] there, and a linear layer that is a convolution
 here (a backbone's `linear_layers`) is flattened channels first there. A fixed 1x1 conv is its matrix [k d]; the
-attention pool's linear layers are Conv1d there [k d 1].
+attention pool's linear layers are Conv1d there [k d 1], and the head of a backbone with `head_conv` is a Conv2d
+[k d 1 1]. The gain of a scaled convolution is [k] here and [k 1 1 1] there.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -76,7 +78,7 @@ def to_torch(model: Classifier, variables: Mapping[str, Any]) -> dict[str, np.nd
             continue
         key = _torch_key(path, head)
         dtype = np.int64 if path[-1] == ROWS else np.float32
-        state_dict[key] = _to_torch(np.asarray(value, dtype), path, model.backbone.linear_layers)
+        state_dict[key] = _to_torch(np.asarray(value, dtype), path, model.backbone)
         if path[-1] == "running_mean":
             state_dict[key.removesuffix("running_mean") + "num_batches_tracked"] = np.zeros((), np.int64)
     return state_dict
@@ -305,20 +307,23 @@ def _to_flax(value: np.ndarray, shape: tuple[int, ...], leaf: str) -> np.ndarray
             return None
         value = value.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
     elif leaf == "kernel":
-        value = (value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value).T
-    elif value.shape == (*shape, 1, 1):
+        value = (value.reshape(value.shape[:2]) if math.prod(value.shape[2:]) == 1 else value).T
+    elif value.shape[: len(shape)] == shape and value.size == math.prod(shape):
         value = value.reshape(shape)
     return np.asarray(value, np.int32 if leaf == ROWS else np.float32) if value.shape == shape else None
 
 
-def _to_torch(value: np.ndarray, path: Path, linear_layers: tuple[str, ...]) -> np.ndarray:
+def _to_torch(value: np.ndarray, path: Path, backbone: Backbone) -> np.ndarray:
     """Bring one variable into torch's layout, C-contiguous."""
     collection, part, *modules, leaf = path
     if leaf == "kernel" and value.ndim == 4:
         value = value.transpose(3, 2, 0, 1)  # OIHW
-        value = value.reshape(len(value), -1) if "/".join(modules) in linear_layers else value
+        value = value.reshape(len(value), -1) if "/".join(modules) in backbone.linear_layers else value
     elif leaf == "kernel":
         value = value.T[..., None] if part == "pool" else value.T
+        value = value[..., None, None] if part == "head" and backbone.head_conv else value
+    elif leaf == "gain":
+        value = value[:, None, None, None]
     elif (collection, part) == ("fixed", "backbone"):
         value = value[:, :, None, None]
     return np.array(value, order="C")  # a copy: what comes from the device cannot be written to, which torch warns of

@@ -1,12 +1,14 @@
-"""State dicts in files: safetensors, and PyTorch's own as training scripts wrap them.
+"""State dicts in files: safetensors, PyTorch's own as training scripts wrap them, and BiT's .npz.
 
 A state dict here is a dict from PyTorch's keys to numpy arrays. PyTorch files are read without running code of theirs:
 tensors are kept, and every object of another kind (arguments, numpy scalars) becomes an empty stand-in.
 """
 
 import contextlib
+import functools
 import importlib
 import pickletools
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +30,18 @@ AVERAGES = ("model_ema", "state_dict_ema", "ema", "ema_state_dict")
 """Keys under which they keep its moving average beside it."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """Put before every key by DataParallel and AveragedModel, torch.compile, Lightning, and classes that hold a network."""
+
+BIT = (
+    (r"^resnet/(block\d/unit\d\d)/a/proj/standardized_conv2d/kernel$", r"body/\1/downsample/weight"),
+    (r"^resnet/(block\d/unit\d\d)/([abc])/standardized_conv2d/kernel$", r"body/\1/conv\2/weight"),
+    (r"^resnet/(block\d/unit\d\d)/([abc])/group_norm/", r"body/\1/gn\2/"),
+    (r"^resnet/root_block/standardized_conv2d/kernel$", r"root/conv/weight"),
+    (r"^resnet/group_norm/", r"head/gn/"),
+    (r"^resnet/head/conv2d/", r"head/conv/"),
+    *((f"/(conv|gn){letter}/", rf"/\g<1>{number}/") for number, letter in enumerate("abc", 1)),
+    *((f"/{old}$", f"/{new}") for old, new in (("kernel", "weight"), ("gamma", "weight"), ("beta", "bias"))),
+)
+"""Regular expressions of BiT's names, and what stands for them in PyTorch's keys, dots written "/"."""
 
 
 class Ignored:
@@ -76,6 +90,27 @@ def read_safetensors(path: Path) -> tuple[StateDict, Mapping[str, str]]:
     except (SafetensorError, OSError, TypeError) as error:
         raise UsageError(f"{path} cannot be read as safetensors: {one_line(str(error))[:200]}") from error
     return _checked(path, found), metadata
+
+
+def read_bit(path: Path) -> StateDict:
+    """Read the state dict of a network of backbones/bit.py from an .npz file that BiT publishes.
+
+    Its convolution kernels are HWIO; arrays that are not named resnet/... are left out.
+
+    Raises `UsageError` for files of others, and with values that are not finite.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            arrays = {name: file[name] for name in file.files if name.startswith("resnet/")}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:  # numpy's, for files of others
+        raise UsageError(f"{path} cannot be read as .npz: {one_line(str(error))[:200]}") from error
+    if not arrays:
+        raise UsageError(f"{path} is no file of BiT: it has no arrays named resnet/...")
+    found = {}
+    for name, value in arrays.items():
+        key = functools.reduce(lambda key, rule: re.sub(*rule, key), BIT, name)
+        found[key.replace("/", ".")] = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+    return _checked(path, found)
 
 
 def averages(path: Path) -> tuple[str, ...]:

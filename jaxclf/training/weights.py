@@ -1,5 +1,7 @@
 """Weight files: .safetensors, PyTorch's .pth and .pt, and our own Orbax directories; from each to each, and from runs.
 
+BiT's .npz files are read, too.
+
 Our directory and our .safetensors say which model the weights are of and how it wants its images (`WeightRecord`), and
 so does a run directory, whose newest checkpoint is read. A .pth holds the bare state dict, so that PyTorch's own
 modules load it; there the caller says which model it is. Files are
@@ -30,11 +32,19 @@ from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.torch_weights import head_name, load_torch, not_finite, to_torch
 from jaxclf.training.checkpoint import Which, fixed_record, is_exact, regenerate, saved
 from jaxclf.training.run_directory import read_config, read_json
-from jaxclf.training.weight_files import TORCH, StateDict, averages, read_safetensors, read_torch, torch_module
+from jaxclf.training.weight_files import (
+    TORCH,
+    StateDict,
+    averages,
+    read_bit,
+    read_safetensors,
+    read_torch,
+    torch_module,
+)
 
 PathLike = str | Path
 WRITTEN = {".safetensors": "safetensors", ".pth": "torch", ".pt": "torch", "": "orbax", ".orbax": "orbax"}
-READ = WRITTEN | dict.fromkeys(TORCH, "torch")
+READ = WRITTEN | dict.fromkeys(TORCH, "torch") | {".npz": "bit"}
 """Formats by the ending of a file's name."""
 RECORD = "jaxclf"
 """Key of the record in a .safetensors file's metadata."""
@@ -225,6 +235,8 @@ def _read_file(source: PathLike, kind: str, weights_key: str | None) -> tuple[St
         if weights_key is None and (others := averages(path)):
             warnings.warn(f"{path} also holds {', '.join(others)}, which --weights-key takes instead", stacklevel=3)
         return read_torch(path, weights_key), None
+    if kind == "bit":
+        return read_bit(path), None
     state_dict, metadata = read_safetensors(path)
     if RECORD not in metadata:
         return state_dict, None
@@ -255,7 +267,7 @@ def write(target: PathLike, weights: Weights) -> None:
 
 def is_bare(path: PathLike) -> bool:
     """Tell whether a file says nothing about itself, as PyTorch's: its last layer is taken for a learned one."""
-    return str(path).lower().endswith(TORCH)
+    return str(path).lower().endswith((*TORCH, ".npz"))
 
 
 def _format(path: PathLike, known: Mapping[str, str]) -> str:

@@ -23,12 +23,11 @@ from tests.tiers import quick
 pytestmark = pytest.mark.long
 RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
-QUICK = ["wrn40_2_cifar10", "nin_cifar10", "squeezenet1_1_tv", "mobilenet_v1_timm"]
+QUICK = ["wrn40_2_cifar10", "squeezenet1_1_tv"]
 """Networks whose logits the default tier computes: those that compile within three seconds."""
 COUNTED = [
-    *("resnet_tutorial_seed003", "wrn28_10_cifar10", "resnext29_8x64d_cifar10", "se_resnet50_moskomule"),
-    *("alexnet_seed001", "nin_cifar10", "squeezenet1_1_tv", "googlenet_paper"),
-    *("efficientnet_lite0_timm", "mobilenet_v1_wjc", "mobilenet_v3_small_tv", "shufflenet_v2_0.5x_megvii"),
+    *("alexnet_seed001", "nin_cifar10", "googlenet_paper", "bit_r50x1"),
+    *("mobilenet_v3_small_tv", "shufflenet_v2_0.5x_megvii"),
 ]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
 SMALLEST = {
@@ -46,6 +45,7 @@ SMALLEST = {
     "googlenet_paper": 31,
     "bninception": 31,
     "densenet_bc_100_12_hoya": 4,
+    **{"hardnet68": 29, "hardnet39ds": 1, "bit_r50x1": 1, "nfnet_f0": 1},
 }
 """Side of the smallest images that a backbone takes."""
 

@@ -51,5 +51,10 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "efficientnet_lite1": ("efficientnet_lite1", {}),
         "efficientnet_lite2": ("efficientnet_lite2", {}),
     },
+    "hardnet": {name: (name, {}) for name in ("hardnet39ds", "hardnet68ds", "hardnet68", "hardnet85")},
+    "bit": {
+        name: (name, {}) for name in ("bit_r50x1", "bit_r50x3", "bit_r101x1", "bit_r101x3", "bit_r152x2", "bit_r152x4")
+    },
+    "nfnet": {f"{name}_timm": (name, {}) for name in ("dm_nfnet_f0", "nfnet_f0")},
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""

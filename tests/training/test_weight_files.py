@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxclf.errors import UsageError
-from jaxclf.training.weight_files import averages, read_safetensors, read_torch
+from jaxclf.training.weight_files import averages, read_bit, read_safetensors, read_torch
 from jaxclf.training.weights import read_state_dict
 
 STATE = {"conv1.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "fc.bias": np.ones(2, np.float32)}
@@ -112,3 +112,43 @@ def test_values_that_are_not_finite_are_refused_by_name(torch: Any, tmp_path: Pa
     for read, name in ((read_safetensors, "nan.safetensors"), (read_torch, "nan.pth")):
         with pytest.raises(UsageError, match=rf"{name}: fc\.bias holds 1 of 2 values that are not finite$"):
             read(tmp_path / name)
+
+
+def test_a_file_of_bit_gets_pytorchs_names_and_layouts(tmp_path: Path) -> None:
+    unit, kernel = "resnet/block1/unit01", "standardized_conv2d/kernel"
+    names = {
+        f"resnet/root_block/{kernel}": "root.conv.weight",
+        f"{unit}/a/{kernel}": "body.block1.unit01.conv1.weight",
+        f"{unit}/b/{kernel}": "body.block1.unit01.conv2.weight",
+        f"{unit}/c/{kernel}": "body.block1.unit01.conv3.weight",
+        f"{unit}/a/proj/{kernel}": "body.block1.unit01.downsample.weight",
+        f"{unit}/a/group_norm/gamma": "body.block1.unit01.gn1.weight",
+        f"{unit}/b/group_norm/gamma": "body.block1.unit01.gn2.weight",
+        f"{unit}/c/group_norm/beta": "body.block1.unit01.gn3.bias",
+        "resnet/group_norm/gamma": "head.gn.weight",
+        "resnet/group_norm/beta": "head.gn.bias",
+        "resnet/head/conv2d/kernel": "head.conv.weight",
+        "resnet/head/conv2d/bias": "head.conv.bias",
+    }
+    random = np.random.default_rng(0)
+    given: dict[str, Any] = {
+        name: random.standard_normal((2, 3, 4, 5) if name.endswith("kernel") else 5).astype(np.float32)
+        for name in names
+    }
+    np.savez(tmp_path / "BiT-M-R50x1.npz", global_step=np.int64(1), **given)
+    found = read_state_dict(tmp_path / "BiT-M-R50x1.npz")
+    assert set(found) == set(names.values())
+    for name, key in names.items():
+        for index in np.ndindex(given[name].shape):
+            place = (index[3], index[2], index[0], index[1]) if len(index) == 4 else index
+            assert found[key][place] == given[name][index]
+
+
+def test_files_that_are_none_of_bit_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", logits=np.ones(2))
+    with pytest.raises(UsageError, match=r"other\.npz is no file of BiT: it has no arrays named resnet/"):
+        read_bit(tmp_path / "other.npz")
+    for content in (b"", b"no archive", (tmp_path / "other.npz").read_bytes()[:60]):
+        (tmp_path / "cut.npz").write_bytes(content)
+        with pytest.raises(UsageError, match=r"cut\.npz cannot be read as \.npz: "):
+            read_bit(tmp_path / "cut.npz")

@@ -7,15 +7,18 @@ from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.backbones import (
     alexnet,
+    bit,
     bninception,
     densenet,
     densenet_cifar,
     efficientnet,
     googlenet,
+    hardnet,
     lenet,
     mobilenet_v1,
     mobilenet_v2,
     mobilenet_v3,
+    nfnet,
     nin,
     resnet,
     resnet_cifar,
@@ -46,6 +49,9 @@ OWN = {
     **mobilenet_v3.VARIANTS,
     **shufflenet_v2.VARIANTS,
     **efficientnet.VARIANTS,
+    **hardnet.VARIANTS,
+    **bit.VARIANTS,
+    **nfnet.VARIANTS,
 }
 BACKBONES = Registry("backbone", "jaxclf.backbones", OWN, Variant.of)
 
