@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxclf.errors import UsageError
+from jaxclf.models.backbones import create_backbone
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
 from jaxclf.models.torch_weights import load_torch
@@ -21,8 +23,11 @@ RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
 QUICK: list[str] = []
 """Networks whose logits the default tier computes: those that compile within three seconds."""
-COUNTED: list[str] = []
+COUNTED: list[str] = ["inception_v3_tv"]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
+
+SMALLEST = {"inception_v3": 75}
+"""Side of the smallest images that a backbone takes, where that is not 1."""
 
 
 def record_of(name: str) -> dict[str, Any]:
@@ -58,3 +63,21 @@ def test_a_network_answers_as_its_reference(name: str, golden: Any) -> None:
     check_round_trip(model, variables, given)
     images = golden.image(answer["input"], "0").transpose(0, 2, 3, 1)
     check_logits(np.asarray(jax.jit(model.apply)(variables, jnp.asarray(images))), answer)
+
+
+def shape_of_answer(backbone: str, side: int) -> tuple[int, ...]:
+    body, images = create_backbone(backbone), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    answer, _ = jax.eval_shape(body.init_with_output, jax.random.key(0), images)
+    return answer.shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "side"), SMALLEST.items())
+def test_the_smallest_images_give_one_position(backbone: str, side: int) -> None:
+    assert shape_of_answer(backbone, side) == (1, 1, 1, create_backbone(backbone).features)
+
+
+@pytest.mark.parametrize(("backbone", "side"), SMALLEST.items())
+def test_smaller_images_are_refused(backbone: str, side: int) -> None:
+    with pytest.raises(UsageError, match=f"^{backbone} takes images of {side}x{side} and larger; got {side - 1}x"):
+        shape_of_answer(backbone, side - 1)

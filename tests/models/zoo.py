@@ -7,5 +7,6 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"{name}_tv": (name, {})
         for name in ("wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d")
     },
+    "inception_v3": {"inception_v3_tv": ("inception_v3", {})},
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""

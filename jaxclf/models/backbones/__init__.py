@@ -9,6 +9,7 @@ from jaxclf.models.backbones import (
     densenet,
     densenet_cifar,
     efficientnet_lite,
+    inception_v3,
     lenet,
     mobilenet_v2,
     resnet,
@@ -28,6 +29,7 @@ OWN = {
     **mobilenet_v2.VARIANTS,
     **shufflenet_v2.VARIANTS,
     **efficientnet_lite.VARIANTS,
+    **inception_v3.VARIANTS,
 }
 BACKBONES = Registry("backbone", "jaxclf.backbones", OWN, Variant.of)
 
