@@ -23,6 +23,7 @@ from jaxclf.models.backbones import efficientnet_lite, list_models, mobilenet_v2
 from jaxclf.models.backbones.densenet import DenseNet
 from jaxclf.models.backbones.densenet_cifar import CifarDenseNet
 from jaxclf.models.backbones.efficientnet_lite import EfficientNetLite0
+from jaxclf.models.backbones.inception_v3 import InceptionV3
 from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
 from jaxclf.models.backbones.resnet import ResNet
 from jaxclf.models.backbones.resnet_cifar import CifarResNet
@@ -46,6 +47,7 @@ SMALL = {
     "mobilenet_v2": (MobileNetV2, 32),
     "shufflenet_v2": (functools.partial(ShuffleNetV2, "shufflenet_v2_x0_5", (48, 96, 192, 1024)), 32),
     "efficientnet_lite": (EfficientNetLite0, 32),
+    "inception_v3": (InceptionV3, 75),
 }
 """One small network of every family that has blocks, and the side of its images."""
 QUICK = ("resnet_cifar",)

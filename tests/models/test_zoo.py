@@ -23,10 +23,10 @@ RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
 QUICK: list[str] = []
 """Networks whose logits the default tier computes: those that compile within three seconds."""
-COUNTED: list[str] = ["inception_v3_tv"]
+COUNTED: list[str] = ["inception_v3_tv", "inception_resnet_v1_facenet"]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
 
-SMALLEST = {"inception_v3": 75}
+SMALLEST = {"inception_v3": 75, "inception_resnet_v1": 75, "inception_resnet_v2": 75}
 """Side of the smallest images that a backbone takes, where that is not 1."""
 
 

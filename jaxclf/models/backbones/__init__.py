@@ -9,6 +9,7 @@ from jaxclf.models.backbones import (
     densenet,
     densenet_cifar,
     efficientnet_lite,
+    inception_resnet,
     inception_v3,
     lenet,
     mobilenet_v2,
@@ -30,6 +31,7 @@ OWN = {
     **shufflenet_v2.VARIANTS,
     **efficientnet_lite.VARIANTS,
     **inception_v3.VARIANTS,
+    **inception_resnet.VARIANTS,
 }
 BACKBONES = Registry("backbone", "jaxclf.backbones", OWN, Variant.of)
 

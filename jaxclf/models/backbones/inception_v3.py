@@ -75,9 +75,9 @@ def line(name: str, *rows: tuple[Any, ...], first: int = 0) -> Stage:
     return blocks(*(unit(f"{name}_{number}", *row) for number, row in enumerate(rows, first)))
 
 
-def branch(name: str, *rows: tuple[Any, ...]) -> Stage:
-    """Return `line`, but a row of one without a number."""
-    return line(name, *rows) if len(rows) > 1 else blocks(unit(name, *rows[0]))
+def branch(name: str, row: tuple[Any, ...], *more: tuple[Any, ...]) -> Stage:
+    """Return `line`, but one layer alone without a number."""
+    return line(name, row, *more) if more else blocks(unit(name, *row))
 
 
 def chain(*stages: Stage) -> Stage:
