@@ -20,7 +20,7 @@ for name in list_models():
     variant = BACKBONES.resolve(name)
     STRUCTURES.setdefault((variant.module, *(one for one in variant.fields.values() if isinstance(one, bool))), name)
 SLOW = {"resnet50", "densenet121", "shufflenet_v2_x0_5", "efficientnet_lite0"}
-SLOW |= {"inception_v3", "inception_resnet_v1", "inception_resnet_v2"}
+SLOW |= {"inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2"}
 CHOSEN = quick(list_models(), *(name for name in STRUCTURES.values() if name not in SLOW))
 
 

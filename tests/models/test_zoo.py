@@ -26,7 +26,7 @@ QUICK: list[str] = []
 COUNTED: list[str] = ["inception_v3_tv", "inception_resnet_v1_facenet"]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
 
-SMALLEST = {"inception_v3": 75, "inception_resnet_v1": 75, "inception_resnet_v2": 75}
+SMALLEST = {"inception_v3": 75, "inception_v4": 75, "inception_resnet_v1": 75, "inception_resnet_v2": 75}
 """Side of the smallest images that a backbone takes, where that is not 1."""
 
 

@@ -11,6 +11,7 @@ from jaxclf.models.backbones import (
     efficientnet_lite,
     inception_resnet,
     inception_v3,
+    inception_v4,
     lenet,
     mobilenet_v2,
     resnet,
@@ -31,6 +32,7 @@ OWN = {
     **shufflenet_v2.VARIANTS,
     **efficientnet_lite.VARIANTS,
     **inception_v3.VARIANTS,
+    **inception_v4.VARIANTS,
     **inception_resnet.VARIANTS,
 }
 BACKBONES = Registry("backbone", "jaxclf.backbones", OWN, Variant.of)
