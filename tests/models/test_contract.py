@@ -27,6 +27,7 @@ SLOW = {
     *("mobilenet_v2_tonylins", "tf_efficientnet_lite0", "efficientnet_lite0_timm"),
     *("efficientnet_b0", "efficientnet_b0_lukemelas", "mobilenet_v3_small"),
     *("hardnet39ds", "hardnet68", "bit_r50x1", "nfnet_f0", "dm_nfnet_f0"),
+    *("inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2"),
 }
 CHOSEN = quick(list_models(), *(name for name in STRUCTURES.values() if name not in SLOW))
 

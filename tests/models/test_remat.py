@@ -26,6 +26,7 @@ from jaxclf.models.backbones.densenet import DenseNet
 from jaxclf.models.backbones.densenet_cifar import CifarDenseNet, HoyaDenseNet
 from jaxclf.models.backbones.efficientnet import B0, VARIANTS, EfficientNet
 from jaxclf.models.backbones.googlenet import GoogLeNet
+from jaxclf.models.backbones.inception_v3 import InceptionV3
 from jaxclf.models.backbones.mobilenet_v1 import MobileNetV1
 from jaxclf.models.backbones.mobilenet_v2 import MobileNetV2
 from jaxclf.models.backbones.mobilenet_v3 import SMALL as ROWS
@@ -70,6 +71,7 @@ SMALL = {
         name: (functools.partial(EfficientNet, **{**VARIANTS[name].fields, "stages": B0[:3]}), 32)
         for name in ("efficientnet_lite0", "efficientnet_b0")
     },
+    "inception_v3": (InceptionV3, 75),
 }
 """One small network of every family that has blocks, and the side of its images."""
 QUICK = ("resnet_cifar",)

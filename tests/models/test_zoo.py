@@ -46,6 +46,7 @@ SMALLEST = {
     "bninception": 31,
     "densenet_bc_100_12_hoya": 4,
     **{"hardnet68": 29, "hardnet39ds": 1, "bit_r50x1": 1, "nfnet_f0": 1},
+    **dict.fromkeys(("inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2"), 75),
 }
 """Side of the smallest images that a backbone takes."""
 

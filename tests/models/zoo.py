@@ -56,5 +56,12 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         name: (name, {}) for name in ("bit_r50x1", "bit_r50x3", "bit_r101x1", "bit_r101x3", "bit_r152x2", "bit_r152x4")
     },
     "nfnet": {f"{name}_timm": (name, {}) for name in ("dm_nfnet_f0", "nfnet_f0")},
+    "inception_v3": {"inception_v3_tv": ("inception_v3", {})},
+    "inception_v4": {"inception_v4_timm": ("inception_v4", {}), "inception_v4_zhulf": ("inception_v4_zhulf", {})},
+    "inception_resnet": {
+        "inception_resnet_v1_facenet": ("inception_resnet_v1", {}),
+        "inception_resnet_v2_timm": ("inception_resnet_v2", {}),
+        "inception_resnet_v2_zhulf": ("inception_resnet_v2_zhulf", {}),
+    },
 }
 """Family -> name of the reference (models.json) -> (backbone, options of `create_model`)."""
