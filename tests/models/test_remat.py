@@ -60,7 +60,7 @@ SMALL = {
     "vgg": (functools.partial(VGG, 11, (1, 1, 2, 2, 2), norm=True, maps=10), 32),
     "alexnet": (functools.partial(AlexNet, "", tuple("abcdefgh"), (8, 8), maps=10), 64),
     "nin": (functools.partial(NiN, maps=10), 16),
-    "squeezenet": (functools.partial(SqueezeNet, "", (64, 3), (2, 2, 4), 17, maps=10), 32),
+    "squeezenet": (functools.partial(SqueezeNet, "", (8, 3), (2, 2, 4), 17, maps=10), 32),
     "googlenet": (functools.partial(GoogLeNet, "", maps=10), 32),
     "bninception": (functools.partial(BNInception, maps=10), 32),
     "mobilenet_v2": (MobileNetV2, 32),
