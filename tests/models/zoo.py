@@ -26,9 +26,13 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"{name}_tv": (name, {"head": "identity", "maps": 1000}) for name in ("squeezenet1_0", "squeezenet1_1")
     },
     "googlenet": {
-        "googlenet_tv": ("googlenet", {}),
-        "googlenet_tv_5x5": ("googlenet_5x5", {}),
-        "googlenet_paper": ("googlenet_paper", {}),
+        f"{reference}{'_aux' if auxiliary else ''}": (name, {"auxiliary": auxiliary})
+        for reference, name in (
+            ("googlenet_tv", "googlenet"),
+            ("googlenet_tv_5x5", "googlenet_5x5"),
+            ("googlenet_paper", "googlenet_paper"),
+        )
+        for auxiliary in (False, True)
     },
     "bninception": {"bninception_cadene": ("bninception", {})},
     "densenet_hoya": {
@@ -56,7 +60,10 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         name: (name, {}) for name in ("bit_r50x1", "bit_r50x3", "bit_r101x1", "bit_r101x3", "bit_r152x2", "bit_r152x4")
     },
     "nfnet": {f"{name}_timm": (name, {}) for name in ("dm_nfnet_f0", "nfnet_f0")},
-    "inception_v3": {"inception_v3_tv": ("inception_v3", {})},
+    "inception_v3": {
+        "inception_v3_tv": ("inception_v3", {"auxiliary": False}),
+        "inception_v3_tv_aux": ("inception_v3", {"auxiliary": True}),
+    },
     "inception_v4": {"inception_v4_timm": ("inception_v4", {}), "inception_v4_zhulf": ("inception_v4_zhulf", {})},
     "inception_resnet": {
         "inception_resnet_v1_facenet": ("inception_resnet_v1", {}),

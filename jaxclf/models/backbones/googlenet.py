@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842), three references; no auxiliary heads.
+"""GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842), three references, each with its two auxiliary classifiers.
 
     googlenet        torchvision 0.28: BatchNorm (eps 1e-3) in place of biases and local response norms; its "5x5" convs
                      are 3x3, and the last max-pool is 2x2
@@ -19,24 +19,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, check_size, conv, he_uniform, local_response_norm, max_pool, torch_default
+from jaxclf.models.backbone import AuxiliaryHead, Backbone, Variant
+from jaxclf.models.layers import (
+    BatchNorm,
+    adaptive_avg_pool,
+    check_size,
+    conv,
+    he_uniform,
+    local_response_norm,
+    max_pool,
+    torch_default,
+)
 from jaxclf.models.stages import Stage, apply_stages, blocks
 
 # Channels of each module: 1x1; 1x1 and 3x3; 1x1 and 5x5; 1x1 after the pool: table 1 of the paper
-STAGES = (
-    {"3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64)},
-    {
-        "4a": (192, 96, 208, 16, 48, 64),
-        "4b": (160, 112, 224, 24, 64, 64),
-        "4c": (128, 128, 256, 24, 64, 64),
-        "4d": (112, 144, 288, 32, 64, 64),
-        "4e": (256, 160, 320, 32, 128, 128),
-    },
-    {"5a": (256, 160, 320, 32, 128, 128), "5b": (384, 192, 384, 48, 128, 128)},
-)
-
-
+MODULES = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+STAGES = ("3a 3b", "4a", "4b 4c 4d", "4e", "5a 5b")
+"""Modules of each stage."""
+AUXILIARY = {"4a": AuxiliaryHead("aux1", 1024, 0.3), "4b 4c 4d": AuxiliaryHead("aux2", 1024, 0.3)}
+"""Auxiliary classifiers by the stage whose map they take."""
 CONV = {True: "conv", False: "0"}
 """Name of the conv in a unit with BatchNorm and in one without."""
 
@@ -100,6 +111,22 @@ class Inception(nn.Module):
         return functools.reduce(jnp.add, branches) if self.maps is not None else jnp.concatenate(branches, axis=-1)
 
 
+class Auxiliary(nn.Module):
+    """Classifier of an inner map: mean to 4x4, 1x1 conv, linear, ReLU, dropout, last layer; sows its `logits` [n k]."""
+
+    fc2: nn.Module
+    """The last layer."""
+    norm: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> None:
+        """Classify."""
+        x = Unit(128, 1, self.norm, name="conv")(adaptive_avg_pool(x, 4, 4), train)
+        x = jax.nn.relu(conv(1024, 4, fan_in=16 * 128, bias=True, init=torch_default, name="fc1")(x))
+        x = nn.Dropout(0.7, deterministic=not train)(x[:, 0, 0])
+        self.sow("intermediates", "logits", self.fc2(x))
+
+
 class GoogLeNet(Backbone):
     """images [n h w c] -> maps [n h/32 w/32 k]."""
 
@@ -116,6 +143,7 @@ class GoogLeNet(Backbone):
     """Names of the stem's convs; what those of modules and of their branches begin with."""
 
     options = ("maps", "remat")
+    auxiliary_heads = tuple(AUXILIARY.values())
     image_size = 224
 
     @property
@@ -127,6 +155,11 @@ class GoogLeNet(Backbone):
     def last_conv(self) -> str:
         """Name of the last 3x3 conv."""
         return f"{self.names[3]}5b/{self.names[4]}2_1/{CONV[self.norm]}"
+
+    @property
+    def linear_layers(self) -> tuple[str, ...]:
+        """Paths of the auxiliary classifiers' hidden layers, where there are such."""
+        return tuple(f"{one.name}/fc1" for one in self.auxiliary_heads if self.auxiliary)
 
     @property
     def head_dropout(self) -> float:
@@ -147,26 +180,32 @@ class GoogLeNet(Backbone):
         x = response_norm(max_pool(x, 3, stride=2, ceil=True))
         x = Unit(64, 1, self.norm, name=self.names[1])(x, train)
         x = response_norm(Unit(192, 3, self.norm, name=self.names[2])(x, train))
-        return apply_stages(self, map(self._stage, range(len(STAGES))), x, train)
+        beside = {places: layer for places, layer in zip(AUXILIARY, self.last_layers(train), strict=False)}
+        for places in STAGES:
+            x = apply_stages(self, [self._stage(places)], x, train)
+            if places in beside:
+                Auxiliary(beside[places], self.norm, name=AUXILIARY[places].name)(x, train)
+        return x
 
-    def _stage(self, number: int) -> Stage:
-        """Return the stage of a max-pool and the modules after it."""
+    def _stage(self, places: str) -> Stage:
+        """Return the modules of some places, one after the other, behind a max-pool where the first begins a size."""
         row = [
             functools.partial(
                 Inception,
-                widths,
+                MODULES[place],
                 self.kernel,
                 self.norm,
                 self.names[4],
                 self.maps if place == "5b" else None,
                 name=f"{self.names[3]}{place}",
             )
-            for place, widths in STAGES[number].items()
+            for place in places.split()
         ]
-        after, window = blocks(*row), self.last_pool if number == 2 else 3
+        after, window = blocks(*row), self.last_pool if places[0] == "5" else 3
 
         def stage(module: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
-            return after(module, max_pool(x, window, stride=2, ceil=True), train)
+            x = max_pool(x, window, stride=2, ceil=True) if places[1] == "a" else x
+            return after(module, x, train)
 
         return stage
 

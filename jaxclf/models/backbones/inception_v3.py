@@ -1,4 +1,4 @@
-"""Inception v3 (Szegedy et al. 2015, arXiv 1512.00567), layout and names of torchvision 0.28, without auxiliary head.
+"""Inception v3 (Szegedy et al. 2015, arXiv 1512.00567), layout and names of torchvision 0.28.
 
 As there, BatchNorm has eps 1e-3 and the average pools count their padding, which TensorFlow's do not. The pieces of all
 later Inceptions are here: a branch is a stage (stages.py), and so is a fork of branches.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxclf.config import Remat
-from jaxclf.models.backbone import Backbone, Variant
+from jaxclf.models.backbone import AuxiliaryHead, Backbone, Variant
 from jaxclf.models.layers import BatchNorm, avg_pool, check_size, conv, max_pool, torch_default
 from jaxclf.models.stages import Block, Stage, apply_stages, blocks
 
@@ -169,13 +169,28 @@ def _8(maps: int | None = None) -> Stage:
     )
 
 
+class Auxiliary(nn.Module):
+    """Classifier of the 17x17 map: 5x5 average, 1x1 and 5x5 conv, mean, last layer; sows its `logits` [n k]."""
+
+    fc: nn.Module
+    """The last layer."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> None:
+        """Classify."""
+        x = ConvNorm(128, name="conv0")(avg_pool(x, 5, stride=3), train)
+        x = ConvNorm(768, 5, padded=False, name="conv1")(x, train)
+        self.sow("intermediates", "logits", self.fc(x.mean((1, 2))))
+
+
 class InceptionV3(Backbone):
-    """images [n h w c] -> maps [n i j k], 8x8 at 299x299 and from 75x75 on."""
+    """images [n h w c] -> maps [n i j k], 8x8 at 299x299 and from 75x75 on; with the auxiliary classifier, from 299."""
 
     options = ("maps", "remat")
     stem = "Conv2d_1a_3x3/conv"
     last_conv = "Mixed_7c/branch3x3dbl_3b/conv"
     head_dropout = 0.5
+    auxiliary_heads = (AuxiliaryHead("AuxLogits", 768, 0.4),)
     image_size = 299
 
     @property
@@ -186,7 +201,10 @@ class InceptionV3(Backbone):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         """Compute the last feature map."""
-        check_size("inception_v3", images, 75)
+        layers = self.last_layers(train)
+        check_size(
+            "inception_v3 with its auxiliary classifier" if layers else "inception_v3", images, 299 if layers else 75
+        )
         stages = (
             blocks(
                 unit("Conv2d_1a_3x3", 32, 3, 2),
@@ -203,7 +221,10 @@ class InceptionV3(Backbone):
             ),
             blocks(mixed("Mixed_7a", _17_to_8()), mixed("Mixed_7b", _8()), mixed("Mixed_7c", _8(self.maps))),
         )
-        return apply_stages(self, stages, images, train)
+        x = apply_stages(self, stages[:-1], images, train)
+        for layer in layers:
+            Auxiliary(layer, name="AuxLogits")(x, train)
+        return apply_stages(self, stages[-1:], x, train)
 
 
 VARIANTS = {"inception_v3": Variant(InceptionV3)}
