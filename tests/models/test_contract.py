@@ -22,17 +22,12 @@ for name in list_models():
         field: value for field, value in variant.fields.items() if isinstance(value, bool | str) and field != "kind"
     }
     STRUCTURES.setdefault((variant.module, *sorted(parts.items())), name)
-SLOW = {
-    *("resnet50", "densenet121", "shufflenet_v2_x0_5", "efficientnet_lite0"),
-    *("resnet32_bearpaw", "wrn40_2", "resnext29_8x64d", "se_resnet50"),
-    *("googlenet", "googlenet_paper", "bninception", "densenet_bc_100_12_hoya"),
-    *("shufflenet_v2_x0_5_megvii", "mobilenet_v1_timm"),
-    *("mobilenet_v2_tonylins", "tf_efficientnet_lite0", "efficientnet_lite0_timm"),
-    *("efficientnet_b0", "efficientnet_b0_lukemelas", "mobilenet_v3_small"),
-    *("hardnet39ds", "hardnet68", "bit_r50x1", "nfnet_f0", "dm_nfnet_f0"),
-    *("inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2"),
-}
-CHOSEN = quick(STRUCTURES.values(), *(name for name in STRUCTURES.values() if name not in SLOW))
+QUICK = (
+    *("lenet5", "resnet8", "resnet_tutorial", "densenet_bc_100_12", "alexnet", "nin"),
+    *("vgg11", "vgg11_bn", "resnet18", "mobilenet_v2"),
+)
+"""Those that trace in a second: the default tier."""
+CHOSEN = quick(STRUCTURES.values(), *QUICK)
 
 
 def trace(module: Any, side: int, dtype: Any) -> tuple[list[Any], Any, dict[str, Any]]:
