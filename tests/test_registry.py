@@ -95,7 +95,7 @@ def test_entry_points_are_listed_and_built_and_do_not_replace_ours(monkeypatch: 
     ]
     installed = importlib.metadata.EntryPoints(points)
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: installed.select(group=group))
-    assert jaxclf.list_models("w*") == ["wide"]
+    assert jaxclf.list_models("wide") == ["wide"]
     assert jaxclf.list_models().count("resnet8") == 1
     assert jaxclf.list_heads()[-1] == "unbiased"
     assert isinstance(resolve(DataConfig("blank")), Blank)

@@ -26,10 +26,7 @@ RECORDS = Path(__file__).parents[1] / "golden" / "zoo"
 NETWORKS = {name: (family, *row) for family, rows in ZOO.items() for name, row in rows.items()}
 QUICK = ["wrn40_2_cifar10", "squeezenet1_1_tv"]
 """Networks whose logits the default tier computes: those that compile within three seconds."""
-COUNTED = [
-    *("alexnet_seed001", "nin_cifar10", "googlenet_paper_aux", "bit_r50x1"),
-    *("mobilenet_v3_small_tv", "shufflenet_v2_0.5x_megvii"),
-]
+COUNTED = ["alexnet_seed001", "nin_cifar10", "googlenet_paper_aux", "bit_r50x1"]
 """Networks whose tensors and operations the default tier looks at: one of each structure that traces in a second."""
 SMALLEST = {
     name: side
