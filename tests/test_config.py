@@ -140,7 +140,7 @@ def test_differences_name_each_field_with_both_values() -> None:
 
 
 def test_run_id_is_the_same_in_every_process() -> None:
-    assert Config().run_id() == "digits-resnet20-learned-s0-a8bb04"
+    assert Config().run_id() == "digits-resnet20-learned-s0-f6ac76"
     assert changed("run", seed=3).run_id().startswith("digits-resnet20-learned-s3-")
 
 

@@ -179,6 +179,9 @@ class ModelConfig:
     """Put a ReLU between the map and the pool."""
     dropout: Share | None = None
     """Dropout before the head in training (VGG: after fc6 and fc7); None is the backbone's own, none with `maps`."""
+    stochastic_depth: Share | None = None
+    """Share of the images that pass the last block by its shortcut alone in training, less in those before it
+    (EfficientNets, NFNets); None is the backbone's own."""
     weights: str | None = None
     """Start from the backbone of this weight file (.safetensors, .pth, a directory or run of ours); None: at random."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -207,7 +210,7 @@ class ModelConfig:
 
         They say what is computed, and weight files keep them; how much of it is stored in training is no part of that.
         """
-        names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout", "auxiliary")
+        names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout", "stochastic_depth", "auxiliary")
         names += ("pool", "pool_power", "pool_units", "relu_before_pool")
         names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
         names += ("head_assign", "head_momentum", "head_apply")

@@ -87,6 +87,10 @@ PREPROCESSING: dict[str, Preprocessing | None] = {
             ((256, 224), (256, 240), (288, 288), (320, 300), (384, 380), (456, 456), (528, 528), (600, 600))
         )
     },
+    # torchvision's weights of these two were trained by TensorFlow, on images from -1 to 1 (`transform_input`).
+    "googlenet": dataclasses.replace(TORCHVISION, mean=(0.5,) * 3, std=(0.5,) * 3),
+    "inception_v3": Preprocessing(342, 299, None, "bilinear", (0.5,) * 3, (0.5,) * 3),
+    **dict.fromkeys(("googlenet_paper", "bninception")),  # BGR
     "efficientnet_lite0_timm": dataclasses.replace(TORCHVISION, interpolation="bicubic"),
     **{
         kind: dataclasses.replace(TORCHVISION, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)

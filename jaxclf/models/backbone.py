@@ -59,6 +59,11 @@ class Backbone(nn.Module, kw_only=True):
     auxiliary_heads: ClassVar[tuple[AuxiliaryHead, ...]] = ()
     """The classifiers on inner feature maps that the reference trains beside the last one."""
 
+    @property
+    def auxiliary_trained(self) -> tuple[AuxiliaryHead, ...]:
+        """Those of `auxiliary_heads` that this network trains: all or none."""
+        return self.auxiliary_heads if self.auxiliary else ()
+
     def last_layers(self, train: bool) -> tuple[nn.Module, ...]:
         """Return the last layers of the auxiliary classifiers that a call computes: in training, or to make variables.
 

@@ -225,6 +225,40 @@ class GroupNorm(nn.Module):
         return (normal * weight + bias).astype(x.dtype)
 
 
+def squeeze_excite(
+    x: Float[Array, "n h w c"],
+    features: int,
+    *,
+    activation: Callable[[Any], Any] = jax.nn.relu,
+    gate: Callable[[Any], Any] = jax.nn.sigmoid,
+    bias: bool = True,
+    names: Sequence[str] = ("fc1", "fc2"),
+) -> Float[Array, "n h w c"]:
+    """Return x times gate(conv1(activation(conv1(mean of x over h, w)))), in the compact method that calls it.
+
+    The convolutions, to `features` channels and back, have these names. Source: Hu et al. 2018, arXiv 1709.01507.
+    """
+    wide = x.shape[-1]
+    y = conv(features, 1, fan_in=wide, bias=bias, name=names[0])(x.mean((1, 2), keepdims=True))
+    return x * gate(conv(wide, 1, fan_in=features, bias=bias, name=names[1])(activation(y)))
+
+
+class SqueezeExcite(nn.Module):
+    """`squeeze_excite` in a module of its own."""
+
+    features: int
+    activation: Callable[[Any], Any] = jax.nn.relu
+    gate: Callable[[Any], Any] = jax.nn.sigmoid
+    bias: bool = True
+    names: tuple[str, str] = ("fc1", "fc2")
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Weigh the channels."""
+        options: Any = {"activation": self.activation, "gate": self.gate, "bias": self.bias, "names": self.names}
+        return squeeze_excite(x, self.features, **options)
+
+
 def local_response_norm(
     x: Float[Array, "n h w c"], size: int, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Float[Array, "n h w c"]:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.models.layers import BatchNorm, conv, tf_padding
+from jaxclf.models.layers import BatchNorm, SqueezeExcite, conv, squeeze_excite, tf_padding
 
 Activation = Callable[[Any], Any]
 Norm = Callable[..., BatchNorm]
@@ -67,25 +67,6 @@ def conv_norm(
     return norm(name=names[1])(x, train)
 
 
-class SqueezeExcitation(nn.Module):
-    """x [n h w c] times a gate [n 1 1 c] that its means over (h, w) open."""
-
-    squeeze: Squeeze
-    names: tuple[str, str]
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Scale every channel."""
-        return _excite(x, self.squeeze, self.names)
-
-
-def _excite(x: Float[Array, "n h w c"], squeeze: Squeeze, names: tuple[str, str]) -> Float[Array, "n h w c"]:
-    wide, narrow = x.shape[-1], squeeze.features
-    y = conv(narrow, 1, fan_in=wide, bias=True, name=names[0])(x.mean((1, 2), keepdims=True))
-    y = conv(wide, 1, fan_in=narrow, bias=True, name=names[1])(squeeze.activation(y))
-    return x * squeeze.gate(y)
-
-
 class MBConv(nn.Module):
     """x [n h w c] -> 1x1 to `width`, depthwise, squeeze, 1x1 to `features` without activation: [n i j k].
 
@@ -103,12 +84,12 @@ class MBConv(nn.Module):
     activation: Activation = jax.nn.relu6
     squeeze: Squeeze | None = None
     tf: bool = False
-    drop_connect: float = 0.0
+    stochastic_depth: float = 0.0
     """Share of the images that pass by the shortcut alone in training (Huang et al. 2016, arXiv 1603.09382)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
-        """Apply the block; `train` needs an rng named "dropout" where `drop_connect` is not 0."""
+        """Apply the block; `train` needs an rng named "dropout" where `stochastic_depth` is not 0."""
         expanded = self.width != x.shape[-1]
         names = self.names(expanded, self.squeeze is not None)
         layer = functools.partial(conv_norm, train=train, norm=self.norm)
@@ -124,13 +105,13 @@ class MBConv(nn.Module):
         )
         y = self.activation(y)
         if self.squeeze is not None:
-            module, *convs = names.squeeze
-            inner = (convs[0], convs[1])
-            y = SqueezeExcitation(self.squeeze, inner, name=module)(y) if module else _excite(y, self.squeeze, inner)
+            module, first, second = names.squeeze
+            given: dict[str, Any] = {**self.squeeze._asdict(), "names": (first, second)}
+            y = SqueezeExcite(**given, name=module)(y) if module else squeeze_excite(y, **given)
         y = layer(y, features=self.features, kernel=1, names=names.project)
         if self.stride > 1 or x.shape[-1] != self.features:
             return y
-        return x + nn.Dropout(self.drop_connect, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
+        return x + nn.Dropout(self.stochastic_depth, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
 
 
 def divisible(channels: float, by: int = 8) -> int:

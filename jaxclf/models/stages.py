@@ -48,10 +48,11 @@ def apply_stages(module: Any, stages: Iterable[Stage], x: Any, train: bool, *, r
 
 
 class Inside(nn.Module):
-    """A module that is one stage."""
+    """A module that is one stage: x [n h w c] -> [n i j k]."""
 
     stage: Stage
-    remat: Remat
+    remat: Remat = "none"
+    """What the stage reads; that of a block, whose layers are no blocks of their own, is "none"."""
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:

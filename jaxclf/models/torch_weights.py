@@ -93,10 +93,14 @@ def transfer_torch(
     variables whose name or shape the plain backbone does not have; and in the head, unless the whole backbone and the
     last layer fit exactly. Returns new variables and sentences that say what was loaded and what was not.
 
+    Auxiliary classifiers start anew, whether or not the state dict has them.
+
     Raises `UsageError` with the first differences between the state dict and the plain backbone, that without `maps`.
     """
     own: Flat = traverse_util.flatten_dict(dict(variables))
     state_dict, adapted = _with_channels(model, _todays_keys(model.backbone, state_dict), _channels(model, own))
+    beside = auxiliary_keys(model.backbone, state_dict)
+    state_dict = {key: value for key, value in state_dict.items() if key not in beside}
     head, channels = head_name(model, state_dict), _channels(model, own)
     last = {key: value for key, value in state_dict.items() if key.startswith(head + ".")}
     rest = {key: value for key, value in state_dict.items() if key not in last}
@@ -105,8 +109,11 @@ def transfer_torch(
     _raise_for(faults, what, lambda: _fitting(model.backbone, rest, head))
 
     kept = {path: value for path, value in given.items() if path in own and np.shape(own[path]) == value.shape}
-    left = [path for path in own if path[1] == "backbone" and path not in kept]
+    trained = [one.name for one in model.backbone.auxiliary_trained]
+    left = [path for path in own if path[1] == "backbone" and path[2] not in trained and path not in kept]
     text = [f"loaded {len(kept)} variables of the backbone", *adapted]
+    if trained or beside:
+        text.append(f"auxiliary classifiers: {', '.join(trained) or 'none'} start anew, {len(beside)} tensors not used")
     if left:
         text.append(f"left at their initial values, because maps rebuilds them: {_keys(left, head)}")
     if unused := [path for path in given if path not in kept]:
@@ -121,6 +128,12 @@ def transfer_torch(
     else:
         text.append(f"loaded the last layer ({shapes})")
     return traverse_util.unflatten_dict({**own, **kept, **top}), text
+
+
+def auxiliary_keys(backbone: Backbone, state_dict: Mapping[str, np.ndarray]) -> list[str]:
+    """List the keys of a state dict that are those of a backbone's auxiliary classifiers."""
+    names = tuple(f"{one.name}." for one in backbone.auxiliary_heads)
+    return [key for key in state_dict if key.startswith(names)]
 
 
 def head_name(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> str:
@@ -223,8 +236,8 @@ def _shapes(model: Classifier | Backbone, channels: int) -> Shapes:
 
 
 def _plain_shapes(backbone: Backbone, channels: int) -> Shapes:
-    """Return the shapes of the variables that the backbone has without `maps`, under a classifier's paths."""
-    plain = _shapes(backbone.clone(maps=None), channels)
+    """Return shapes, under a classifier's paths, of a backbone's variables without `maps` and auxiliary classifiers."""
+    plain = _shapes(backbone.clone(maps=None, auxiliary=()), channels)
     return {(path[0], "backbone", *path[1:]): shape for path, shape in plain.items()}
 
 

@@ -28,6 +28,15 @@ class Row:
     printed: float | None = None
     """The source's test top-1 in percent, None where it has none."""
 
+    @property
+    def short(self) -> str:
+        """The label beside its group's name, which it need not say again.
+
+        >>> Row("LeNet-5 identity", "LeNet-5", {}).short
+        'identity'
+        """
+        return self.label.removeprefix(self.group).strip() or self.label
+
 
 @dataclasses.dataclass(frozen=True)
 class Scatter:

@@ -183,8 +183,7 @@ def _scatters(table: Table, summaries: Sequence[Summary], records: Sequence[Reco
         for row in rows:
             seeds, mean = pictures.seed_scores(row, records, table.score), means[row.label]
             if row.label in values and mean is not None:
-                label = row.label.removeprefix(group).strip()
-                points.append(Point(label, colours[row.label], values[row.label], mean, min(seeds), max(seeds)))
+                points.append(Point(row.short, colours[row.label], values[row.label], mean, min(seeds), max(seeds)))
         if len(points) < 2:
             continue
         wide, narrow = (
@@ -227,8 +226,8 @@ def _curves(table: Table, records: Sequence[Record]) -> dict[str, dict[str, Any]
         wide, narrow = (pictures.draw_curves(rows, records, colours, width=w, height=h) for w, h in sizes)
         if wide is None or narrow is None:
             continue
-        splits = {row.label: pictures.evaluated_splits([row], records) for row in rows}
-        key = {label: f"{label} ({found[0]})" if several else label for label, found in splits.items() if found}
+        splits = [(row, pictures.evaluated_splits([row], records)) for row in rows]
+        key = {row.label: row.short + f" ({found[0]})" * several for row, found in splits if found}
         drawn = _pair(f"curves-{place}", f"{_error(table, records)} against epoch, {group}", wide, narrow)
         curves[group] = {"key": key, "pictures": drawn}
     return curves

@@ -135,7 +135,7 @@ def draw_scores(
     by_label = {summary.row.label: summary for summary in summaries}
     step, head, foot = (46, 30, 36) if narrow else (34, 30, 36)
     figure = canvas(width, sum(len(rows) * step + head + foot for rows in groups.values()) + 6)
-    longest = max((len(short(row.label, 30)) for row in table.rows), default=0)
+    longest = max((len(short(row.short, 30)) for row in table.rows), default=0)
     left, right = (8, 12) if narrow else (30 + 6.5 * longest, 130)
     top = 0.0
     for group, rows in groups.items():
@@ -228,7 +228,7 @@ def _score_words(axes: Axes, margins: tuple[float, float], place: int, summary: 
     """Write the row's label and its numbers, beside (in the margins, in pixels) or above its line."""
     number = summary.ours.text if summary.ours.n else "not run"
     left, right, y = (0, 0, place - 0.2) if narrow else (-margins[0], margins[1], place)
-    for x, offset, text, side in ((0, left, short(summary.row.label, 30), "left"), (1, right, number, "right")):
+    for x, offset, text, side in ((0, left, short(summary.row.short, 30), "left"), (1, right, number, "right")):
         _note(axes, (x, y), (offset * 0.75, 0), text, ha=side, colour="ink" if summary.ours.n else "muted")
 
 

@@ -7,6 +7,7 @@
     skipped.jsonl      images that could not be read and were skipped, where there are any
     rollbacks.jsonl    where the run diverged and went back, if it did
     segments.jsonl     how many epochs the run had, and has since it was extended; result-E.json of E epochs
+    probe.json         what a linear probe makes of the features, where a table asks for it
     result.json        written last: a run that has it is complete
 
 metrics.* hold only what is determined by config, data and software; times are in result.json.

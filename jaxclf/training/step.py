@@ -244,7 +244,7 @@ def _part_gradient(
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
         answers, batch_stats = train_forward(program, {**variables, "params": params}, images, rng)
         each = losses.example_losses(program.loss, answers["logits"], targets, scale)
-        for one in model.backbone.auxiliary_heads if model.backbone.auxiliary else ():
+        for one in model.backbone.auxiliary_trained:
             each += one.weight * losses.example_losses(program.loss, answers[one.name], targets, scale)
         mask = decayed(program.optim, params, depthwise=model.backbone.is_depthwise)
         last = model.backbone.last_conv
@@ -274,7 +274,7 @@ def train_forward(
         answers = {"logits": logits}
         if moves:
             answers["taken"] = updated["intermediates"]["head"]["taken"][0]
-        for one in body.auxiliary_heads if body.auxiliary else ():
+        for one in body.auxiliary_trained:
             answers[one.name] = updated["intermediates"]["backbone"][one.name]["logits"][0].astype(jnp.float32)
         return answers, updated.get(kept, {})
 

@@ -29,7 +29,7 @@ from jaxclf.data.transforms import Preprocessing, default_preprocessing
 from jaxclf.errors import UsageError, one_line
 from jaxclf.models.backbones import create_backbone
 from jaxclf.models.classifier import Classifier, create_model
-from jaxclf.models.torch_weights import head_name, load_torch, not_finite, to_torch
+from jaxclf.models.torch_weights import auxiliary_keys, head_name, load_torch, not_finite, to_torch
 from jaxclf.training.checkpoint import Which, fixed_record, is_exact, regenerate, saved
 from jaxclf.training.run_directory import read_config, read_json
 from jaxclf.training.weight_files import (
@@ -293,7 +293,8 @@ def _source_format(path: PathLike) -> str:
 def _complete(given: dict[str, Any], state_dict: StateDict, source: PathLike) -> WeightRecord:
     """Return the record of a file without one; num_classes is the last layer's size where it is not given.
 
-    A thousand classes of an ImageNet network have ImageNet's names unless others are given.
+    A thousand classes of an ImageNet network have ImageNet's names unless others are given. The model has auxiliary
+    classifiers where the file has them.
     """
     missing = [name for name in ("model", "head") if name not in given]
     if missing:
@@ -301,6 +302,9 @@ def _complete(given: dict[str, Any], state_dict: StateDict, source: PathLike) ->
     names = given.pop("class_names", None)
     record = WeightRecord(**{"num_classes": 2, **given})
     body = dataclasses.replace(record, head="learned").build()
+    if body.backbone.auxiliary_heads and "auxiliary" not in record.options:
+        given_too = bool(auxiliary_keys(body.backbone, state_dict))
+        record = dataclasses.replace(record, options={**record.options, "auxiliary": given_too})
     if "num_classes" not in given:
         last = head_name(body, state_dict)
         layer = next((state_dict[key] for end in ("bias", "weight") if (key := f"{last}.{end}") in state_dict), None)

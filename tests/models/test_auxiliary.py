@@ -1,5 +1,6 @@
 """Auxiliary classifiers: trained beside the last one, absent in evaluation, counted apart."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from safetensors.numpy import save_file
 
 from jaxclf.config import AugmentConfig, LossConfig, OptimConfig
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
 from jaxclf.models.count import count
-from jaxclf.models.torch_weights import load_torch, to_torch
+from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
 from jaxclf.training import losses
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.step import Program, init_state, train_step
+from jaxclf.training.weights import read
 from tests.models.drawn import drawn
 
 NAME = "tests.tiny:TinyAuxiliary"
@@ -58,6 +61,22 @@ def test_a_state_dict_names_them_as_the_reference_does() -> None:
     state_dict = to_torch(model, variables)
     assert (state_dict["aux1.fc2.weight"].shape, state_dict["aux1.fc2.bias"].shape) == ((5, 8), (5,))
     jax.tree.map(np.testing.assert_array_equal, load_torch(model, state_dict), variables)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_file_with_or_without_them_is_read_and_starts_a_run(there: bool, tmp_path: Path) -> None:
+    given = create_model(NAME, num_classes=5, auxiliary=there)
+    state_dict = to_torch(given, drawn(given, 8, 8, 3))
+    save_file(state_dict, tmp_path / "bare.safetensors")
+    found = read(tmp_path / "bare.safetensors", model=NAME, head="learned")
+    assert (found.model, found.record.num_classes) == (given, 5)
+    model = create_model(NAME, num_classes=3)
+    start = drawn(model, 8, 8, 3)
+    after, text = transfer_torch(model, start, state_dict)
+    assert text[1] == f"auxiliary classifiers: aux1 start anew, {2 * there} tensors not used"
+    body = after["params"]["backbone"]
+    assert np.array_equal(body["conv2"]["kernel"], state_dict["conv2.weight"].transpose(2, 3, 1, 0))
+    assert np.array_equal(body["aux1"]["fc2"]["kernel"], start["params"]["backbone"]["aux1"]["fc2"]["kernel"])
 
 
 @pytest.mark.slow

@@ -90,6 +90,8 @@ def create_backbone(name: str, **options: Any) -> Backbone:
             raise UsageError(f"backbone {name} has no option {option!r}; its options: {takes}")
     if options.get("maps") is not None and options["maps"] < 1:
         raise UsageError(f"maps is {options['maps']} but must be at least 1")
+    if not 0 <= (rate := options.get("stochastic_depth", 0.0)) < 1:
+        raise UsageError(f"stochastic_depth is {rate} but must be from 0 to below 1")
     if "maps_shortcut" in options and options.get("maps") is None:
         raise UsageError("maps_shortcut names the shortcut of the block that maps rebuilds; give maps as well")
     variant = BACKBONES.resolve(name)

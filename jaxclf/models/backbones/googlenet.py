@@ -159,7 +159,7 @@ class GoogLeNet(Backbone):
     @property
     def linear_layers(self) -> tuple[str, ...]:
         """Paths of the auxiliary classifiers' hidden layers, where there are such."""
-        return tuple(f"{one.name}/fc1" for one in self.auxiliary_heads if self.auxiliary)
+        return tuple(f"{one.name}/fc1" for one in self.auxiliary_trained)
 
     @property
     def head_dropout(self) -> float:

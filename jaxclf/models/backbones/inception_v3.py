@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxclf.config import Remat
 from jaxclf.models.backbone import AuxiliaryHead, Backbone, Variant
 from jaxclf.models.layers import BatchNorm, avg_pool, check_size, conv, max_pool, torch_default
-from jaxclf.models.stages import Block, Stage, apply_stages, blocks
+from jaxclf.models.stages import Block, Inside, Stage, apply_stages, blocks
 
 Kernel = int | tuple[int, int]
 
@@ -47,27 +46,14 @@ class ConvNorm(nn.Module):
         return jax.nn.relu(BatchNorm(eps=1e-3, name="bn")(layer(name="conv")(x), train))
 
 
-class Mixed(nn.Module):
-    """One block: x [n h w c] -> [n i j k], layers made `inside` of it."""
-
-    inside: Stage
-    remat: Remat = "none"
-    """What `inside` reads: layers of a block are no blocks of their own."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
-        """Apply the block."""
-        return self.inside(self, x, train)
-
-
 def unit(name: str, *fields: Any, **named: Any) -> Block:
     """Return the `ConvNorm` of a name and fields."""
     return functools.partial(ConvNorm, *fields, **named, name=name)
 
 
 def mixed(name: str, inside: Stage) -> Block:
-    """Return the `Mixed` of a name."""
-    return functools.partial(Mixed, inside, name=name)
+    """Return a block of a name."""
+    return functools.partial(Inside, inside, name=name)
 
 
 def line(name: str, *rows: tuple[Any, ...], first: int = 0) -> Stage:
@@ -186,6 +172,7 @@ class Auxiliary(nn.Module):
 class InceptionV3(Backbone):
     """images [n h w c] -> maps [n i j k], 8x8 at 299x299 and from 75x75 on; with the auxiliary classifier, from 299."""
 
+    kind = "inception_v3"
     options = ("maps", "remat")
     stem = "Conv2d_1a_3x3/conv"
     last_conv = "Mixed_7c/branch3x3dbl_3b/conv"

@@ -21,7 +21,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import StandardisedConv, avg_pool, check_size, conv, tf_padding, torch_default
+from jaxclf.models.layers import SqueezeExcite, StandardisedConv, avg_pool, check_size, conv, tf_padding, torch_default
 from jaxclf.models.stages import Stage, apply_stages, blocks
 
 GAMMA = 1.7015043497085571
@@ -84,18 +84,6 @@ class Downsample(nn.Module):
         return scaled(x, self.features, 1, deepmind=self.deepmind, name="conv")
 
 
-class SqueezeExcite(nn.Module):
-    """Channels times a number in (0, 1) of each, from their means through half as many units (Hu et al. 2018)."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Scale the channels."""
-        width = x.shape[-1]
-        y = x.mean((1, 2), keepdims=True)
-        y = jax.nn.relu(conv(width // 2, 1, fan_in=width, bias=True, name="fc1")(y))
-        return x * jax.nn.sigmoid(conv(width, 1, fan_in=width // 2, bias=True, name="fc2")(y))
-
-
 class Block(nn.Module):
     """1x1 to half the width, two 3x3, 1x1, squeeze-and-excitation, each after GELU; a fifth of it plus shortcut.
 
@@ -121,7 +109,7 @@ class Block(nn.Module):
         y = layer(act(y), middle, 3, stride=self.stride, groups=groups, name="conv2")
         y = layer(act(y), middle, 3, groups=groups, name="conv2b")
         y = layer(act(y), self.features, 1, gain=1.0 if self.deepmind else 0.0, name="conv3")
-        y = 2 * SqueezeExcite(name="attn_last")(y)
+        y = 2 * SqueezeExcite(self.features // 2, name="attn_last")(y)
         y = nn.Dropout(self.drop, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
         if self.deepmind:
             y = y * self.param("skipinit_gain", nn.initializers.zeros, ()).astype(y.dtype)

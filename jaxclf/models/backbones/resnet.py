@@ -20,7 +20,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, check_size, conv, fit_channels, max_pool, torch_default
+from jaxclf.models.layers import BatchNorm, SqueezeExcite, check_size, conv, fit_channels, max_pool, torch_default
 from jaxclf.models.stages import Stage, apply_stages, blocks, within
 
 
@@ -47,23 +47,6 @@ class BasicBlock(nn.Module):
         return jax.nn.relu(y + _shortcut(x, y.shape[-1], self.stride, train))
 
 
-class SqueezeExcite(nn.Module):
-    """x [n h w c] times a gate in (0, 1) for each channel: sigmoid(conv1(relu(conv1(mean of x over h, w))))."""
-
-    linear: bool
-    """The convolutions have no bias, and are linear layers in the reference."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Weigh the channels."""
-        width = x.shape[-1] // 16
-        first, second = ("fc_0", "fc_2") if self.linear else ("fc1", "fc2")
-        y = x.mean((1, 2), keepdims=True)
-        y = jax.nn.relu(conv(width, 1, fan_in=x.shape[-1], bias=not self.linear, name=first)(y))
-        y = conv(x.shape[-1], 1, fan_in=width, bias=not self.linear, name=second)(y)
-        return x * jax.nn.sigmoid(y)
-
-
 class Bottleneck(nn.Module):
     """conv1-bn-relu-conv3-bn-relu-conv1-bn plus shortcut, ReLU; the output is four times as wide as `features`."""
 
@@ -75,8 +58,9 @@ class Bottleneck(nn.Module):
     group_width: int = 64
     """Channels of each of them in the first stage; in later ones as many times that as `features` is 64."""
     squeeze: str | None = None
-    """Name of the SqueezeExcite after the last BatchNorm, and its field `linear`."""
+    """Name of the SqueezeExcite after the last BatchNorm."""
     squeeze_linear: bool = False
+    """Its convolutions have no bias, and are linear layers in the reference."""
     caffe: bool = False
     """Stride on the first 1x1 convolution, not on the 3x3."""
 
@@ -94,7 +78,9 @@ class Bottleneck(nn.Module):
             return y + fit_channels(x, self.maps)
         y = BatchNorm(name="bn3")(conv(4 * self.features, 1, name="conv3")(y), train)
         if self.squeeze:
-            y = SqueezeExcite(self.squeeze_linear, name=self.squeeze)(y)
+            names = ("fc_0", "fc_2") if self.squeeze_linear else ("fc1", "fc2")
+            gates = SqueezeExcite(y.shape[-1] // 16, bias=not self.squeeze_linear, names=names, name=self.squeeze)
+            y = gates(y)
         return jax.nn.relu(y + _shortcut(x, y.shape[-1], self.stride, train))
 
 
@@ -120,7 +106,7 @@ class ResNet(Backbone):
     """Groups of the bottlenecks' 3x3 convolutions, and their width in the first stage."""
     group_width: int = 64
     squeeze: str | None = None
-    """Name of the bottlenecks' SqueezeExcite, and its field `linear`."""
+    """As in `Bottleneck`."""
     squeeze_linear: bool = False
     caffe: bool = False
     """Strides, the first pool and names are those of the network from Caffe."""
