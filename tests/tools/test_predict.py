@@ -101,7 +101,9 @@ def test_defaults_are_those_of_the_published_weights() -> None:
     assert default("efficientnet_lite0") == EFFICIENTNET_LITE
     assert default("efficientnet_lite2") == dataclasses.replace(EFFICIENTNET_LITE, crop=260)
     assert default("efficientnet_b2") == dataclasses.replace(TORCHVISION, resize=288, crop=288, interpolation="bicubic")
-    assert default("shufflenet_v2_x1_0_megvii") is None
+    assert default("inception_v3") == Preprocessing(342, 299, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    assert default("googlenet") == dataclasses.replace(TORCHVISION, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert default("bninception") is default("googlenet_paper") is default("shufflenet_v2_x1_0_megvii") is None
     assert default("resnet20") is None
     assert default("lenet5") is None
 
