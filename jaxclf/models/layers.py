@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxclf.errors import UsageError
 from jaxclf.models.matrices import matrix
@@ -173,10 +173,13 @@ class BatchNorm(nn.Module):
     eps: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool, kept: Bool[Array, " c"] | None = None
+    ) -> Float[Array, "n h w c"]:
         """Normalise over (n, h, w); `train` uses the batch's statistics and updates the running ones.
 
-        Where the collection `batch_moments` is mutable, it gets the batch's own statistics, under the same names.
+        Running statistics of channels that are not `kept` stay as they are; None keeps all. Where the collection
+        `batch_moments` is mutable, it gets the batch's own statistics, under the same names.
         """
         shape = (x.shape[-1],)
         weight = self.param("weight", nn.initializers.ones, shape)
@@ -192,9 +195,10 @@ class BatchNorm(nn.Module):
                 if count < 2:
                     raise ValueError(f"BatchNorm in training needs more than one value per channel; got {x.shape}")
                 unbiased = var * (count / (count - 1))
-                running_mean.value += self.momentum * (mean - running_mean.value)
-                running_var.value += self.momentum * (unbiased - running_var.value)
-                for name, moment in (("running_mean", mean), ("running_var", unbiased)):
+                moments = (("running_mean", running_mean, mean), ("running_var", running_var, unbiased))
+                for name, running, moment in moments:
+                    new = running.value + self.momentum * (moment - running.value)
+                    running.value = new if kept is None else jnp.where(kept, new, running.value)
                     self.sow("batch_moments", name, moment, init_fn=lambda: jnp.zeros(shape), reduce_fn=jnp.add)
         else:
             mean, var = running_mean.value, running_var.value

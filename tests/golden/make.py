@@ -48,6 +48,9 @@ def main(source: Path) -> None:
         chosen = {
             name: {field: models[name].get(field) for field in FIELDS} | {"logits": logits.get(name)} for name in names
         }
+        for name in (name for name in chosen if name.endswith("_supernet")):
+            start = name.replace("supernet", "subnet")
+            chosen[name]["settings"] = [answer for other, answer in logits.items() if other.startswith(start)]
         target = Path(__file__).parent / file
         target.write_text(json.dumps(chosen, separators=(",", ":")) + "\n")
         print(f"{target}: {len(chosen)} networks, {target.stat().st_size:,} bytes")

@@ -42,6 +42,15 @@ ZOO: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "mobilenet_v1": {"mobilenet_v1_wjc": ("mobilenet_v1", {}), "mobilenet_v1_timm": ("mobilenet_v1_timm", {})},
     "mobilenet_v2": {"mobilenet_v2_tonylins": ("mobilenet_v2_tonylins", {})},
     "mobilenet_v3": {f"mobilenet_v3_{size}_tv": (f"mobilenet_v3_{size}", {}) for size in ("large", "small")},
+    "once_for_all": {
+        f"ofa_mbv3_w{width}_{kind}": (f"ofa_mbv3_w{width.replace('.', '_')}", options)
+        for width in ("1.0", "1.2")
+        for kind, options in (
+            ("supernet", {}),
+            ("max", {"kernels": (7,)}),
+            ("min", {"kernels": (3,), "expansions": (3,), "depths": (2,)}),
+        )
+    },
     "shufflenet_v2": {
         f"shufflenet_v2_{size}x_megvii": (f"shufflenet_v2_x{size.replace('.', '_')}_megvii", {"bias": False})
         for size in ("0.5", "1.0", "1.5", "2.0")
