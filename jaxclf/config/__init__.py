@@ -17,6 +17,7 @@ from jaxclf.config.sections import (
     UNSMOOTHED,
     AugmentConfig,
     DataConfig,
+    ElasticConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "Cluster",
     "Config",
     "DataConfig",
+    "ElasticConfig",
     "Launcher",
     "Loader",
     "LossConfig",
@@ -55,6 +57,7 @@ class Config:
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    elastic: ElasticConfig = dataclasses.field(default_factory=ElasticConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
@@ -131,6 +134,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     if run.parallel == "jit" and (run.replicas is not None or run.replica_statistics != "average"):
         given = f"run.replicas is {run.replicas} and run.replica_statistics {run.replica_statistics!r}"
         yield f"{given}, but they must be None and 'average' unless run.parallel is 'pmap'"
+    if not run.epochs and config.model.weights is None:
+        yield "run.epochs is 0, which evaluates model.weights, but model.weights is None"
     if config.model.freeze_statistics and (run.recalibrate or config.model.ghost_batch):
         yield "model.freeze_statistics is True, but run.recalibrate and model.ghost_batch are about moving statistics"
     if config.model.head_assign != "index" and run.epochs < 2:

@@ -46,6 +46,11 @@ Milestones = Annotated[
         "strictly increasing, from 1",
     ),
 ]
+Starts = Annotated[
+    tuple[int, ...],
+    Bound(lambda value: list(value) == sorted(value) and min(value, default=0) >= 0, "epochs from 0, in order"),
+]
+Numbers = Annotated[tuple[int, ...], Bound(lambda value: min(value, default=1) > 0, "numbers from 1")]
 Seed = Annotated[int, Bound(lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1")]
 
 
@@ -169,6 +174,13 @@ class ModelConfig:
     """Shortcut of the block that `maps` rebuilds, A to G (CIFAR ResNets)."""
     shortcut: str | None = None
     """Shortcut of the downsampling blocks, A or B (CIFAR ResNets)."""
+    kernels: Numbers = ()
+    """Once-for-all: an ordinary network with depthwise convolutions of this side, one for all blocks or one for each,
+    those that `depths` leaves out among them; none of the three: the elastic network."""
+    expansions: Numbers = ()
+    """Once-for-all: an ordinary network whose blocks are inside this many times as wide, the same way."""
+    depths: Numbers = ()
+    """Once-for-all: an ordinary network of this many blocks a stage, one number for all stages or one for each."""
     pool: Literal["average", "max", "power", "attention"] = "average"
     """From the last feature map to one vector: average, max, (mean of x^p)^(1/p), or a weighted sum."""
     pool_power: Positive | None = None
@@ -211,6 +223,7 @@ class ModelConfig:
         They say what is computed, and weight files keep them; how much of it is stored in training is no part of that.
         """
         names = ("bias", "maps", "maps_shortcut", "shortcut", "dropout", "stochastic_depth", "auxiliary")
+        names += ("kernels", "expansions", "depths")
         names += ("pool", "pool_power", "pool_units", "relu_before_pool")
         names += ("head_normalise", "head_scale", "head_neck", "head_embed", "head_shuffle")
         names += ("head_assign", "head_momentum", "head_apply")
@@ -248,6 +261,34 @@ class LossConfig:
     """Weight of |W^T W - I|^2 + |W W^T - I|^2; the thesis takes 0.025."""
     orthogonalise: Literal["last", "all"] = "last"
     """so and dso: the backbone's last conv or all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ElasticConfig:
+    """Training of an elastic network (once-for-all): progressive shrinking, by smaller settings beside the largest.
+
+    From the first of the epochs below on, each step trains the largest network and, by what it answers and by the
+    labels, the smallest one so far and random ones (the sandwich rule); the sum of all gradients is one step.
+    """
+
+    kernels: Starts = ()
+    """Epochs (from 0) from which the next smaller kernel is trained, too: (0, 0) all of 7, 5 and 3 from the start."""
+    depths: Starts = ()
+    """The same of the blocks of a stage."""
+    expansions: Starts = ()
+    """The same of the expansions of the blocks; at each of these epochs their channels are sorted by importance."""
+    random: Natural = 2
+    """Settings that each step draws, a function of (run.seed, step), beside the largest and the smallest."""
+    distil: Weight = 1.0
+    """Weight of the cross-entropy of a smaller network to what the largest one answers, beside that to the labels."""
+    sizes: Numbers = ()
+    """Sides of the images in pixels, of which each step draws one, a function of (run.seed, step); none: all of them as
+    they are."""
+
+    @property
+    def start(self) -> int | None:
+        """The first epoch with smaller settings; None: there is none."""
+        return min((*self.kernels, *self.depths, *self.expansions), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,8 +356,8 @@ class OptimConfig:
 class RunConfig:
     """Length and seed of a run, its evaluations, checkpoints and devices."""
 
-    epochs: Count = 10
-    """Passes over the training images."""
+    epochs: Natural = 10
+    """Passes over the training images; 0: evaluate what model.weights gives, after run.recalibrate."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
     eval_every: Count = 1

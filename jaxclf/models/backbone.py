@@ -72,6 +72,14 @@ class Backbone(nn.Module, kw_only=True):
         wanted = train or self.is_initializing()
         return tuple(layer.clone(parent=None, name=None) for layer in self.auxiliary) if wanted else ()
 
+    def whole(self) -> "Backbone | None":
+        """Return the elastic network of which this one is a part; None: it is no part."""
+        return None
+
+    def part(self, variables: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], Any]:
+        """Return this network's variables out of those of `whole`, both flat under a classifier's paths."""
+        raise NotImplementedError
+
     def is_depthwise(self, path: str, shape: tuple[int, ...]) -> bool:
         """Tell whether a parameter of the classifier, `backbone/conv1/kernel`, is a depthwise convolution's [h w 1 c].
 

@@ -7,8 +7,8 @@ channels, taps and blocks that a setting leaves out are zeros. A call without th
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,8 +19,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxclf.errors import UsageError
 from jaxclf.models.layers import as_input, depthwise, he_uniform
+from jaxclf.models.mbconv import divisible
 
 Tree = Any
+Path = tuple[str, ...]
+Flat = dict[Path, Any]
 AXES = ("kernels", "expansions", "depths")
 
 
@@ -199,53 +202,53 @@ def _padded(kernel: Float[Array, "s s 1 c"], side: int) -> Float[Array, "t t 1 c
     return jnp.pad(kernel, [(around, around)] * 2 + [(0, 0)] * 2)
 
 
-def extract(variables: Mapping[str, Tree], shapes: Mapping[str, Tree], setting: Setting, choices: Choices) -> Tree:
+def extract(whole: Flat, paths: Iterable[Path], setting: Setting, choices: Choices, widths: Mapping[str, int]) -> Flat:
     """Return the variables of an ordinary network that answers as an elastic one does under a setting.
 
-    `variables` are the elastic classifier's; `shapes` are those of the ordinary one (`jax.eval_shape` of its `init`).
+    Variables are flat under a classifier's paths: `whole` are the elastic network's, `paths` the ordinary one's, whose
+    blocks have these inner widths.
     """
-    own = traverse_util.flatten_dict(dict(variables))
-    blocks = [block for block in range(len(setting.kernels)) if block % choices.depths[0] < _depth(setting, block)]
+    deepest = choices.depths[0]
+    blocks = [block for block in range(len(setting.kernels)) if block % deepest < setting.depths[block // deepest]]
     found = {}
-    for path, leaf in traverse_util.flatten_dict(dict(shapes)).items():
+    for path in paths:
         collection, part, *modules, name = path
-        number = int(modules[0].removeprefix("blocks_")) if modules and modules[0].startswith("blocks_") else 0
-        if number == 0:
-            found[path] = own[path]
+        if modules[0] not in widths:
+            found[path] = whole[path]
             continue
-        source = (collection, part, f"blocks_{1 + blocks[number - 1]}", *modules[1:-1])
-        wrapped = own.get((*source, modules[-1], modules[-1], name))  # the elastic layers stand in modules of their own
-        value = own[(*source, modules[-1], name)] if wrapped is None else wrapped
-        if modules[-2:] == ["depth_conv", "conv"]:
-            held = {key[-1]: one for key, one in own.items() if key[:-1] == (*source, "conv")}
-            family = kernel_family(value, held, choices.kernels)
-            value = family[choices.kernels.index(setting.kernels[blocks[number - 1]])]
-        found[path] = value[tuple(slice(size) for size in leaf.shape)]
-    return traverse_util.unflatten_dict(found)
+        block, width = blocks[int(modules[0].removeprefix("blocks_")) - 1], widths[modules[0]]
+        source = (collection, part, f"blocks_{1 + block}", *modules[1:-1])
+        own = (*source, modules[-1], modules[-1], name)  # elastic layers stand in modules of their own
+        value, inside = whole[own if own in whole else (*source, modules[-1], name)], tuple(modules[2:])
+        if inside == ("depth_conv", "conv"):
+            held = {key[-1]: one for key, one in whole.items() if key[:-1] == (*source, "conv")}
+            value = kernel_family(value, held, choices.kernels)[choices.kernels.index(setting.kernels[block])]
+        sizes = {"width": width, "middle": divisible(width // 4)}
+        for axis, kind in inner_axes((*inside, name)):
+            value = np.take(np.asarray(value), np.arange(sizes[kind]), axis)
+        found[path] = value
+    return found
 
 
-def _depth(setting: Setting, block: int) -> int:
-    return setting.depths[block * len(setting.depths) // len(setting.kernels)]
+def inner_axes(names: tuple[str, ...]) -> tuple[tuple[int, Literal["width", "middle"]], ...]:
+    """Return the axes of a block's array that run over its inner channels, or those inside of squeeze-and-excitation.
 
+    `names` are the array's modules below `blocks_N/conv` and its own name, those of elastic layers once or twice.
 
-ORDERED = {
-    ("point_linear", "conv", "conv", "kernel"): (2, "width"),
-    ("inverted_bottleneck", "conv", "conv", "kernel"): (3, "width"),
-    ("depth_conv", "conv", "conv", "kernel"): (3, "width"),
-    **{
-        (part, "bn", "bn", name): (0, "width")
-        for part in ("inverted_bottleneck", "depth_conv")
-        for name in ("weight", "bias", "running_mean", "running_var")
-    },
-}
-"""Axis of a block's arrays that its inner channels are on."""
-SQUEEZE = {
-    ("reduce", "kernel"): ((2, "width"), (3, "middle")),
-    ("reduce", "bias"): ((0, "middle"),),
-    ("expand", "kernel"): ((2, "middle"), (3, "width")),
-    ("expand", "bias"): ((0, "width"),),
-}
-"""The same of its squeeze-and-excitation, and of the channels inside of that."""
+    >>> inner_axes(("depth_conv", "se", "fc", "expand", "kernel"))
+    ((2, 'middle'), (3, 'width'))
+    """
+    part, *_, layer, name = names
+    if "se" in names:
+        return {
+            ("reduce", "kernel"): ((2, "width"), (3, "middle")),
+            ("reduce", "bias"): ((0, "middle"),),
+            ("expand", "kernel"): ((2, "middle"), (3, "width")),
+            ("expand", "bias"): ((0, "width"),),
+        }[layer, name]
+    if part == "point_linear":
+        return ((2, "width"),) if layer == "conv" else ()
+    return ((0, "width"),) if layer == "bn" else ((3, "width"),) if name == "kernel" else ()
 
 
 def sort_channels(params: Tree, tree: Tree, cuts: Mapping[str, Sequence[int]]) -> Tree:
@@ -267,10 +270,9 @@ def sort_channels(params: Tree, tree: Tree, cuts: Mapping[str, Sequence[int]]) -
 
     def sort(path: Any, leaf: Any) -> Any:
         names = tuple(key for entry in path if isinstance(key := getattr(entry, "key", None), str))
-        block = next((name for name in names if name in cuts), None)
-        axes = SQUEEZE.get(names[-2:], ()) if "se" in names else (ORDERED.get(names[-4:]),)
-        for axis, kind in filter(None, axes) if block else ():
-            leaf = jnp.take(leaf, orders[str(block), kind], axis)
+        for place, block in enumerate(names):
+            for axis, kind in inner_axes(names[place + 2 :]) if block in cuts else ():
+                leaf = jnp.take(leaf, orders[block, kind], axis)
         return leaf
 
     return jax.tree_util.tree_map_with_path(sort, tree)

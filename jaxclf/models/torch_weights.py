@@ -99,6 +99,7 @@ def transfer_torch(
     """
     own: Flat = traverse_util.flatten_dict(dict(variables))
     state_dict, adapted = _with_channels(model, _todays_keys(model.backbone, state_dict), _channels(model, own))
+    state_dict, text = _part(model.backbone, state_dict)
     beside = auxiliary_keys(model.backbone, state_dict)
     state_dict = {key: value for key, value in state_dict.items() if key not in beside}
     head, channels = head_name(model, state_dict), _channels(model, own)
@@ -111,7 +112,7 @@ def transfer_torch(
     kept = {path: value for path, value in given.items() if path in own and np.shape(own[path]) == value.shape}
     trained = [one.name for one in model.backbone.auxiliary_trained]
     left = [path for path in own if path[1] == "backbone" and path[2] not in trained and path not in kept]
-    text = [f"loaded {len(kept)} variables of the backbone", *adapted]
+    text += [f"loaded {len(kept)} variables of the backbone", *adapted]
     if trained or beside:
         text.append(f"auxiliary classifiers: {', '.join(trained) or 'none'} start anew, {len(beside)} tensors not used")
     if left:
@@ -167,6 +168,28 @@ def _todays_keys(backbone: Backbone, state_dict: Mapping[str, np.ndarray]) -> Ma
     for pattern, today in backbone.older_keys:
         state_dict = {re.sub(pattern, today, key): value for key, value in state_dict.items()}
     return state_dict
+
+
+def _part(backbone: Backbone, state_dict: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], list[str]]:
+    """Return the state dict of an ordinary network out of that of an elastic one, and a sentence where it is such."""
+    whole = backbone.whole()
+    if whole is None:
+        return state_dict, []
+    channels = _given_channels(whole, state_dict)
+    shapes, plain = _plain_shapes(whole, channels), _plain_shapes(backbone, channels)
+    keys, own = ({_torch_key(path, ""): path for path in one} for one in (shapes, plain))
+    if not all(key in state_dict for key in keys.keys() - own.keys()):
+        return state_dict, []
+    flat, faults = _read(shapes, {key: value for key, value in state_dict.items() if key in keys}, "")
+    _raise_for(faults, "the state dict does not fit the elastic network")
+    part = {
+        _torch_key(path, ""): _to_torch(value, path, backbone)
+        for path, value in backbone.clone(maps=None).part(flat).items()
+    }
+    rest = {
+        key: value for key, value in state_dict.items() if key not in keys and not key.endswith(".num_batches_tracked")
+    }
+    return {**rest, **part}, [f"took the part that {len(part)} of {len(keys)} variables of an elastic network are"]
 
 
 def _with_channels(

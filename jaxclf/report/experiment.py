@@ -27,6 +27,8 @@ class Row:
     """Keyword arguments of the recipe's `get_config`."""
     printed: float | None = None
     """The source's test top-1 in percent, None where it has none."""
+    of: str | None = None
+    """Label of a row: each run starts from the weights of that row's run of the same seed (model.weights)."""
 
     @property
     def short(self) -> str:
@@ -45,6 +47,8 @@ class Scatter:
     name: str
     values: Callable[[], Mapping[str, float]]
     """Computes the number of each row that has one, by label."""
+    together: bool = False
+    """Draw all groups in one picture, a point of a group's first row labelled by the group; else one for each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,11 @@ class Table:
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise UsageError(f"table {self.name}: row labels must be unique; given twice: {', '.join(twice)}")
+        first = [row.label for row in self.rows if row.of is None]
+        if lost := [row.label for row in self.rows if row.of is not None and row.of not in first]:
+            raise UsageError(
+                f"table {self.name}: {', '.join(lost)} start from a row that is not there, or starts itself so"
+            )
 
     def config(self, row: Row, seed: int) -> Config:
         """Return the config of one run."""

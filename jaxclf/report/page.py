@@ -172,29 +172,34 @@ def _pair(name: str, label: str, wide: pictures.Figure, narrow: pictures.Figure)
 
 
 def _scatters(table: Table, summaries: Sequence[Summary], records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Return, for each group with two rows or more to draw, the pictures of top-1 against `Table.scatter`."""
+    """Return, for each group with two rows or more to draw, or for all together, pictures of top-1 over a number."""
     if table.scatter is None:
         return {}
     values, colours = table.scatter.values(), pictures.row_colours(table)
     means = {summary.row.label: summary.ours.mean for summary in summaries}
-    found = {}
-    for place, (group, rows) in enumerate(pictures.grouped(table).items()):
-        points = []
-        for row in rows:
+    groups, together = pictures.grouped(table), table.scatter.together
+    drawn: dict[str, list[Point]] = {group: [] for group in ([""] if together else groups)}
+    key: dict[str, str] = {}
+    for group, rows in groups.items():
+        for place, row in enumerate(rows):
             seeds, mean = pictures.seed_scores(row, records, table.score), means[row.label]
             if row.label in values and mean is not None:
-                points.append(Point(row.short, colours[row.label], values[row.label], mean, min(seeds), max(seeds)))
-        if len(points) < 2:
-            continue
-        wide, narrow = (
-            draw_scatter(points, table.scatter.name, width=w, height=h) for w, h in ((1040, 460), (350, 420))
-        )
-        drawn = _pair(f"scatter-{place}", f"Top-1 against {table.scatter.name}, {group}", wide, narrow)
-        found[group] = {
-            "pictures": drawn,
-            "correlation": rank_correlation([p.x for p in points], [p.mean for p in points]),
-        }
-    return found
+                name = row.short if not together else "" if place else group
+                point = Point(name, colours[row.label], values[row.label], mean, min(seeds), max(seeds))
+                drawn["" if together else group].append(point)
+                key |= {row.short: colours[row.label]} if together else {}
+    return {
+        group: _scatter(points, table.scatter.name, f"scatter-{place}", group) | {"key": key}
+        for place, (group, points) in enumerate(drawn.items())
+        if len(points) > 1
+    }
+
+
+def _scatter(points: Sequence[Point], over: str, name: str, group: str) -> dict[str, Any]:
+    wide, narrow = (draw_scatter(points, over, width=w, height=h) for w, h in ((1040, 460), (350, 420)))
+    label = f"Top-1 against {over}{f', {group}' if group else ''}"
+    correlation = rank_correlation([p.x for p in points], [p.mean for p in points])
+    return {"pictures": _pair(name, label, wide, narrow), "correlation": correlation}
 
 
 def _measured(records: Sequence[Record]) -> dict[str, dict[str, dict[str, float]]]:

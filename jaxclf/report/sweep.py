@@ -199,12 +199,12 @@ def outline(config: Config) -> str:
         "data": f"{data.dataset}, {about}{when.examples:,} training images{held_out}, batches of {data.batch_size}",
         "length": f"{when.epochs:,} epochs of {when.steps_per_epoch:,} steps: {total:,} steps",
         "optimiser": f"{optim.name}, schedule {optim.schedule}",
-        "rate": f"first {rates[0]:.4g}, last {rates[-1]:.4g}, maximum {max(rates):.4g}",
+        "rate": f"first {rates[0]:.4g}, last {rates[-1]:.4g}, maximum {max(rates):.4g}" if rates else "no step",
     }
     if optim.schedule in ("multistep", "step"):
         facts["changes"] = _changes(rates, round(optim.warmup * when.steps_per_epoch))
     lines = [f"{name:<12}{text}" for name, text in facts.items()]
-    return "\n".join([*lines, "", *draw(rates), ""])
+    return "\n".join([*lines, "", *(draw(rates) if rates else []), ""])
 
 
 def _changes(rates: Sequence[float], start: int) -> str:

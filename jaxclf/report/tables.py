@@ -71,11 +71,20 @@ def jobs(table: Table, workdir: Path, override: Override = lambda config: config
     slugs = collections.Counter(_slug(row.label) for row in table.rows)
     if same := [row.label for row in table.rows if slugs[_slug(row.label)] > 1]:
         raise UsageError(f"table {table.name}: rows {', '.join(same)} would share directories; label them apart")
-    places = [(row, seed, workdir / _slug(row.label) / f"seed{seed}") for row in table.rows for seed in table.seeds]
-    return [
-        Job(row, seed, with_preprocessing(override(table.config(row, seed)), directory), directory)
-        for row, seed, directory in places
-    ]
+    found = []
+    for row in table.rows:
+        for seed in table.seeds:
+            directory, config = workdir / _slug(row.label) / f"seed{seed}", override(table.config(row, seed))
+            if row.of is not None:
+                start = str(workdir / _slug(row.of) / f"seed{seed}")
+                config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=start))
+            found.append(_prepared(Job(row, seed, config, directory)))
+    return found
+
+
+def _prepared(job: Job) -> Job:
+    """Return a job whose config says how the weights that it starts from want their images, if they are there yet."""
+    return dataclasses.replace(job, config=with_preprocessing(job.config, job.directory))
 
 
 def overridden(table: Table, override: Override) -> Table:
@@ -89,12 +98,16 @@ def overridden(table: Table, override: Override) -> Table:
 
 
 def select(table: Table, labels: Sequence[str]) -> Table:
-    """Return the table with only the rows named; none named keeps all. Unknown ones raise `UsageError`."""
+    """Return the table with only the rows named, and those that they start from; none named keeps all.
+
+    Unknown ones raise `UsageError`.
+    """
     known = [row.label for row in table.rows]
     for label in labels:
         if label not in known:
             raise unknown("row", label, known)
-    return dataclasses.replace(table, rows=tuple(row for row in table.rows if not labels or row.label in labels))
+    wanted = {*labels, *(row.of for row in table.rows if row.label in labels)}
+    return dataclasses.replace(table, rows=tuple(row for row in table.rows if not labels or row.label in wanted))
 
 
 def complete(table: Table, everything: Sequence[Job], request: Request, command: Sequence[str], *, root: Path) -> None:
@@ -106,6 +119,19 @@ def complete(table: Table, everything: Sequence[Job], request: Request, command:
     _require_consistent(request)
     labels = {row.label for row in select(table, request.rows).rows}
     wanted = [job for job in everything if job.row.label in labels]
+    _train([job for job in wanted if job.row.of is None], request, command)
+    if any(job.row.of for job in wanted):
+        everything = [_prepared(job) if job.row.of else job for job in everything]
+        _train([job for job in everything if job.row.of and job.row.label in labels], request, command)
+    if table.probe is not None:
+        for job in wanted:
+            _probe(job, table.probe)
+    if request.render:
+        show(render(table, everything, request.workdir, root=root))
+
+
+def _train(wanted: Sequence[Job], request: Request, command: Sequence[str]) -> None:
+    """Train what is not complete of some runs, none of which starts from another."""
     pending = [job for job in wanted if not job.done]
     if request.stack:
         run_missing_stacked(wanted)
@@ -116,11 +142,6 @@ def complete(table: Table, everything: Sequence[Job], request: Request, command:
             train_on_ray(runs, request.workdir, cluster)
     else:
         _complete_here(pending, request, command)
-    if table.probe is not None:
-        for job in wanted:
-            _probe(job, table.probe)
-    if request.render:
-        show(render(table, everything, request.workdir, root=root))
 
 
 def _require_consistent(request: Request) -> None:

@@ -18,6 +18,7 @@ from jaxclf.devices.preemption import Requests
 from jaxclf.errors import Stopped, one_line
 from jaxclf.training.assignment import assigned
 from jaxclf.training.checkpoint import Checkpoints
+from jaxclf.training.elastic import shrunk
 from jaxclf.training.parallel import train_steps
 from jaxclf.training.recovery import Diverged
 from jaxclf.training.run import Run, opened
@@ -29,8 +30,8 @@ from jaxclf.training.weights import with_preprocessing
 
 A_HEARTBEAT = Watching()
 """A run is watched by its heartbeat alone."""
-Advance = Callable[[TrainState, Batch], TrainState]
-"""Takes the steps of a dispatch; the state given is consumed."""
+Advance = Callable[[TrainState, Batch, int], TrainState]
+"""Takes the steps of a dispatch, the first of them given; the state given is consumed."""
 
 
 def train(
@@ -82,9 +83,11 @@ def train(
 def _train_run(run: Run, state: TrainState, requests: Requests) -> TrainState:
     """Return the state after the last step; after divergence the run goes back as often as it may."""
 
-    def advance(state: TrainState, batch: Batch) -> TrainState:
-        return train_steps(run.setup.program, state, batch.images, batch.labels, batch.rows, batch.examples)
+    def advance(state: TrainState, batch: Batch, step: int) -> TrainState:
+        return train_steps(run.setup.program_of(step), state, batch.images, batch.labels, batch.rows, batch.examples)
 
+    if not run.setup.total_steps:
+        return run.untrained(state)
     loop = Loop(run, advance, requests)
     while True:
         seed = int(state.seed)  # steps consume the state
@@ -121,7 +124,7 @@ class Loop:
     def train(self, state: TrainState) -> TrainState:
         """Return the state after the last step; raises `Diverged`, and `Stopped` when asked to stop."""
         while (step := steps_done(state)) < self._run.setup.total_steps:
-            state = assigned(self._run.setup, state, step)
+            state = shrunk(self._run.setup, assigned(self._run.setup, state, step), step)
             state = self._run.finish_epoch(self._train_epoch(state, step))
         return state
 
@@ -134,7 +137,7 @@ class Loop:
         for batch in batches:
             new = (batch.steps, batch.size) not in self._compiled  # it may compile
             with ahead.clocks_stopped("compilation") if new else contextlib.nullcontext():
-                state = self._advance(state, batch)
+                state = self._advance(state, batch, step)
                 ahead.add(state, batch)
                 ahead.drain(keep=0 if new else setup.layout.ahead)
             self._compiled.add((batch.steps, batch.size))

@@ -128,6 +128,13 @@ class Run:
             self.save(state, top1=held_out.get("top1"))
         return state
 
+    def untrained(self, state: TrainState) -> TrainState:
+        """Return the state of a run of no epochs, saved; run.recalibrate averages BatchNorm's statistics anew first."""
+        if state.batch_stats:
+            state = self._recalibrated(state)
+        self.save(state)
+        return state
+
     def finish(self, state: TrainState) -> Result:
         """Evaluate the last state on the test images, and complete the run directory."""
         self.checkpoints.settle()

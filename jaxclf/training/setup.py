@@ -17,6 +17,7 @@ from jaxclf.devices.cluster import warn
 from jaxclf.devices.layout import Layout, check_batch, over_devices
 from jaxclf.errors import UsageError, one_line
 from jaxclf.models.classifier import Classifier, build
+from jaxclf.training import elastic
 from jaxclf.training.losses import cosine_scale
 from jaxclf.training.optim import trainable
 from jaxclf.training.progress import Lines
@@ -42,12 +43,20 @@ class Setup:
     fixed_seed: int
     """Seed of random fixed matrices."""
     group: int
-    """Training steps in one dispatch."""
+    """Training steps in one dispatch; 1 where each has images of a size of its own."""
 
     def init_state(self) -> TrainState:
         """Return the state before the first step."""
         state = init_state(self.program, self.data.image_shape, self.config.run.seed, self.fixed_seed)
         return self.layout.whole(state, training=True)
+
+    def program_of(self, step: int) -> Program:
+        """Return the program of a training step."""
+        program, given = self.program, self.config.elastic
+        if given.start is None and not given.sizes:
+            return program
+        epoch = step // program.timeline.steps_per_epoch
+        return dataclasses.replace(program.phase(epoch), image_size=elastic.size_of(self.config, step))
 
     @property
     def total_steps(self) -> int:
@@ -110,6 +119,7 @@ def set_up(
         given = f"for model.head {config.model.head}, which stands before the pool and takes no pooled features"
         raise UsageError(f"run.collapse is True but must be False {given}")
     cosine_scale(config.loss, model.head)
+    elastic.check(config, model)
     where = over_devices(devices, replicas=config.run.parallel == "pmap")
     _check_memory(dataset, config.data.batch_size)
     data = pipeline.open_data(dataset, config.augment, loader, where, report=Lines())
@@ -129,7 +139,7 @@ def set_up(
         order=order,
         program=program,
         fixed_seed=_fixed_seed(config),
-        group=config.run.steps_per_dispatch or (1 if one else 8),
+        group=1 if config.elastic.sizes else config.run.steps_per_dispatch or (1 if one else 8),
     )
 
 
@@ -158,6 +168,7 @@ def _program(config: Config, model: Classifier, data: pipeline.Data, order: Orde
         optim=config.optim,
         timeline=Timeline(order.steps_per_epoch, config.run.epochs, order.examples),
         loss=config.loss,
+        elastic=config.elastic,
         augment=pipeline.step_augment(config.augment),
         mean=data.mean,
         std=data.std,

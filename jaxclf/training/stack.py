@@ -62,6 +62,10 @@ def check_stack(configs: Sequence[Config]) -> ResidentSet | StreamedSet:
         faults += [f"runs 0 and {number} differ in {difference}" for difference in differences]
     if first.run.rollbacks:
         faults.append(f"run.rollbacks is {first.run.rollbacks} but must be 0")
+    if not first.run.epochs:
+        faults.append("run.epochs is 0 but must be at least 1")
+    if first.elastic.sizes:
+        faults.append(f"elastic.sizes is {first.elastic.sizes} but must be empty: each run would draw sizes of its own")
     if first.run.parallel != "jit":
         faults.append(f"run.parallel is {first.run.parallel!r} but must be 'jit'")
     if (dataset := datasets.resolve(first.data)).facts.streamed:
@@ -130,9 +134,9 @@ class Stack:
             rows = np.stack([batch.rows for batch in batches])
             yield batches[0]._replace(images=shown[0], labels=shown[1], rows=rows, examples=None)
 
-    def advance(self, state: TrainState, batch: Batch) -> TrainState:
+    def advance(self, state: TrainState, batch: Batch, step: int) -> TrainState:
         """Take the steps of a dispatch in every run; the state given is consumed."""
-        return stacked_steps(self.setup.program, state, batch.images, batch.labels, batch.rows)
+        return stacked_steps(self.setup.program_of(step), state, batch.images, batch.labels, batch.rows)
 
     def resume(self) -> None:
         """Let the clocks of all runs run."""

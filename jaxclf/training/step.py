@@ -17,21 +17,22 @@ import optax
 from flax import struct, traverse_util
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
-from jaxclf.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
+from jaxclf.config import AugmentConfig, ElasticConfig, LossConfig, ModelConfig, OptimConfig
 from jaxclf.data.augment import augment, mix, normalise, views
 from jaxclf.devices.layout import ALONE, Spread
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.initialisation import initialise
 from jaxclf.models.matrices import matrix
 from jaxclf.models.moving import class_sums, moved
-from jaxclf.training import losses
+from jaxclf.training import elastic, losses
 from jaxclf.training.optim import apply_updates, average, decayed, transformation
 from jaxclf.training.schedules import Timeline
 
 Tree = Any
-DROPOUT_STREAM, MIXING_STREAM = 2**32 - 1, 2**32 - 2
+DROPOUT_STREAM, MIXING_STREAM, SETTING_STREAM = 2**32 - 1, 2**32 - 2, 2**32 - 3
 """Folded into the seed's key where augmentation folds in the epoch: no epoch has these numbers."""
 PLAIN = ModelConfig()
+PLAIN_ELASTIC = ElasticConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +49,19 @@ class Program:
     std: tuple[float, ...]
     model_config: ModelConfig = PLAIN
     """How the model starts and computes; head_seed and weights, in which runs of one program may differ, are None."""
+    elastic: ElasticConfig = PLAIN_ELASTIC
+    """The smaller settings of an elastic network that steps train; without any after `phase` where there are none."""
+    image_size: int | None = None
+    """Side that the network's images are resized to, bilinear; None: they stay as they are."""
     max_loss: float | None = None
     """RunConfig.max_loss; the section's other fields, the seed among them, change no step."""
     spread: Spread = ALONE
     """How steps share a batch among devices."""
+
+    def phase(self, epoch: int) -> "Program":
+        """Return the program of an epoch's steps: before the first smaller setting that of an ordinary network."""
+        start = self.elastic.start
+        return self if start is not None and epoch >= start else dataclasses.replace(self, elastic=PLAIN_ELASTIC)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -89,11 +99,14 @@ class TrainState(struct.PyTreeNode):
     """Training metrics of the current epoch so far."""
     bad_step: Int[Array, "*runs"]
     """The first step (from 1) whose loss or update was not finite; 0 while there is none."""
+    setting: Tree = struct.field(default_factory=dict)
+    """What is evaluated of an elastic network (models/elastic.py); empty, as in training: the largest."""
 
     @property
     def variables(self) -> dict[str, Tree]:
         """Linen's variables, as the next step takes them."""
-        return {name: getattr(self, name) for name in ("params", "batch_stats", "fixed", "head_state")}
+        named = {name: getattr(self, name) for name in ("params", "batch_stats", "fixed", "head_state")}
+        return {**named, "setting": self.setting} if self.setting else named
 
     @property
     def evaluated(self) -> dict[str, Tree]:
@@ -158,6 +171,8 @@ def train_step(
     `optim.accumulate` splits pass through the network one part after the other, so BatchNorm sees parts, as it does in
     PyTorch's loop; parts weigh as many examples as they have. Regularisers enter once.
 
+    Smaller settings of an elastic network enter as `ElasticConfig` says; metrics are those of the largest.
+
     On several devices a batch is computed where its rows are. Under pmap each replica does all of this on its own
     part, with its own mixing and dropout, and gradients and statistics are averaged, as in torch's DDP. A head that
     moves does so once a step, by sums over the whole batch.
@@ -175,7 +190,11 @@ def train_step(
     batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
     batch, hard = program.spread.split(batch), labels if indices is None else labels[indices]
     batch, targets = mix(program.augment, batch, jax.nn.one_hot(hard, program.model.head.num_classes), mixing)
-    grads, batch_stats, report = _gradients(program, state.variables, batch, targets, dropout)
+    batch = _resized(program, batch)
+    settings = elastic.settings(
+        program, jax.random.fold_in(jax.random.fold_in(key, SETTING_STREAM), state.step), state.step
+    )
+    grads, batch_stats, report = _gradients(program, state.variables, batch, targets, dropout, settings)
     grads, batch_stats = program.spread.mean(grads), program.spread.statistics(batch_stats)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
     params, step = apply_updates(program.optim, state.params, updates), state.step + 1
@@ -210,19 +229,32 @@ def apply_model(program: Program, variables: dict[str, Tree], images: jax.Array,
 
 
 def _gradients(
-    program: Program, variables: dict[str, Tree], batch: jax.Array, targets: jax.Array, rng: jax.Array
+    program: Program,
+    variables: dict[str, Tree],
+    batch: jax.Array,
+    targets: jax.Array,
+    rng: jax.Array,
+    settings: list[Tree],
 ) -> tuple[Tree, Tree, dict[str, Any]]:
-    """Return the gradient over a batch's parts, new BatchNorm statistics, and a report of answers, losses and terms."""
+    """Return the gradient over a batch's parts, new BatchNorm statistics, and a report of answers, losses and terms.
+
+    `settings` are the smaller ones of an elastic network; the report is of the largest.
+    """
     count, sums, reports = len(batch), None, []
     bounds = np.linspace(0, count, min(program.optim.accumulate, count) + 1).astype(int)
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         part, own = slice(start, stop), jax.random.fold_in(rng, number) if number else rng
         share = (stop - start) / count
-        given = (variables, program.spread.split(batch[part]), targets[part], own)
-        grads, (batch_stats, report) = _part_gradient(program, *given, share=share, first=number == 0)
+        given = (program.spread.split(batch[part]), targets[part], own)
+        grads, (batch_stats, report) = _part_gradient(program, variables, *given, share=share, first=number == 0)
         sums = grads if sums is None else jax.tree.map(jnp.add, sums, grads)
-        variables = {**variables, "batch_stats": batch_stats}
         reports.append(report)
+        taught = jax.nn.softmax(report["logits"])
+        for setting in settings:
+            smaller = {**variables, "batch_stats": batch_stats, "setting": setting}
+            grads, (batch_stats, _) = _part_gradient(program, smaller, *given, share=share, first=False, taught=taught)
+            sums = jax.tree.map(jnp.add, sums, grads)
+        variables = {**variables, "batch_stats": batch_stats}
     terms = reports[0]["terms"]  # regularisers enter with the first part
     whole = {name: jnp.concatenate([report[name] for report in reports]) for name in reports[0] if name != "terms"}
     return sums, variables["batch_stats"], whole | {"terms": terms}
@@ -237,8 +269,12 @@ def _part_gradient(
     *,
     share: float,
     first: bool,
+    taught: Float[Array, "n k"] | None = None,
 ) -> tuple[Tree, tuple[Tree, dict[str, Any]]]:
-    """Return the gradient of one part's share of the loss (and of the regularisers, if first), statistics, report."""
+    """Return the gradient of one part's share of the loss (and of the regularisers, if first), statistics, report.
+
+    `taught` are the class probabilities that a larger network gives the images.
+    """
     model, scale = program.model, losses.cosine_scale(program.loss, program.model.head)
 
     def loss_of(params: Tree) -> tuple[jax.Array, tuple[Tree, dict[str, Any]]]:
@@ -246,6 +282,8 @@ def _part_gradient(
         each = losses.example_losses(program.loss, answers["logits"], targets, scale)
         for one in model.backbone.auxiliary_trained:
             each += one.weight * losses.example_losses(program.loss, answers[one.name], targets, scale)
+        if taught is not None:
+            each += program.elastic.distil * optax.softmax_cross_entropy(answers["logits"], taught)
         mask = decayed(program.optim, params, depthwise=model.backbone.is_depthwise)
         last = model.backbone.last_conv
         terms = losses.regularisers(program.loss, params, decayed=mask, last_conv=last) if first else {}
@@ -365,7 +403,14 @@ def _eval_batch(
         indices = program.spread.split(indices)
         images, labels = images[indices], labels[indices]
     shown = views(program.augment, images)  # [v b h w c]
-    return normalise(shown.reshape(-1, *shown.shape[2:]), program.mean, program.std), labels
+    return _resized(program, normalise(shown.reshape(-1, *shown.shape[2:]), program.mean, program.std)), labels
+
+
+def _resized(program: Program, images: Float[Array, "n h w c"]) -> Float[Array, "n i j c"]:
+    """Return images of the program's size."""
+    if (side := program.image_size) is None or images.shape[1:3] == (side, side):
+        return images
+    return jax.image.resize(images, (len(images), side, side, images.shape[-1]), "bilinear")
 
 
 def _over_views(values: Float[Array, "vb k"], count: int) -> Float[Array, "b k"]:

@@ -166,6 +166,22 @@ def read(
     return Weights(built, load_torch(built, state_dict), record)
 
 
+def extracted(weights: Weights, **setting: Any) -> Weights:
+    """Return an ordinary network out of an elastic one; `kernels`, `expansions`, `depths` are as in `create_model`.
+
+    It answers as the elastic one does under the setting. BatchNorm's running statistics are those of all settings that
+    were trained: run.recalibrate averages them anew. Raises `UsageError` where nothing can be extracted.
+    """
+    if not getattr(weights.model.backbone, "elastic", False):
+        raise UsageError(f"the weights are of {weights.record.model}, which is no elastic network")
+    record = dataclasses.replace(weights.record, options={**weights.record.options, **setting})
+    ordinary = record.build()
+    flat = traverse_util.flatten_dict(weights.variables)
+    body = {path: value for path, value in flat.items() if path[1] == "backbone"}
+    found = {**{path: value for path, value in flat.items() if path not in body}, **ordinary.backbone.part(body)}
+    return Weights(ordinary, traverse_util.unflatten_dict(found), record)
+
+
 def with_preprocessing(config: Config, workdir: PathLike) -> Config:
     """Return a config that reads images as the weights that it starts from want them, unless it says how itself.
 

@@ -16,8 +16,10 @@ from jaxclf.models.backbones import create_backbone
 from jaxclf.models.backbones.once_for_all import OnceForAll
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
-from jaxclf.models.elastic import Choices, Setting, extract, smallest, sort_channels, variables_of
+from jaxclf.models.elastic import Choices, Setting, smallest, sort_channels, variables_of
 from jaxclf.models.torch_weights import load_torch
+from jaxclf.training import weights
+from jaxclf.training.weights import WeightRecord, Weights
 from tests.models.drawn import drawn
 from tests.models.references import check_logits
 
@@ -44,10 +46,11 @@ def with_setting(model: Classifier, variables: Any, setting: Setting) -> Any:
     return {**variables, "setting": variables_of(choices, setting.places(choices))}
 
 
-def extracted(elastic: Classifier, variables: Any, ordinary: Classifier, side: int) -> Any:
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    shapes = jax.eval_shape(ordinary.init, jax.random.key(0), images)
-    return extract(variables, shapes, body_of(ordinary).setting, body_of(elastic).choices)
+def extracted(elastic: Classifier, variables: Any, ordinary: Classifier) -> Any:
+    record = WeightRecord(body_of(elastic).kind, elastic.head.num_classes)
+    body = body_of(ordinary)
+    setting = {"kernels": body.kernels, "expansions": body.expansions, "depths": body.depths}
+    return weights.extracted(Weights(elastic, variables, record), **setting).variables
 
 
 @functools.cache
@@ -74,7 +77,7 @@ def test_the_settings_of_a_supernet_answer_as_the_references_do(width: str, gold
         counted = count(ordinary := create_model(name, num_classes=1000, **options), (224, 224, 3))
         assert counted.total("trainable") == given["subnet_params"]
         assert counted.total("macs") == given["subnet_macs"]
-        own = jax.device_get(extracted(model, variables, ordinary, 224))
+        own = jax.device_get(extracted(model, variables, ordinary))
         assert sum(leaf.size for leaf in jax.tree.leaves(own["params"])) == given["subnet_params"]
     check_logits(np.asarray(jax.jit(ordinary.apply)(own, images)), given)
 
@@ -85,7 +88,7 @@ def test_an_extracted_network_answers_as_the_supernet_under_its_setting(name: st
     variables, setting = tiny_variables(), body_of(ordinary).setting
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 28, 28, 3)), jnp.float32)
     inside = model.apply(with_setting(model, variables, setting), images)
-    alone = ordinary.apply(extracted(model, variables, ordinary, 28), images)
+    alone = ordinary.apply(extracted(model, variables, ordinary), images)
     np.testing.assert_allclose(inside, alone, atol=1e-5 * float(jnp.std(alone)))
 
 

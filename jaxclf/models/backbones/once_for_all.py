@@ -10,15 +10,17 @@ BatchNorm, no hard-swish, no pool, no feature_mix_layer, as in MobileNetV3.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
+from flax import traverse_util
 from jaxtyping import Array, Bool, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.elastic import Active, Choices, ElasticDepthwise, Setting, keep, masked
+from jaxclf.models.elastic import Active, Choices, ElasticDepthwise, Setting, extract, keep, masked
 from jaxclf.models.layers import BatchNorm, check_size, conv, torch_default
 from jaxclf.models.mbconv import divisible
 from jaxclf.models.stages import apply_stages, blocks
@@ -233,6 +235,19 @@ class OnceForAll(Backbone):
                 found[-1].append(functools.partial(Block, one, name=f"blocks_{number}"))
                 wide = stage.features
         return found
+
+    def whole(self) -> "OnceForAll | None":
+        """Return the elastic network of which this one is a part; None: it is elastic itself."""
+        return None if self.elastic else self.clone(kernels=(), expansions=(), depths=())
+
+    def part(self, variables: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], Any]:
+        """Return this network's variables out of those of `whole`, both flat under a classifier's paths."""
+        channels = variables["params", "backbone", "first_conv", "conv", "kernel"].shape[2]
+        images = jax.ShapeDtypeStruct((1, self.side, self.side, channels), np.float32)
+        own = traverse_util.flatten_dict(jax.eval_shape(self.init, jax.random.key(0), images))
+        paths = [(path[0], "backbone", *path[1:]) for path in own]
+        widths = {block: width for block, (width,) in self.widths().items()}
+        return extract(dict(variables), paths, self.setting, self.choices, widths)
 
     def widths(self) -> dict[str, tuple[int, ...]]:
         """Return by block the inner channels under each choice of expansion, the largest first."""
