@@ -22,6 +22,7 @@ from jaxclf.cli.models import Models
 from jaxclf.cli.predict import Predict
 from jaxclf.cli.probe import Probe
 from jaxclf.cli.recipe import read_flags, with_recipe
+from jaxclf.cli.search import Search
 from jaxclf.cli.summary import Outline, Summary
 from jaxclf.cli.sweep import Sweep
 from jaxclf.cli.table import RunTable
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type] = {
     "eval": Evaluate,
     "table": RunTable,
     "sweep": Sweep,
+    "search": Search,
     "models": Models,
     "heads": Heads,
     "summary": Summary,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxclf.config.fields import build, faults
-from jaxclf.config.options import Cluster, Launcher, Loader, Probing, Request, Watching, profiled_steps
+from jaxclf.config.options import Cluster, Launcher, Loader, Probing, Request, Searching, Watching, profiled_steps
 from jaxclf.config.sections import (
     MARGINS,
     UNSMOOTHED,
@@ -43,6 +43,7 @@ __all__ = [
     "Remat",
     "Request",
     "RunConfig",
+    "Searching",
     "Watching",
     "profiled_steps",
     "validate",
@@ -113,7 +114,7 @@ class Config:
         ]
 
 
-def validate(part: Config | Loader | Probing | Watching, path: str = "") -> None:
+def validate(part: Config | Loader | Probing | Searching | Watching, path: str = "") -> None:
     """Raise one `UsageError` that lists every field of a config, or of options, with a value that is not allowed.
 
     Checks that need data or models are made with those. `path` stands before the fields' names.

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from jaxclf.config.fields import Bound, Count, Natural, Weight, at_least
+from jaxclf.config.fields import Bound, Count, Natural, Probability, Weight, at_least
 
 
 def profiled_steps(profile: str) -> range:
@@ -87,6 +87,22 @@ class Probing:
     """Draws of these images, each a function of the seed."""
     seed: Natural = 0
     """Seed of the draws."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Searching:
+    """The evolution of settings of an elastic network; no field is part of a `Config`."""
+
+    population: Annotated[int, at_least(4)] = 20
+    """Settings of a generation, half of them mutated and half crossed from the best quarter of all so far."""
+    generations: Natural = 5
+    """Generations after the first, which is drawn at random."""
+    mutation: Probability = 0.1
+    """Probability that a number of a setting is drawn anew."""
+    recalibrate: Count = 20
+    """Training batches that BatchNorm's statistics of a setting are averaged over before it is evaluated."""
+    seed: Natural = 0
+    """Seed of the evolution."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,6 +104,20 @@ class Setting:
         each = zip(choices, (self.kernels, self.expansions, self.depths), strict=True)
         return Places(*(jnp.asarray([allowed.index(value) for value in own], jnp.int32) for allowed, own in each))
 
+    def blocks(self) -> list[int]:
+        """Return the numbers of the blocks that are there, from 0."""
+        deepest = len(self.kernels) // len(self.depths)
+        return [block for block in range(len(self.kernels)) if block % deepest < self.depths[block // deepest]]
+
+    def canonical(self, choices: Choices) -> "Setting":
+        """Return the same network with the largest choices in the blocks that are not there."""
+        there = set(self.blocks())
+        kernels, expansions = (
+            tuple(value if block in there else own[0] for block, value in enumerate(values))
+            for own, values in zip(choices, (self.kernels, self.expansions), strict=False)
+        )
+        return Setting(kernels, expansions, self.depths)
+
     @classmethod
     def at(cls, choices: Choices, places: Places) -> "Setting":
         """Inverse of `places`."""
@@ -208,9 +222,7 @@ def extract(whole: Flat, paths: Iterable[Path], setting: Setting, choices: Choic
     Variables are flat under a classifier's paths: `whole` are the elastic network's, `paths` the ordinary one's, whose
     blocks have these inner widths.
     """
-    deepest = choices.depths[0]
-    blocks = [block for block in range(len(setting.kernels)) if block % deepest < setting.depths[block // deepest]]
-    found = {}
+    blocks, found = setting.blocks(), {}
     for path in paths:
         collection, part, *modules, name = path
         if modules[0] not in widths:
@@ -259,14 +271,14 @@ def sort_channels(params: Tree, tree: Tree, cuts: Mapping[str, Sequence[int]]) -
     arrays under paths that end as those of `params`, a backbone's parameters: itself, its statistics, momentum. `cuts`
     are by block the widths between which channels stay among themselves, for smaller settings that are trained already.
     """
-    flat = {path: jnp.abs(leaf) for path, leaf in traverse_util.flatten_dict(params).items()}
+    flat: Flat = traverse_util.flatten_dict(params)
     orders: dict[tuple[str, str], jax.Array] = {}
     for block, widths in cuts.items():
-        weight = flat[(block, "conv", "point_linear", "conv", "conv", "kernel")].sum((0, 1, 3))
-        orders[block, "width"] = _order(weight, widths)
+        weight = flat[block, "conv", "point_linear", "conv", "conv", "kernel"]
+        orders[block, "width"] = _order(jnp.abs(weight).sum((0, 1, 3)), widths)
         inner = flat.get((block, "conv", "depth_conv", "se", "fc", "expand", "kernel"))
         if inner is not None:
-            orders[block, "middle"] = _order(inner.sum((0, 1, 3)), ())
+            orders[block, "middle"] = _order(jnp.abs(inner).sum((0, 1, 3)), ())
 
     def sort(path: Any, leaf: Any) -> Any:
         names = tuple(key for entry in path if isinstance(key := getattr(entry, "key", None), str))

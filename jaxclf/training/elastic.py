@@ -67,7 +67,7 @@ def settings(program: Any, key: jax.Array, epoch: Int[Array, ""]) -> list[Any]:
     given, body = program.elastic, program.model.backbone
     if given.start is None:
         return []
-    reached = Places(*(sum((epoch >= start).astype(jnp.int32) for start in getattr(given, axis)) for axis in AXES))
+    reached = [(epoch >= jnp.asarray(getattr(given, axis), jnp.int32)).sum(dtype=jnp.int32) for axis in AXES]
     blocks, stages = len(body.setting.kernels), len(body.setting.depths)
     least = Places(*(jnp.full(n, place, jnp.int32) for place, n in zip(reached, (blocks, blocks, stages), strict=True)))
     drawn = [least]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import operator
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from jaxclf.models.torch_weights import not_finite
 from jaxclf.training import losses
 from jaxclf.training.checkpoint import Which, saved, state_digest
 from jaxclf.training.collapse import Moments, head_weight, measures, nearest_classes
+from jaxclf.training.parallel import recalibrate_step
 from jaxclf.training.run_directory import Result, RunDirectory, per_class
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
 from jaxclf.training.step import TrainState, eval_step, feature_step
@@ -57,6 +59,22 @@ def restore(setup: Setup, directory: RunDirectory, *, checkpoint: Which = "last"
     with saved(directory.path) as checkpoints:
         state = checkpoints.restore(setup.init_state(), checkpoint)[0]
     return setup.layout.whole(state, training=True)
+
+
+def recalibrated(setup: Setup, state: TrainState, wanted: int, read: Callable[[int], Iterator[Batch]]) -> TrainState:
+    """Average BatchNorm's statistics over `wanted` training batches from behind the last step.
+
+    `read` yields the batches of an epoch from a step on.
+    """
+    number = 0
+    while number < wanted:  # an epoch of batches at a time
+        for batch in itertools.islice(read(setup.total_steps + number), wanted - number):
+            number += 1
+            given = (batch.images, batch.labels, batch.rows, number, batch.examples)
+            state = recalibrate_step(setup.program, state, *given)
+            if not setup.layout.ahead:
+                jax.block_until_ready(state)
+    return state
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +20,7 @@ from jaxclf.models.torch_weights import transfer_torch
 from jaxclf.training import losses, recovery
 from jaxclf.training.checkpoint import COLLECTIONS, Checkpoints
 from jaxclf.training.collapse import MEASURES
-from jaxclf.training.evaluation import Evaluation, evaluate_split, measure_collapse, result_of
-from jaxclf.training.parallel import recalibrate_step
+from jaxclf.training.evaluation import Evaluation, evaluate_split, measure_collapse, recalibrated, result_of
 from jaxclf.training.progress import Progress
 from jaxclf.training.recovery import Diverged
 from jaxclf.training.run_directory import Result, Rows, RunDirectory
@@ -170,16 +168,9 @@ class Run:
 
     def _recalibrated(self, state: TrainState) -> TrainState:
         """Average BatchNorm's statistics over `run.recalibrate` batches from behind the last step."""
-        setup, wanted, number = self.setup, self.setup.config.run.recalibrate, 0
-        while number < wanted:  # an epoch of batches at a time
-            batches = self._read(int(state.seed), setup.total_steps + number, 1)
-            for batch in itertools.islice(batches, wanted - number):
-                number += 1
-                given = (batch.images, batch.labels, batch.rows, number, batch.examples)
-                state = recalibrate_step(setup.program, state, *given)
-                if not setup.layout.ahead:
-                    jax.block_until_ready(state)
-        return state
+        seed = int(state.seed)
+        wanted = self.setup.config.run.recalibrate
+        return recalibrated(self.setup, state, wanted, lambda step: self._read(seed, step, 1))
 
     def _note(self, split: str, faults: tuple[Fault, ...]) -> None:
         """Remember images that were skipped; a process that is alone also says so at once."""

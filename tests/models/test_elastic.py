@@ -32,6 +32,10 @@ TINY = {
 }
 
 
+def given_options(answer: Any) -> dict[str, Any]:
+    return {ours: tuple(answer[theirs]) for ours, theirs in NUMBERS.items()}
+
+
 def tiny(**options: Any) -> Classifier:
     return create_model("ofa_mbv3_tiny", num_classes=10, **options)
 
@@ -44,6 +48,14 @@ def body_of(model: Classifier) -> OnceForAll:
 def with_setting(model: Classifier, variables: Any, setting: Setting) -> Any:
     choices = body_of(model).choices
     return {**variables, "setting": variables_of(choices, setting.places(choices))}
+
+
+def flat(tree: Any) -> dict[tuple[str, ...], Any]:
+    return traverse_util.flatten_dict(tree)
+
+
+def answers(model: Classifier, variables: Any, images: Any) -> Any:
+    return model.apply(variables, images)
 
 
 def extracted(elastic: Classifier, variables: Any, ordinary: Classifier) -> Any:
@@ -71,10 +83,9 @@ def test_the_settings_of_a_supernet_answer_as_the_references_do(width: str, gold
     assert len(record["settings"]) == 4
     for given in record["settings"]:
         variables = load_torch(model, golden.state_dict(record["state_dict"], "0", given["gain"]))
-        options = {ours: tuple(given[theirs]) for ours, theirs in NUMBERS.items()}
-        setting = Setting.of(choices, 5, **options)
+        setting = Setting.of(choices, 5, **given_options(given))
         check_logits(np.asarray(answer(with_setting(model, variables, setting), images)), given)
-        counted = count(ordinary := create_model(name, num_classes=1000, **options), (224, 224, 3))
+        counted = count(ordinary := create_model(name, num_classes=1000, **given_options(given)), (224, 224, 3))
         assert counted.total("trainable") == given["subnet_params"]
         assert counted.total("macs") == given["subnet_macs"]
         own = jax.device_get(extracted(model, variables, ordinary))
@@ -87,16 +98,16 @@ def test_an_extracted_network_answers_as_the_supernet_under_its_setting(name: st
     model, ordinary = tiny(), tiny(**TINY[name])
     variables, setting = tiny_variables(), body_of(ordinary).setting
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 28, 28, 3)), jnp.float32)
-    inside = model.apply(with_setting(model, variables, setting), images)
-    alone = ordinary.apply(extracted(model, variables, ordinary), images)
+    inside = answers(model, with_setting(model, variables, setting), images)
+    alone = answers(ordinary, extracted(model, variables, ordinary), images)
     np.testing.assert_allclose(inside, alone, atol=1e-5 * float(jnp.std(alone)))
 
 
 def test_the_largest_setting_is_the_network_without_one() -> None:
     model, images = tiny(), jnp.ones((2, 28, 28, 3))
     setting = body_of(model).setting
-    with_one = model.apply(with_setting(model, tiny_variables(), setting), images)
-    np.testing.assert_allclose(with_one, model.apply(tiny_variables(), images), rtol=1e-6)
+    with_one = answers(model, with_setting(model, tiny_variables(), setting), images)
+    np.testing.assert_allclose(with_one, answers(model, tiny_variables(), images), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -113,8 +124,7 @@ def test_training_under_a_setting_leaves_what_it_does_not_use() -> None:
         return jnp.square(logits).sum(), new["batch_stats"]
 
     grads, stats = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-    grads, moved = (traverse_util.flatten_dict(one["backbone"]) for one in (grads, stats))
-    before = traverse_util.flatten_dict(variables["batch_stats"]["backbone"])
+    grads, moved, before = (flat(one["backbone"]) for one in (grads, stats, variables["batch_stats"]))
     width = body_of(model).widths()["blocks_1"][2]
     for path, grad in grads.items():
         unused = path[0] in ("blocks_2", "blocks_3", "blocks_5", "blocks_6") or path[-1] == "5to3_matrix"
@@ -138,7 +148,7 @@ def test_sorted_channels_answer_as_before_and_fall_in_importance() -> None:
     new = sort_channels(body, tree, cuts)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 28, 28, 3)), jnp.float32)
     ordered = {name: {**variables[name], "backbone": new[name]} for name in ("params", "batch_stats")}
-    before, after = (model.apply(one, images) for one in (variables, {**variables, **ordered}))
+    before, after = (answers(model, one, images) for one in (variables, {**variables, **ordered}))
     np.testing.assert_allclose(before, after, atol=1e-5 * float(jnp.std(before)))
     for block, (full, cut, _) in widths.items():
         kernel = new["params"][block]["conv"]["point_linear"]["conv"]["conv"]["kernel"]

@@ -255,16 +255,19 @@ class OnceForAll(Backbone):
 
 
 def _large(width: float) -> dict[str, Any]:
-    rows = (
-        (24, 2, False, False),
-        (40, 2, True, False),
-        (80, 2, False, True),
-        (112, 1, True, True),
-        (160, 2, True, True),
+    wide = functools.partial(_wide, width)
+    stages = (
+        Stage(wide(24), 2, squeezed=False, swish=False),
+        Stage(wide(40), 2, squeezed=True, swish=False),
+        Stage(wide(80), 2, squeezed=False, swish=True),
+        Stage(wide(112), 1, squeezed=True, swish=True),
+        Stage(wide(160), 2, squeezed=True, swish=True),
     )
-    stages = tuple(Stage(divisible(features * width), *rest) for features, *rest in rows)
-    hidden = (divisible(960 * width), divisible(1280 * width))
-    return {"stem_features": divisible(16 * width), "stages": stages, "hidden": hidden}
+    return {"stem_features": wide(16), "stages": stages, "hidden": (wide(960), wide(1280))}
+
+
+def _wide(width: float, features: int) -> int:
+    return divisible(width * features)
 
 
 VARIANTS = {
