@@ -7,6 +7,8 @@ from jaxtyping import Array, Float
 from jaxclf.config import AugmentConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from jaxclf.models.backbone import AuxiliaryHead, Backbone, Variant
 from jaxclf.models.backbones.densenet_cifar import CifarDenseNet
+from jaxclf.models.backbones.once_for_all import OnceForAll, Stage
+from jaxclf.models.elastic import Choices
 from jaxclf.models.layers import BatchNorm, conv
 
 
@@ -71,3 +73,14 @@ def get_config() -> Config:
         optim=OptimConfig(lr=0.05, milestones=(1,)),
         run=RunConfig(epochs=1),
     )
+
+
+class TinyElastic(OnceForAll):
+    """One elastic stage of at most two blocks: images [n 8 8 c] -> maps [n 1 1 16]."""
+
+    kind: str = "tiny_elastic"
+    stem_features: int = 8
+    stages: tuple[Stage, ...] = (Stage(8, 1, squeezed=True, swish=False),)
+    hidden: tuple[int, int] = (16, 16)
+    choices: Choices = Choices((5, 3), (4, 2), (2, 1))
+    side: int = 8

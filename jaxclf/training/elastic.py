@@ -58,8 +58,7 @@ def shrunk(setup: Any, state: Any, step: int) -> Any:
     widths = setup.program.model.backbone.widths()
     cuts = {block: own[1 : 1 + before] for block, own in widths.items()}
     sort = jax.jit(lambda one: sort_channels(one.params["backbone"], one, cuts), donate_argnums=0)
-    state = (jax.vmap(sort) if np.ndim(state.step) else sort)(state)
-    return setup.layout.whole(state, training=True)
+    return setup.layout.whole(sort(state), training=True)
 
 
 def settings(program: Any, key: jax.Array, epoch: Int[Array, ""]) -> list[Any]:

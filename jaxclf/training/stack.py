@@ -64,8 +64,8 @@ def check_stack(configs: Sequence[Config]) -> ResidentSet | StreamedSet:
         faults.append(f"run.rollbacks is {first.run.rollbacks} but must be 0")
     if not first.run.epochs:
         faults.append("run.epochs is 0 but must be at least 1")
-    if first.elastic.sizes:
-        faults.append(f"elastic.sizes is {first.elastic.sizes} but must be empty: each run would draw sizes of its own")
+    if first.elastic.start is not None or first.elastic.sizes:
+        faults.append("elastic asks for smaller settings or sizes but must ask for none")
     if first.run.parallel != "jit":
         faults.append(f"run.parallel is {first.run.parallel!r} but must be 'jit'")
     if (dataset := datasets.resolve(first.data)).facts.streamed:
