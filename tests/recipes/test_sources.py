@@ -79,7 +79,8 @@ SOURCES: list[tuple[str, Axes, Numbers]] = [
         *("wrn", {}),
         Numbers(
             *(CIFAR, 128, 200, 5e-4, {58.99: 0.1, 59: 0.02, 119: 0.004, 158.99: 0.004, 159: 0.0008}),
-            **{"nesterov": True, "drop_last": True},
+            nesterov=True,
+            drop_last=True,
         ),
     ),
     (
