@@ -330,20 +330,21 @@ def _number(value: int | float | None, form: str, unit: str = "") -> str:
 class Cell:
     """One counted number beside the printed one."""
 
-    ours: float
+    ours: float | None
+    """None where there is none."""
     printed: float | None
     form: str
     """Format of both: as many digits as were printed."""
 
     @property
     def text(self) -> str:
-        """Our number."""
-        return f"{self.ours:{self.form}}"
+        """Our number, an en dash where there is none."""
+        return _number(self.ours, self.form)
 
     @property
     def printed_text(self) -> str:
         """The printed number, an en dash where there is none."""
-        return "–" if self.printed is None else f"{self.printed:{self.form}}"
+        return _number(self.printed, self.form)
 
     @property
     def agrees(self) -> bool | None:
@@ -359,6 +360,7 @@ class CountTable:
     title: str
     caption: str
     source: str
+    """Where the printed numbers come from; empty where there are none."""
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     """(label, one cell a column)."""
@@ -367,13 +369,19 @@ class CountTable:
 
 
 def count_markdown(table: CountTable) -> str:
-    """Render a table of counts as GitHub Markdown; each number is followed by the printed one."""
-    head = "| | " + " | ".join(f"{column} | printed" for column in table.columns) + " |"
-    lines = [f"# {table.title}", "", table.caption, "", head, "|---|" + "---:|" * (2 * len(table.columns))]
-    for label, cells in table.rows:
-        lines.append(f"| {label} | " + " | ".join(f"{cell.text} | {cell.printed_text}" for cell in cells) + " |")
+    """Render a table of counts as GitHub Markdown; the printed numbers of a column, where it has some, stand beside."""
+    columns = {}
+    for place, name in enumerate(table.columns):
+        cells = [row[place] for _, row in table.rows]
+        columns[name] = [cell.text for cell in cells]
+        if any(cell.printed is not None for cell in cells):
+            columns[f"{name}, printed"] = [cell.printed_text for cell in cells]
+    lines = [f"# {table.title}", "", table.caption, ""]
+    lines += [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    lines += [
+        f"| {label} | {' | '.join(texts)} |" for (label, _), *texts in zip(table.rows, *columns.values(), strict=True)
+    ]
     compared = [cell.agrees for _, cells in table.rows for cell in cells if cell.agrees is not None]
-    note = (
-        f"{sum(compared)} of {len(compared)} printed numbers are reproduced to the printed digits. " if compared else ""
-    )
-    return "\n".join([*lines, "", f"{note}Source: {table.source}.", ""])
+    if compared:
+        lines += ["", f"{sum(compared)} of {len(compared)} printed numbers are reproduced to the printed digits."]
+    return "\n".join([*lines, *(["", f"Source: {table.source}."] if table.source else []), ""])

@@ -1,13 +1,17 @@
-"""The thesis's counted tables, and `jaxclf summary`."""
+"""The counted tables, and `jaxclf summary`."""
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jaxclf.cli.main import main
 from jaxclf.models.classifier import create_model
 from jaxclf.models.count import count
+from jaxclf.report.experiment import CountTable
+from tests.tiers import quick
 
 POOLS = ("average", "max")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -20,7 +24,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
         (
             "table_5_5_savings",
             "12 of 12 printed numbers are reproduced to the printed digits",
-            "| shufflenet_v2_x0_5, 102 classes | 446,342 | – | 162,822 | – | 63.52 | 63.52 |",
+            "| shufflenet_v2_x0_5, 102 classes | 446,342 | 162,822 | 63.52 | 63.52 |",
         ),
         (
             "table_6_1",
@@ -31,7 +35,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
         (
             "figure_1_1",
             "Source: Z. Qian",
-            "| mobilenet_v2 | 3,504,872 | – | 1,281,000 | – | 36.55 | – |",
+            "| mobilenet_v2 | 3,504,872 | 1,281,000 | 36.55 |",
         ),
     ],
 )
@@ -45,6 +49,50 @@ def test_a_counted_table_is_rendered(name: str, verdict: str, row: str, tmp_path
     assert "http" not in page
     assert ("✓" in page) == (name != "figure_1_1")
     assert "≠" not in page
+
+
+def savings(*names: str) -> CountTable:
+    spec = importlib.util.spec_from_file_location("savings_of_the_zoo", EXPERIMENTS / "savings_of_the_zoo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_table(names)
+
+
+ROWS = {
+    "lenet5": (1, 28),
+    "resnet8": (3, 32),
+    "nin": (3, 32),
+    "vgg11": (3, 224),
+    "googlenet_paper": (3, 224),
+    "densenet_bc_100_12": (3, 32),
+}
+"""Channels and sides of images, of a network of each kind: other layers lost, by birth, auxiliary, without maps."""
+
+
+@pytest.mark.parametrize("name", quick(ROWS, "lenet5"))
+def test_savings_of_a_network_traced_once_are_those_of_its_counts_and_of_the_committed_page(name: str) -> None:
+    (label, cells), *others = savings(name).rows
+    assert not others
+    channels, side = ROWS[name]
+    numbers: list[Any] = [cell.ours for cell in cells]
+    for place, classes in enumerate((10, 100, 1000)):
+        saved, (learned, identity) = numbers[place], numbers[3 + 2 * place : 5 + 2 * place]
+        maps = {} if name.startswith("densenet") else {"maps": classes}
+        assert learned == trainable(name, classes, channels, side)
+        if (name, classes) == ("densenet_bc_100_12", 1000):  # 342 features
+            assert (saved, identity) == (None, None)
+            continue
+        assert identity == trainable(name, classes, channels, side, head="identity", **maps)
+        assert saved == pytest.approx(100 * (1 - identity / learned), abs=1e-9)
+    row = f"| {label} | {' | '.join(cell.text for cell in cells)} |"
+    assert row in (EXPERIMENTS / "results" / "savings_of_the_zoo.md").read_text().splitlines()
+
+
+def trainable(name: str, classes: int, channels: int, side: int, **options: Any) -> int:
+    model = create_model(name, num_classes=classes, auxiliary=False, **options)
+    return count(model, (side, side, channels)).total("trainable")
 
 
 def test_summary_prints_layers_and_totals_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,10 @@ def record_of(name: str) -> dict[str, Any]:
     return records(NETWORKS[name][0])[name]
 
 
+def backbone_of(name: str) -> str:
+    return NETWORKS[name][1]
+
+
 def model_of(name: str) -> Classifier:
     _, backbone, options = NETWORKS[name]
     return create_model(backbone, num_classes=record_of(name)["classes"], **options)

@@ -7,11 +7,14 @@ import pytest
 from jaxclf.config import Config, ModelConfig, RunConfig
 from jaxclf.errors import UsageError
 from jaxclf.report.experiment import (
+    Cell,
+    CountTable,
     Difference,
     Record,
     Row,
     Score,
     Table,
+    count_markdown,
     markdown,
     paired_difference,
     score,
@@ -181,3 +184,16 @@ def test_selection_on_test_images_is_no_result() -> None:
         "Best mean of 2 rows: a, test top-1 91.00 %. Warning: selected on the test images: no result to report."
     )
     assert selection(swept, summarise(swept, [])) == "Nothing is selected: no row has all its runs."
+
+
+def test_printed_counts_stand_beside_ours_in_columns_that_have_some() -> None:
+    rows = (
+        ("a", (Cell(1234, 1234, ","), Cell(0.5, None, ".2f"))),
+        ("b", (Cell(7, None, ","), Cell(None, None, ".2f"))),
+    )
+    text = count_markdown(CountTable("t", "T", "C", "", ("size", "share"), rows))
+    assert text == (
+        "# T\n\nC\n\n| | size | size, printed | share |\n|---|---:|---:|---:|\n"
+        "| a | 1,234 | 1,234 | 0.50 |\n| b | 7 | – | – |\n"
+        "\n1 of 1 printed numbers are reproduced to the printed digits.\n"
+    )
