@@ -43,7 +43,7 @@ IMAGENET = [
     *("mobilenet_v2_tv", "efficientnet_lite0_mlill"),
 ]
 NETWORKS = [*LENETS, *RESNETS, *REBUILT, *DENSENETS, *IMAGENET]
-UNSEEN = [name for name in NETWORKS if name.startswith(("densenet", "vgg", "efficientnet", "lenet", "rn32"))]
+UNSEEN = [name for name in NETWORKS if name.startswith(("densenetbc", "efficientnet", "rn32"))]
 """Networks whose count of 2020 leaves out or adds operations that no rule of ours follows."""
 
 QUICK = ["lenet5_seed004", "rn32_cf100_exb_fixed_eye_no_bias", "rn32_cf100_exg", "resnet18_tv"]
