@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone
-from jaxclf.models.backbones import create_backbone
+from jaxclf.models.backbones import create_backbone, list_models
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
 from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
@@ -32,16 +33,19 @@ SMALLEST = {
     name: side
     for side, names in {
         1: "resnet_tutorial wrn40_2 resnext29_8x64d mobilenet_v1 mobilenet_v2 mobilenet_v3_small efficientnet_b0 "
-        "efficientnet_lite0 shufflenet_v2_x0_5_megvii nin hardnet39ds bit_r50x1 nfnet_f0",
+        "efficientnet_lite0 shufflenet_v2_x0_5_megvii nin hardnet39ds bit_r50x1 nfnet_f0 resnet8 resnet18 "
+        "resnet32_bearpaw",
         3: "legacy_seresnet50",
-        4: "densenet_bc_100_12_hoya",
+        4: "densenet_bc_100_12 densenet_bc_100_12_hoya",
         15: "googlenet",
         17: "squeezenet1_1",
         21: "squeezenet1_0",
-        29: "hardnet68",
+        28: "lenet5",
+        29: "hardnet68 densenet121",
         31: "googlenet_paper bninception",
         75: "inception_v3 inception_v4 inception_resnet_v1 inception_resnet_v2",
         223: "alexnet",
+        224: "vgg11 vgg11_bn",
     }.items()
     for name in names.split()
 }
@@ -128,6 +132,26 @@ def test_images_of_the_smallest_size_leave_a_position_and_smaller_ones_are_refus
     assert min(maps(side).shape) > 0
     with pytest.raises(UsageError, match=f"{name} takes images of {side}x{side} and larger"):
         maps(side - 1)
+
+
+@pytest.mark.slow
+def test_every_network_refuses_images_that_are_too_small_and_says_its_minimum() -> None:
+    """Each is of a structure of `SMALLEST` with that minimum: at it a network of the structure leaves a position."""
+    structures = {(type(create_backbone(name)), side) for name, side in SMALLEST.items()}
+    for name in list_models():
+        body = create_backbone(name)
+
+        def refused(side: int, body: Backbone = body) -> int:
+            images = jax.ShapeDtypeStruct((1, side, 300, 3), jnp.float32)
+            with pytest.raises(UsageError, match="takes images of") as caught:
+                jax.eval_shape(body.init_with_output, jax.random.key(0), images)
+            found = re.search(rf"takes images of (\d+)x\1 and larger; got {side}x300", str(caught.value))
+            assert found is not None, caught.value
+            return int(found[1])
+
+        least = refused(0)
+        assert (type(body), least) in structures, (name, least)
+        assert refused(least - 1) == least
 
 
 @pytest.mark.parametrize(("backbone", "least"), [("alexnet", 31), ("alexnet_1024", 31)])
