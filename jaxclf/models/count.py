@@ -179,20 +179,11 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
     whole = model.clone(backbone=model.backbone.clone(remat="none"))  # the same operations, not inside of others
     model = whole.clone(backbone=whole.backbone.clone(auxiliary=()))
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    holding: list[Part] = []
-    with nn.intercept_methods(functools.partial(_note, holding)):
-        # One trace gives both: the draws of the initial parameters multiply nothing.
-        closed, (_, variables) = jax.make_jaxpr(model.init_with_output, return_shape=True)(jax.random.key(0), images)
+    parts, outputs, flat = _walk(model, images)
     rows: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    flat: Flat = traverse_util.flatten_dict(variables)
     for (collection, *path, _), leaf in flat.items():
         rows["/".join(path)][COLLECTIONS[collection]] += leaf.size
-    owned: dict[str, set[str]] = collections.defaultdict(set)
-    for _, *path, leaf in flat:
-        owned["/".join(path)].add(leaf)
-    found = list(equations(closed.jaxpr))
-    outputs = {path: eqn.outvars[0].aval.shape[1:] for eqn, path in found}
-    for part in _seen([*_parts(model, found, owned), *_norms(outputs, owned), *holding], model.backbone):
+    for part in _seen(parts, model.backbone):
         for convention, rules in CONVENTIONS.items():
             rows[part.path][convention] += rules[part.kind](part) if part.kind in rules else 0
     beside = _beside(whole, images, flat) if whole.backbone.auxiliary else {}
@@ -204,6 +195,21 @@ def count(model: Classifier, image_shape: tuple[int, int, int]) -> Count:
         if any(rows[path].values())
     ]
     return Count(tuple(layers), sum(leaf.size for path, leaf in beside.items() if path[0] == "params"))
+
+
+def _walk(model: Classifier, images: jax.ShapeDtypeStruct) -> tuple[list[Part], dict[str, tuple[int, ...]], Flat]:
+    """Return a model's parts, the shape of what each of its modules gives for one image, and its variables."""
+    holding: list[Part] = []
+    with nn.intercept_methods(functools.partial(_note, holding, set())):
+        # One trace gives both: the draws of the initial parameters multiply nothing.
+        closed, (_, variables) = jax.make_jaxpr(model.init_with_output, return_shape=True)(jax.random.key(0), images)
+    flat: Flat = traverse_util.flatten_dict(variables)
+    owned: dict[str, set[str]] = collections.defaultdict(set)
+    for _, *path, leaf in flat:
+        owned["/".join(path)].add(leaf)
+    found = list(equations(closed.jaxpr))
+    outputs = {path: eqn.outvars[0].aval.shape[1:] for eqn, path in found}
+    return [*_parts(model, found, owned), *_norms(outputs, owned), *holding], outputs, flat
 
 
 def _beside(whole: Classifier, images: jax.ShapeDtypeStruct, flat: Flat) -> Flat:
@@ -275,15 +281,27 @@ def _norms(outputs: Mapping[str, tuple[int, ...]], owned: Mapping[str, set[str]]
             yield Part("batch norm" if "running_mean" in names else "group norm", path, size, size)
 
 
-def _note(found: list[Part], call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """Call a module's method; note what a dropout and a module inside the backbone that holds others give."""
+def _note(
+    found: list[Part],
+    parents: set[tuple[str, ...]],
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: nn.module.InterceptorContext,
+) -> Any:
+    """Call a module's method; note what a dropout and a module inside the backbone that holds others give.
+
+    A module's call ends after those of the modules inside, so that it is known to be their parent.
+    """
     given, module = call(*args, **kwargs), context.module
-    inner = any(isinstance(one, nn.Module) for one in module._state.children.values())
-    if context.method_name == "__call__" and isinstance(module, nn.Dropout) and module.rate:
-        found.append(Part("dropout", "/".join(module.path[:-1]), given.size, given.size))
-    elif context.method_name == "__call__" and inner and len(module.path) > 1 and not isinstance(module, SEQUENTIAL):
-        size = sum(one.size for one in jax.tree.leaves(given))
-        found.append(Part("block", "/".join(module.path), size, size))
+    if context.method_name != "__call__":
+        return given
+    path, size = module.path, sum(one.size for one in jax.tree.leaves(given))
+    parents.add(path[:-1])
+    if isinstance(module, nn.Dropout) and module.rate:
+        found.append(Part("dropout", "/".join(path[:-1]), size, size))
+    elif path in parents and len(path) > 1 and not isinstance(module, SEQUENTIAL):
+        found.append(Part("block", "/".join(path), size, size))
     return given
 
 

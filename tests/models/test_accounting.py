@@ -45,7 +45,7 @@ def test_alexnet_is_counted_as_by_hand() -> None:
     assert counted.total("flops") == 1_428_376_960
 
 
-@pytest.mark.parametrize("name", quick(PRINTED, "alexnet", "resnet18"))
+@pytest.mark.parametrize("name", quick(PRINTED, "alexnet"))
 def test_each_convention_counts_what_its_tool_prints(name: str) -> None:
     printed = PRINTED[name]
     options: dict[str, Any] = {"auxiliary": False} if name in ("googlenet", "inception_v3") else {}
@@ -54,9 +54,9 @@ def test_each_convention_counts_what_its_tool_prints(name: str) -> None:
     shape = (model.backbone.image_size, model.backbone.image_size, 3)
     counted = count(model, shape)
     assert counted.total("trainable") == printed["parameters"]
-    for convention in ("flops", "thop", "flops_2020"):
-        assert counted.total(convention) == printed.get(convention, counted.total(convention))
-    if "flops_2020" in printed and printed["megabytes"]:
+    for convention in printed.keys() & {"flops", "thop", "flops_2020"}:
+        assert counted.total(convention) == printed[convention], convention
+    if printed.get("megabytes"):
         assert [f"{size:.2f}" for size in counted.megabytes(shape, 1)] == printed["megabytes"]
 
 
