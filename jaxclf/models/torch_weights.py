@@ -40,10 +40,11 @@ def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[
     """Return `model`'s variables with the values of a PyTorch state dict (numpy arrays under torch's keys).
 
     The key sets and all shapes must be equal; one `UsageError` counts the differences, lists the first, and names the
-    network of ours that the state dict fits. BatchNorm's num_batches_tracked is ignored (PyTorch reads it only when momentum is None). The last layer may have any of the
-    names that its references use (`linear`, `fc`). A fixed matrix that is exact (Hadamard, identity ...) may be
-    missing; where it is given it must be ours, however the head applies it. A random one is taken from the state dict,
-    and an orthogonal one must be semi-orthogonal within 1e-3: a learned matrix of the same shape is no such head.
+    network of ours that the state dict fits. BatchNorm's num_batches_tracked is ignored (PyTorch reads it only when
+    momentum is None). The last layer may have any of the names that its references use (`linear`, `fc`). A fixed matrix
+    that is exact (Hadamard, identity ...) may be missing; where it is given it must be ours, however the head applies
+    it. A random one is taken from the state dict, and an orthogonal one must be semi-orthogonal within 1e-3: a learned
+    matrix of the same shape is no such head.
     """
     state_dict = _todays_keys(model.backbone, state_dict)
     head = head_name(model, state_dict)

@@ -128,7 +128,7 @@ UNEVEN: dict[str, tuple[Any, tuple[int, ...], str]] = {
         "unit of ShuffleNet v2 cannot part 24 and 49 channels into 2 groups; .* can: 1$",
     ),
     "nfnet": (
-        NFNet(kind="narrow", deepmind=False, widths=(256, 300, 512, 512)),
+        NFNet(kind="narrow", deepmind=False, widths=(300, 512, 512, 512)),
         (64, 64, 3),
         "cannot have 300 channels in its groups of 128; multiples of 256 can be parted so$",
     ),
