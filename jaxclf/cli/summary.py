@@ -11,7 +11,14 @@ from jaxclf.cli.recipe import Fields, RecipeFile
 from jaxclf.config import Config
 from jaxclf.errors import UsageError
 
-TOTALS = ("trainable", "fixed", "statistics", "macs", "flops_2020")
+PARAMETERS = ("trainable", "fixed", "statistics")
+COLUMNS = {
+    **{name: (name,) for name in ("macs", "flops", "thop")},
+    "ptflops2020": ("flops_2020",),
+    "torchsummary": ("outputs",),
+}
+"""What the table shows beside the parameters, under each convention."""
+TOTALS = (*PARAMETERS, "macs", "flops_2020", "flops", "thop", "outputs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +83,11 @@ class Summary:
     """Side of the image; None is the one the backbone was designed for."""
     channels: int = 3
     """Channels of the image."""
+    convention: Literal["macs", "flops", "thop", "ptflops2020", "torchsummary"] | None = None
+    """Count as this does: multiply-accumulates, two operations for each, thop 0.1.1, ptflops 0.6.2, or torchsummary
+    1.5.1's elements of all outputs and its sizes in MB; None shows macs and flops_2020."""
+    batch_size: int | None = None
+    """torchsummary: images of which it gives the sizes; None is 1."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -84,10 +96,12 @@ class Summary:
         from jaxclf.models.classifier import create_model
         from jaxclf.models.count import count
 
-        for name, value in (("image-size", self.image_size), ("channels", self.channels)):
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} is {value} but must be at least 1")
-        own = ("name", "num_classes", "head", "image_size", "channels", "json")
+        for name in ("image_size", "channels", "batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {value} but must be at least 1")
+        if self.batch_size is not None and self.convention != "torchsummary":
+            raise UsageError(f"--batch-size is for --convention torchsummary; the convention is {self.convention}")
+        own = ("name", "num_classes", "head", "image_size", "channels", "convention", "batch_size", "json")
         options: dict[str, Any] = {
             name: value for name, value in vars(self).items() if name not in own and value is not None
         }
@@ -96,24 +110,32 @@ class Summary:
         counted = count(model, (size, size, self.channels))
         totals = {field: counted.total(field) for field in TOTALS}
         totals |= {"auxiliary": counted.auxiliary} if counted.auxiliary else {}
+        sizes: dict[str, float] = {}
+        if self.convention == "torchsummary":
+            sizes = counted.megabytes((size, size, self.channels), self.batch_size or 1)._asdict()
         if self.json:
+            totals |= {"megabytes": sizes} if sizes else {}
             layers = [dataclasses.asdict(layer) for layer in counted.layers]
             print(json.dumps({**dataclasses.asdict(self), "image_size": size, "totals": totals, "layers": layers}))
         else:
-            self._print_table(size, counted.layers, totals)
+            self._print_table(size, counted.layers, totals, sizes)
 
-    def _print_table(self, size: int, layers: Any, totals: dict[str, int]) -> None:
+    def _print_table(self, size: int, layers: Any, totals: dict[str, Any], sizes: dict[str, float]) -> None:
         import rich.console
         import rich.table
 
+        fields = (*PARAMETERS, *(COLUMNS[self.convention] if self.convention else ("macs", "flops_2020")))
         table = rich.table.Table(title=f"{self.name}, {self.head}, {self.num_classes} classes, {size}x{size}")
-        for column in ("layer", "output", *TOTALS):
+        for column in ("layer", "output", *fields):
             table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
         for layer in layers:
-            numbers = [f"{value:,}" if (value := getattr(layer, field)) else "" for field in TOTALS]
-            table.add_row(layer.path or "(pool)", "x".join(map(str, layer.output)), *numbers)
+            numbers = [f"{value:,}" if (value := getattr(layer, field)) else "" for field in fields]
+            if any(numbers):
+                table.add_row(layer.path or "(pool)", "x".join(map(str, layer.output)), *numbers)
         table.add_section()
-        table.add_row("total", "", *(f"{totals[field]:,}" for field in TOTALS))
+        table.add_row("total", "", *(f"{totals[field]:,}" for field in fields))
         if "auxiliary" in totals:
             table.add_row("of it auxiliary, in training alone", "", f"{totals['auxiliary']:,}")
+        for name, megabytes in sizes.items():
+            table.add_row(f"{name.replace('_', '/')}, MB for a batch of {self.batch_size or 1}", f"{megabytes:.2f}")
         rich.console.Console(width=None if sys.stdout.isatty() else 140).print(table)

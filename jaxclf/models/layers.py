@@ -34,8 +34,7 @@ def as_input(*arrays: Any, dtype: Any = None, inexact: bool = True) -> list[Any]
     (`Classifier.dtype`), and every layer above them follows; nothing else says what the type is. The signature is that
     of Linen's `promote_dtype`, so that Linen's layers take it too.
     """
-    given = arrays[0].dtype
-    return promote_dtype(*arrays, dtype=given if given.itemsize < 4 else dtype, inexact=inexact)
+    return promote_dtype(*arrays, dtype=arrays[0].dtype if arrays[0].dtype.itemsize < 4 else dtype, inexact=inexact)
 
 
 def uniform(bound: float) -> Initializer:
@@ -45,6 +44,28 @@ def uniform(bound: float) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def check_groups(layer: str, groups: int, *channels: int) -> None:
+    """Raise `UsageError` unless a layer's number of groups divides each of its numbers of channels."""
+    if groups < 1 or any(one % groups for one in channels):
+        given, common = " and ".join(map(str, dict.fromkeys(channels))), math.gcd(*channels)
+        able = ", ".join(str(number) for number in range(1, common + 1) if common % number == 0)
+        raise UsageError(
+            f"{layer} cannot part {given} channels into {groups} groups; numbers of groups that can: {able}"
+        )
+
+
+class Conv(nn.Conv):
+    """Linen's convolution, computed `as_input`; `UsageError` for groups that do not divide the channels."""
+
+    promote_dtype: Callable[..., Any] = as_input
+
+    @nn.nowrap  # no scope of its own, which would repeat the name
+    def __call__(self, inputs: Float[Array, "n h w c"]) -> Float[Array, "n i j k"]:
+        """Convolve."""
+        check_groups(f"convolution {self.name}", self.feature_group_count, inputs.shape[-1], self.features)
+        return super().__call__(inputs)
 
 
 def conv(
@@ -59,7 +80,7 @@ def conv(
     bias: bool = False,
     init: Initializer = he_uniform,
     name: str,
-) -> nn.Conv:
+) -> Conv:
     """Return torch's Conv2d of the same arguments: float32 parameters, computed `as_input`.
 
     `kernel` is a side or (height, width). `padding` is the same number on every side, or (low, high) of each axis.
@@ -67,7 +88,7 @@ def conv(
     """
     if bias and not fan_in:
         raise ValueError(f"conv {name}: a bias is drawn from fan_in, which was not given")
-    return nn.Conv(
+    return Conv(
         features,
         (kernel, kernel) if isinstance(kernel, int) else kernel,
         strides=stride,
@@ -78,7 +99,6 @@ def conv(
         use_bias=bias,
         kernel_init=init,
         bias_init=uniform(fan_in**-0.5) if bias else nn.initializers.zeros,
-        promote_dtype=as_input,
         name=name,
     )
 
@@ -140,6 +160,7 @@ class StandardisedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n i j k"]:
         """Standardise the kernel, in float32, and apply it."""
+        check_groups(f"convolution {self.name}", self.groups, x.shape[-1], self.features)
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", he_uniform, shape)
         kernel -= kernel.mean((0, 1, 2), keepdims=True)
@@ -217,8 +238,7 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """Normalise; statistics are float32 for narrower inputs too."""
         n, h, w, c = x.shape
-        if c % self.groups:
-            raise UsageError(f"GroupNorm of {self.groups} groups takes a multiple of {self.groups} channels; got {c}")
+        check_groups(f"GroupNorm {self.name}", self.groups, c)
         weight = self.param("weight", nn.initializers.ones, (c,)).reshape(1, 1, 1, c)
         bias = self.param("bias", nn.initializers.zeros, (c,)).reshape(1, 1, 1, c)
         wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

@@ -29,6 +29,8 @@ ROWS = "rows"
 """The variable of a head that says which row each class has."""
 SHOWN = 8
 """Differences that an error lists."""
+TRACED = 8
+"""Networks that an error compares a state dict with, one or two seconds each."""
 Path = tuple[str, ...]
 Flat = dict[Path, Any]
 Shapes = dict[Path, tuple[int, ...]]
@@ -37,17 +39,18 @@ Shapes = dict[Path, tuple[int, ...]]
 def load_torch(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return `model`'s variables with the values of a PyTorch state dict (numpy arrays under torch's keys).
 
-    The key sets and all shapes must be equal; one `UsageError` counts the differences and lists the first. BatchNorm's
-    num_batches_tracked is ignored (PyTorch reads it only when momentum is None). The last layer may have any of the
-    names that its references use (`linear`, `fc`). A fixed matrix that is exact (Hadamard, identity ...) may be
-    missing; where it is given it must be ours, however the head applies it. A random one is taken from the state dict,
-    and an orthogonal one must be semi-orthogonal within 1e-3: a learned matrix of the same shape is no such head.
+    The key sets and all shapes must be equal; one `UsageError` counts the differences, lists the first, and names the
+    network of ours that the state dict fits. BatchNorm's num_batches_tracked is ignored (PyTorch reads it only when
+    momentum is None). The last layer may have any of the names that its references use (`linear`, `fc`). A fixed matrix
+    that is exact (Hadamard, identity ...) may be missing; where it is given it must be ours, however the head applies
+    it. A random one is taken from the state dict, and an orthogonal one must be semi-orthogonal within 1e-3: a learned
+    matrix of the same shape is no such head.
     """
     state_dict = _todays_keys(model.backbone, state_dict)
     head = head_name(model, state_dict)
     shapes = _shapes(model, _given_channels(model.backbone, state_dict))
     flat, faults = _read(shapes, state_dict, head, _unmade(model))
-    _raise_for(faults, "the state dict does not fit the model", lambda: _fitting(model.backbone, state_dict, head))
+    _raise_for(faults, "the state dict does not fit the model", lambda: _fitting(model, state_dict))
     return traverse_util.unflatten_dict(flat)
 
 
@@ -100,14 +103,14 @@ def transfer_torch(
     own: Flat = traverse_util.flatten_dict(dict(variables))
     state_dict, adapted = _with_channels(model, _todays_keys(model.backbone, state_dict), _channels(model, own))
     state_dict, text = _part(model.backbone, state_dict)
-    beside = auxiliary_keys(model.backbone, state_dict)
+    beside, whole = auxiliary_keys(model.backbone, state_dict), state_dict
     state_dict = {key: value for key, value in state_dict.items() if key not in beside}
     head, channels = head_name(model, state_dict), _channels(model, own)
     last = {key: value for key, value in state_dict.items() if key.startswith(head + ".")}
     rest = {key: value for key, value in state_dict.items() if key not in last}
     given, faults = _read(_plain_shapes(model.backbone, channels), rest, head)
     what = "the state dict does not fit the model's backbone"
-    _raise_for(faults, what, lambda: _fitting(model.backbone, rest, head))
+    _raise_for(faults, what, lambda: _fitting(model, whole))
 
     kept = {path: value for path, value in given.items() if path in own and np.shape(own[path]) == value.shape}
     trained = [one.name for one in model.backbone.auxiliary_trained]
@@ -139,7 +142,11 @@ def auxiliary_keys(backbone: Backbone, state_dict: Mapping[str, np.ndarray]) -> 
 
 def head_name(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> str:
     """Return what a state dict calls the last layer: the first of the family's `head_names` that it has keys of."""
-    names = model.backbone.head_names
+    return _head_name(model.backbone, state_dict)
+
+
+def _head_name(backbone: Backbone, state_dict: Mapping[str, np.ndarray]) -> str:
+    names = backbone.head_names
     return next((name for name in names if any(key.startswith(name + ".") for key in state_dict)), names[0])
 
 
@@ -210,18 +217,61 @@ def _with_channels(
     return {**state_dict, key: adapted}, [f"{key} is for other images: took {how}"]
 
 
-def _fitting(backbone: Backbone, state_dict: Mapping[str, np.ndarray], head: str) -> str:
-    """Name the network of the same family whose backbone a state dict fits; empty where there is none."""
-    rest = {key: value for key, value in state_dict.items() if not key.startswith(head + ".")}
-    for name, variant in OWN.items():
-        if variant.module is not type(backbone):
-            continue
-        shapes = _plain_shapes(create_backbone(name), _given_channels(backbone, rest))
-        if len(shapes) > len(rest):
-            break  # a family's table goes from shallow to deep, and a thousand layers take long to trace
-        if not _read(shapes, rest, head)[1]:
-            return f"; it fits {name}"
-    return ""
+def _fitting(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> str:
+    """Say which network a state dict fits, whatever its last layer is; empty if none of the `TRACED` likeliest.
+
+    The likeliest are of the same family, and as wide as the given last layer takes.
+    """
+    own = model.backbone.clone(maps=None, auxiliary=())
+    if _fits(own, state_dict):
+        return f"; its backbone fits this network{_otherwise(model, state_dict)}"
+    bodies = {name: create_backbone(name) for name in OWN}
+    unlike = {name: _unlike(body, own, state_dict) for name, body in bodies.items() if body != own}
+    likely = sorted((name for name, found in unlike.items() if found is not None), key=lambda name: unlike[name] or ())
+    return next((f"; it fits {name}" for name in likely[:TRACED] if _fits(bodies[name], state_dict)), "")
+
+
+def _otherwise(model: Classifier, state_dict: Mapping[str, np.ndarray]) -> str:
+    """Say what of a model, beside its plain backbone, a state dict has otherwise."""
+    head, trained = head_name(model, state_dict), bool(model.backbone.auxiliary)
+    last = {key: np.shape(value) for key, value in state_dict.items() if key.startswith(f"{head}.")}
+    classes = {shape[0] for key, shape in last.items() if key == f"{head}.weight" and shape}
+    words = [f" with {number} classes" for number in classes - {model.head.num_classes}]
+    if bool(auxiliary_keys(model.backbone, state_dict)) != trained:
+        words.append(f" {'without' if trained else 'with'} auxiliary classifiers")
+    words += [" without maps"] * (model.backbone.maps is not None)
+    shapes = ", ".join(f"{key} {shape}" for key, shape in last.items()) or "none"
+    return " and".join(words) or f", but the last layer is another: {shapes}"
+
+
+def _fits(body: Backbone, state_dict: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether a state dict fits a plain backbone exactly, last layer and auxiliary classifiers left out."""
+    state_dict = _todays_keys(body, state_dict)
+    head = _head_name(body, state_dict)
+    beside = auxiliary_keys(body, state_dict)
+    rest = {key: value for key, value in state_dict.items() if key not in beside and not key.startswith(f"{head}.")}
+    shapes = _plain_shapes(body, _given_channels(body, rest))
+    if any(path[0] != "fixed" and _torch_key(path, head) not in rest for path in shapes):
+        return False
+    return not _read(shapes, rest, head)[1]
+
+
+def _unlike(body: Backbone, own: Backbone, state_dict: Mapping[str, np.ndarray]) -> tuple[bool, ...] | None:
+    """Say without a trace how unlikely a state dict is a backbone's: the more so, the larger.
+
+    None without its first conv, its last and its linear layers. Less likely is another family than `own`; one in whose
+    place a deeper network has convs beyond the last, by the numbers in the keys; and one too wide for the last layer.
+    """
+    state_dict = _todays_keys(body, state_dict)
+    paths = (body.last_conv, body.stem, *body.linear_layers)
+    keys = [_torch_key(("params", "backbone", *path.split("/"), "kernel"), "") for path in paths]
+    if any(key not in state_dict for key in keys):
+        return None
+    alike = re.compile(re.sub(r"\d+", r"\\d+", re.escape(keys[0])))
+    kernels = (key for key, value in state_dict.items() if np.ndim(value) > 1 and alike.fullmatch(key))
+    deepest = max(kernels, key=lambda key: [int(number) for number in re.findall(r"\d+", key)], default="")
+    last = state_dict.get(f"{_head_name(body, state_dict)}.weight")
+    return type(body) is not type(own), deepest != keys[0], last is None or np.shape(last)[1:2] != (body.features,)
 
 
 def _keys(paths: Iterable[Path], head: str) -> str:

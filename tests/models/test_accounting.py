@@ -15,6 +15,68 @@ from tests.tiers import quick
 
 POOLS = ("average", "max")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+PRINTED: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "counting_tools.json").read_text()
+)["networks"]
+"""What thop, ptflops, torchsummary and PyTorch's own counter say of torchvision's networks."""
+ALEXNET = {
+    # side of the output, channels in, side of the kernel, channels out
+    "backbone/features_0": (55, 3, 11, 64),  # (224 + 2 * 2 - 11) // 4 + 1
+    "backbone/features_3": (27, 64, 5, 192),  # the first pool leaves (55 - 3) // 2 + 1
+    "backbone/features_6": (13, 192, 3, 384),
+    "backbone/features_8": (13, 384, 3, 256),
+    "backbone/features_10": (13, 256, 3, 256),
+    "backbone/classifier_1": (1, 256, 6, 4096),  # 6 x 6 positions, flattened
+    "backbone/classifier_4": (1, 4096, 1, 4096),
+    "head": (1, 4096, 1, 1000),
+}
+
+
+def test_alexnet_is_counted_as_by_hand() -> None:
+    counted = count(create_model("alexnet", num_classes=1000), (224, 224, 3))
+    layers = {layer.path: layer for layer in counted.layers if layer.trainable}
+    assert list(layers) == list(ALEXNET)
+    for path, (side, inputs, kernel, outputs) in ALEXNET.items():
+        weights, places = inputs * kernel**2 * outputs, side**2
+        assert layers[path].trainable == weights + outputs, path
+        assert layers[path].macs == weights * places, path
+        # A sum of n products takes n - 1 additions, and the bias one more.
+        assert layers[path].flops == places * outputs * (2 * inputs * kernel**2 - 1 + 1), path
+    assert counted.total("trainable") == 61_100_840
+    assert counted.total("macs") == 714_188_480
+    assert counted.total("flops") == 1_428_376_960
+
+
+@pytest.mark.parametrize("name", quick(PRINTED, "alexnet"))
+def test_each_convention_counts_what_its_tool_prints(name: str) -> None:
+    printed = PRINTED[name]
+    options: dict[str, Any] = {"auxiliary": False} if name in ("googlenet", "inception_v3") else {}
+    options |= {"head": "identity", "maps": 1000} if name == "squeezenet1_1" else {}
+    model = create_model(name, num_classes=1000, **options)
+    shape = (model.backbone.image_size, model.backbone.image_size, 3)
+    counted = count(model, shape)
+    assert counted.total("trainable") == printed["parameters"]
+    for convention in printed.keys() & {"flops", "thop", "flops_2020"}:
+        assert counted.total(convention) == printed[convention], convention
+    if printed.get("megabytes"):
+        assert [f"{size:.2f}" for size in counted.megabytes(shape, 1)] == printed["megabytes"]
+
+
+def test_summary_counts_under_one_convention(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--num-classes", "10", "--channels", "1", "--convention"]
+    assert main(["summary", "lenet5", *options, "thop"]) == 0
+    text = capsys.readouterr().out
+    assert "thop" in text
+    assert "macs" not in text
+    assert main(["summary", "lenet5", *options, "torchsummary", "--batch-size", "1024"]) == 0
+    text = capsys.readouterr().out
+    # 28 * 28 values of four bytes, 1024 times; 44,426 parameters do not depend on the batch.
+    assert [line.split("│")[2].strip() for line in text.splitlines() if " MB for " in line][::2] == ["3.06", "0.17"]
+    for given in (["macs", "--batch-size", "2"], ["torchsummary", "--batch-size", "0"]):
+        assert main(["summary", "lenet5", *options, *given]) == 2
+    said = capsys.readouterr().err
+    assert "--batch-size is for --convention torchsummary; the convention is macs" in said
+    assert "--batch-size is 0 but must be at least 1" in said
 
 
 @pytest.mark.slow

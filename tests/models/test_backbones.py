@@ -43,8 +43,8 @@ IMAGENET = [
     *("mobilenet_v2_tv", "efficientnet_lite0_mlill"),
 ]
 NETWORKS = [*LENETS, *RESNETS, *REBUILT, *DENSENETS, *IMAGENET]
-UNSEEN = [name for name in NETWORKS if name.startswith(("densenet", "vgg", "efficientnet", "lenet", "rn32"))]
-"""Networks whose count of 2020 leaves out or adds operations that no rule of ours follows."""
+UNSEEN = ("densenetbc", "efficientnet", "lenet5_seed001", "lenetlike", "rn32")
+"""What the names of networks begin with whose count of 2020 leaves out or adds what no rule of ours follows."""
 
 QUICK = ["lenet5_seed004", "rn32_cf100_exb_fixed_eye_no_bias", "rn32_cf100_exg", "resnet18_tv"]
 """Networks of the default tier: those that compile within three seconds."""
@@ -135,7 +135,7 @@ def check_count(name: str, record: dict[str, Any]) -> None:
     # The reference multiplies by its fixed unit matrix, we take the channels as they are.
     assert counted.total("macs") == record["macs"] - (10_000 if "fixed_eye" in name else 0)
     assert counted.total("trainable") == record["params_trainable"]
-    if name not in UNSEEN:
+    if not name.startswith(UNSEEN):
         assert counted.total("flops_2020") == record["macs_ptflops_2020"]
 
 

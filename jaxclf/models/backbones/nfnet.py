@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
+from jaxclf.errors import UsageError
 from jaxclf.models.backbone import Backbone, Variant
 from jaxclf.models.layers import SqueezeExcite, StandardisedConv, avg_pool, check_size, conv, tf_padding, torch_default
 from jaxclf.models.stages import Stage, apply_stages, blocks
@@ -105,6 +106,9 @@ class Block(nn.Module):
         y, middle = act(x) * self.beta, self.features // 2
         if self.stride > 1 or x.shape[-1] != self.features:
             x = Downsample(self.features, self.stride, self.deepmind, name="downsample")(y)
+        if middle % GROUP_WIDTH:
+            wide = f"{self.features} channels in its groups of {GROUP_WIDTH}"
+            raise UsageError(f"block {self.name} cannot have {wide}; multiples of {2 * GROUP_WIDTH} can be parted so")
         y, groups = layer(y, middle, 1, name="conv1"), middle // GROUP_WIDTH
         y = layer(act(y), middle, 3, stride=self.stride, groups=groups, name="conv2")
         y = layer(act(y), middle, 3, groups=groups, name="conv2b")

@@ -17,8 +17,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxclf.models.backbone import Backbone, Variant
-from jaxclf.models.layers import BatchNorm, check_size, conv, max_pool, torch_default
+from jaxclf.models.layers import BatchNorm, check_groups, check_size, conv, max_pool, torch_default
 from jaxclf.models.stages import Stage, apply_stages, blocks
+
+
+def channel_shuffle(x: Float[Array, "n h w c"], groups: int) -> Float[Array, "n h w c"]:
+    """torch.nn.ChannelShuffle: the first channel of every group, then the second of every group, and so on."""
+    check_groups("channel shuffle", groups, x.shape[-1])
+    return jnp.swapaxes(x.reshape(*x.shape[:3], groups, -1), 3, 4).reshape(x.shape)
 
 
 class Unit(nn.Module):
@@ -32,6 +38,7 @@ class Unit(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n i j k"]:
         """Apply the unit."""
         half, wide = self.features // 2, x.shape[-1]
+        check_groups("unit of ShuffleNet v2", 2, wide, self.features)
         shortcut, branch = ("branch_proj", "branch_main") if self.megvii else ("branch1", "branch2")
         if self.stride > 1:
             kept_features = wide if self.megvii else half
@@ -47,9 +54,8 @@ class Unit(nn.Module):
         y = BatchNorm(name=f"{branch}_4")(y, train)
         y = conv(self.features - kept.shape[-1], 1, name=f"{branch}_5")(y)
         y = jax.nn.relu(BatchNorm(name=f"{branch}_6")(y, train))
-        if self.megvii:
-            return jnp.concatenate([kept, y], axis=-1)
-        return jnp.stack([kept, y], axis=-1).reshape(*y.shape[:-1], self.features)  # channel 2i from kept, 2i+1 from y
+        x = jnp.concatenate([kept, y], axis=-1)
+        return x if self.megvii else channel_shuffle(x, 2)
 
 
 class ShuffleNetV2(Backbone):

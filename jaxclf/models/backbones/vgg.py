@@ -45,7 +45,7 @@ class VGG(Backbone):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         """Compute the last feature map; `train` needs an rng named "dropout" unless dropout is 0."""
-        check_size(f"vgg{self.depth}", images, 224 if self.maps is None else 16)
+        check_size(f"vgg{self.depth}{'_bn' if self.norm else ''}", images, 224 if self.maps is None else 16)
         stages = [functools.partial(VGG._stage, number=number) for number in range(len(self.convs))]
         x = apply_stages(self, stages, images, train, remat="none" if self.remat == "none" else "stage")
         if self.maps is not None:
