@@ -313,7 +313,7 @@ def train_forward(
         if moves:
             answers["taken"] = updated["intermediates"]["head"]["taken"][0]
         for one in body.auxiliary_trained:
-            answers[one.name] = updated["intermediates"]["backbone"][one.name]["logits"][0].astype(jnp.float32)
+            answers[one.name] = updated["intermediates"]["backbone"][one.name]["logits"][0].astype(logits.dtype)
         return answers, updated.get(kept, {})
 
     if group is None or group >= len(images):

@@ -1,6 +1,7 @@
 """Networks of jaxclf beside PyTorch's, filled with the same random numbers, and images for both."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -44,8 +45,13 @@ def model_of(config: ModelConfig) -> Classifier:
     return build(Config(model=config), 10, seed=0)
 
 
-def pair(config: ModelConfig, shape: tuple[int, int, int]) -> tuple[Classifier, dict[str, Any], Any]:
-    """Return the model, random variables that all show in its logits, and torch's network with the same, by name."""
+def pair(
+    config: ModelConfig, shape: tuple[int, int, int], twin: Callable[[], Any] | None = None
+) -> tuple[Classifier, dict[str, Any], Any]:
+    """Return the model, random variables that all show in its logits, and torch's network with the same, by name.
+
+    `twin` makes the network that benchmarks.torch_networks does not have.
+    """
     model = model_of(config)
     shapes: Any = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
     rng, flat = np.random.default_rng(0), {}
@@ -56,14 +62,14 @@ def pair(config: ModelConfig, shape: tuple[int, int, int]) -> tuple[Classifier, 
         flat[path] = (0.5 + np.abs(value) if positive else value).astype(np.float32)
     variables: dict[str, Any] = traverse_util.unflatten_dict(flat)
     variables |= {"fixed": draw_fixed(shapes["fixed"], 3)} if "fixed" in shapes else {}
-    net = torch_networks.build(config, model, shape)
+    net = twin() if twin else torch_networks.build(config, model, shape)
     net.load_state_dict({key: torch.from_numpy(value) for key, value in to_torch(model, variables).items()})
     return model, variables, net
 
 
 def first_state(program: Program, start: dict[str, Any]) -> TrainState:
     """The state before the first step, from given variables and in their dtype."""
-    given: dict[str, Any] = {"fixed": {}, "head_state": {}, "class_sums": {}} | {
+    given: dict[str, Any] = {"batch_stats": {}, "fixed": {}, "head_state": {}, "class_sums": {}} | {
         name: jax.tree.map(jnp.asarray, tree) for name, tree in start.items()
     }
     zero, opt_state = jnp.zeros((), jnp.int32), program.tx.init(given["params"])

@@ -3,7 +3,9 @@
 pip install --no-deps torchvision==0.28.0
 """
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,27 +14,60 @@ import pytest
 from PIL import Image
 
 from jaxclf.data.transforms import TORCHVISION, preprocess
+from jaxclf.models.backbone import Backbone
 from jaxclf.models.classifier import create_model
 from jaxclf.models.torch_weights import load_torch, to_torch
 from tests.tiers import quick
 
+NETWORKS = ["resnet18", "mobilenet_v2", "densenet121", "googlenet", "efficientnet_b0"]
+NETWORKS += ["resnext50_32x4d", "squeezenet1_1", "mobilenet_v3_large"]
+THEIRS = {name: {"init_weights": False} for name in ("googlenet",)}
+OURS = {"squeezenet1_1": {"head": "identity", "maps": 1000}}
 
-@pytest.mark.parametrize("name", quick(["resnet18", "mobilenet_v2", "densenet121"], "resnet18"))
-def test_answers_are_those_of_torchvisions_own_module(name: str, torchvision: Any, golden: Any) -> None:
+
+@pytest.mark.parametrize("name", quick(NETWORKS, "resnet18"))
+def test_answers_are_those_of_torchvisions_own_module(
+    name: str, torchvision: Any, golden: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of auxiliary classifiers, too, which both leave out of evaluations: both are made to give them here."""
+    model = create_model(name, num_classes=1000, **OURS.get(name, {}))
     torch: Any = importlib.import_module("torch")
     torch.manual_seed(0)
-    module = getattr(torchvision.models, name)(weights=None).eval()
-    images = golden.image((2, 3, 224, 224))
-    with torch.no_grad():
-        expected = module(torch.from_numpy(images)).numpy()
-    model = create_model(name, num_classes=1000)
+    module = getattr(torchvision.models, name)(weights=None, **THEIRS.get(name, {}))
+    many = golden.image((8, 3, model.backbone.image_size, model.backbone.image_size))
+    images = many[:2]
+
+    def answers(images: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            given = module(torch.from_numpy(images))
+        return [one.numpy() for one in (given if isinstance(given, tuple) else (given,))]
+
+    settle(module, lambda: answers(many))
+    module.eval().training = bool(model.backbone.auxiliary)  # its parts stay in evaluation
+    expected = answers(images)
     variables = load_torch(model, {key: value.numpy() for key, value in module.state_dict().items()})
-    result = np.asarray(jax.jit(model.apply)(variables, images.transpose(0, 2, 3, 1)))
-    assert np.abs(result - expected).max() < 1e-4 * expected.std(1).min()
-    back = {key: torch.from_numpy(value) for key, value in to_torch(model, variables).items()}
-    module.load_state_dict(back)
-    with torch.no_grad():
-        np.testing.assert_array_equal(module(torch.from_numpy(images)).numpy(), expected)
+    monkeypatch.setattr(
+        Backbone, "last_layers", lambda self, _: tuple(one.clone(parent=None, name=None) for one in self.auxiliary)
+    )
+    apply = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    logits, inner = apply(variables, images.transpose(0, 2, 3, 1))
+    beside = [inner["intermediates"]["backbone"][one.name]["logits"][0] for one in model.backbone.auxiliary_trained]
+    results = [logits, *reversed(beside)]  # the deepest first, as there
+    for result, one in zip(results, expected, strict=True):
+        assert np.abs(one[0] - one[1]).max() > 0.1 * one.std(1).min()  # it depends on the image
+        assert np.abs(np.asarray(result) - one).max() < 1e-4 * one.std(1).min()
+    module.load_state_dict({key: torch.from_numpy(value) for key, value in to_torch(model, variables).items()})
+    for again, one in zip(answers(images), expected, strict=True):
+        np.testing.assert_array_equal(again, one)
+
+
+def settle(module: Any, answers: Callable[[], Any]) -> None:
+    """Give BatchNorms the statistics of what they see, without which deep networks give hardly more than a bias."""
+    for part in module.modules():
+        if hasattr(part, "running_var"):
+            part.momentum = 1.0
+    module.train()
+    answers()
 
 
 @pytest.mark.parametrize("size", [(600, 400), (301, 457), (224, 900), (256, 256), (150, 90)])

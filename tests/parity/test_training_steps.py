@@ -8,12 +8,18 @@ start, PyTorch in float32 is 20 % away from PyTorch in float64 in the loss and 1
 could not tell a right step from a wrong one. Hence two comparisons, both from a network that has settled for 20 steps:
 the recipe's rate with both sides in float64 (measured: loss 7e-14; variables 6e-8, the float32 in which load_torch
 hands them over), and float32, as users run it, at a rate that leaves rounding below the tolerance.
+
+Whole networks of the zoo train in float64 alone, at a tenth of the recipe's rate. What their dropouts multiply by,
+stochastic depth and auxiliary classifiers among them, is drawn by our step and given to PyTorch.
 """
 
 import dataclasses
+import functools
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,25 +33,37 @@ from torch import nn
 from benchmarks import torch_networks
 from jaxclf.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
 from jaxclf.models.backbones import mobilenet_v2, shufflenet_v2
+from jaxclf.models.classifier import Classifier
 from jaxclf.models.stages import blocks
 from jaxclf.models.torch_weights import load_torch
 from jaxclf.training import losses
 from jaxclf.training.parallel import train_steps
 from jaxclf.training.schedules import Timeline
-from jaxclf.training.step import Program
-from tests.parity import torch_twin
+from jaxclf.training.step import DROPOUT_STREAM, Program, train_forward
+from tests.parity import torch_twin, zoo_twins
 from tests.parity.pairs import BATCH, MEAN, STD, digits, first_state, normalised, pair
 
 STEPS = 20
 RECIPE = OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-4, milestones=(1,))
+PLAIN = AugmentConfig(pad=0, flip=False)
+
+
+def program_of(model: Classifier, optim: OptimConfig, loss: LossConfig, batch: int) -> Program:
+    """Return the program of twenty steps in two epochs."""
+    return Program(model, optim, Timeline(STEPS // 2, 2, batch * STEPS // 2), loss, PLAIN, MEAN, STD)
+
+
+def batch_of(program: Program) -> int:
+    """Return how many images a step takes."""
+    return program.timeline.examples // program.timeline.steps_per_epoch
 
 
 def run_torch(net: Any, program: Program, side: int) -> tuple[list[float], dict[str, np.ndarray]]:
     """Train in place; return the losses and a copy of the last state dict."""
     twin, targets = torch_twin.make_twin(program, net), np.eye(10, dtype=np.float32)[digits(side)[1]]
-    history = []
+    history, batch = [], batch_of(program)
     for step in range(STEPS):
-        part = slice(step * BATCH, (step + 1) * BATCH)
+        part = slice(step * batch, (step + 1) * batch)
         history.append(float(twin.step(normalised(side)[part], targets[part])[0].mean()))
         if (step + 1) % program.timeline.steps_per_epoch == 0:
             twin.scheduler.step()
@@ -55,9 +73,9 @@ def run_torch(net: Any, program: Program, side: int) -> tuple[list[float], dict[
 def run_jax(program: Program, start: Any, side: int) -> tuple[list[float], Any]:
     """Return the losses and the last state; the dtype is that of `start`."""
     images, labels = (jnp.asarray(part) for part in digits(side))
-    state, history = first_state(program, start), []
+    state, history, batch = first_state(program, start), [], batch_of(program)
     for step in range(STEPS):
-        indices = np.arange(step * BATCH, (step + 1) * BATCH, dtype=np.int32)[None]
+        indices = np.arange(step * batch, (step + 1) * batch, dtype=np.int32)[None]
         state = train_steps(program, state.replace(sums=losses.zeros()), images, labels, indices)
         history.append(losses.means(state.sums)["loss"])
     return history, state
@@ -121,8 +139,7 @@ def shallow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_twenty_steps_are_torchs(name: str) -> None:
     case = CASES[name]
     model, _, net = pair(case.config, (case.side, case.side, 3))
-    plain, timeline = AugmentConfig(pad=0, flip=False), Timeline(STEPS // 2, 2, BATCH * STEPS // 2)
-    program = Program(model, RECIPE, timeline, case.loss, plain, MEAN, STD)
+    program = program_of(model, RECIPE, case.loss, BATCH)
     _, settled = run_torch(net, dataclasses.replace(program, optim=OptimConfig(lr=0.05)), case.side)
     start: Any = load_torch(model, settled)
     # The images stay float32 and are promoted, so strictness must give way where all else is float64.
@@ -132,6 +149,69 @@ def test_twenty_steps_are_torchs(name: str) -> None:
     if case.rate is not None:
         small = dataclasses.replace(program, optim=dataclasses.replace(RECIPE, lr=case.rate))
         check(case, small, start, net, settled, tolerance=1e-4)
+
+
+class Whole(NamedTuple):
+    """A whole network, its twin, and its images."""
+
+    config: ModelConfig
+    twin: Callable[[], nn.Module]
+    dropouts: int = 0
+    """That draw in a step."""
+    batch: int = 8
+    side: int = 32
+
+
+NO_DROPS, EFFICIENTNET = ModelConfig("efficientnet_b0", stochastic_depth=0.0), ModelConfig("efficientnet_b0")
+WHOLE = {
+    "googlenet": Whole(ModelConfig("googlenet"), zoo_twins.googlenet, dropouts=3),
+    "bit_r50x1": Whole(ModelConfig("bit_r50x1"), zoo_twins.bit_r50x1, batch=4),
+    "efficientnet_b0_no_drops": Whole(NO_DROPS, functools.partial(zoo_twins.efficientnet, 0.0), dropouts=1),
+    "efficientnet_b0": Whole(EFFICIENTNET, functools.partial(zoo_twins.efficientnet, 0.2), dropouts=10),
+    "se_resnet50": Whole(ModelConfig("se_resnet50"), zoo_twins.se_resnet50, batch=4),
+    "wrn40_2": Whole(ModelConfig("wrn40_2"), zoo_twins.wrn40_2, side=16),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize("name", WHOLE)
+def test_twenty_steps_of_a_whole_network_are_torchs(name: str) -> None:
+    config, twin, dropouts, batch, side = WHOLE[name]
+    torch_twin.torch.manual_seed(0)  # of the dropouts before the comparison
+    model, _, net = pair(config, (side, side, 3), twin)
+    program = program_of(model, dataclasses.replace(RECIPE, lr=0.01), LossConfig(), batch)
+    _, settled = run_torch(net, dataclasses.replace(program, optim=OptimConfig(lr=0.01)), side)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), load_torch(model, settled))
+        draws = [
+            [np.moveaxis(np.array(one), -1, 1) for one in drawn(program, wide, jnp.int32(step), side)]
+            for step in range(STEPS if dropouts else 1)
+        ]
+        assert len(draws[0]) == dropouts
+        zoo_twins.follow(net, draws if dropouts else [[]] * STEPS)
+        check(Case(config, side), program, wide, net, settled, tolerance=1e-6)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def drawn(program: Program, variables: Any, step: jax.Array, side: int) -> list[jax.Array]:
+    """Return what the dropouts of a training step multiply by, 0 or 1 / (1 - rate), in the order of their calls.
+
+    The steps' seed is 0. Nothing else of the network is computed: each dropout is shown ones and leaves its input.
+    """
+    factors = []
+
+    def show(call: Any, given: tuple[Any, ...], options: dict[str, Any], context: Any) -> Any:
+        if not isinstance(context.module, flax.linen.Dropout) or context.method_name != "__call__":
+            return call(*given, **options)
+        if context.module.rate and not context.module.deterministic:
+            factors.append(call(jnp.ones_like(given[0])))
+        return given[0]
+
+    rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(jnp.uint32(0)), DROPOUT_STREAM), step)
+    with flax.linen.intercept_methods(show):
+        train_forward(program, variables, jnp.zeros((batch_of(program), side, side, 3), jnp.float32), rng)
+    return factors
 
 
 def check(case: Case, program: Program, start: Any, net: Any, settled: Any, *, tolerance: float) -> None:

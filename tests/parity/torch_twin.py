@@ -119,6 +119,8 @@ class Twin:
     loss: LossConfig
     scale: float
     """Of the cosines, under losses of cosines."""
+    auxiliary: tuple[float, ...]
+    """Weights of the losses of auxiliary classifiers, whose logits follow the network's."""
     clip_norm: float | None
     optimiser: torch.optim.Optimizer
     scheduler: Any
@@ -128,8 +130,12 @@ class Twin:
         """Take one training step on [n h w c] and [n k]; return the losses [n] and logits [n k] before it."""
         dtype = next(self.net.parameters()).dtype
         self.net.train()
-        logits = self.net(torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype))
-        each = example_losses(self.loss, logits, torch.from_numpy(targets).to(dtype), self.scale)
+        answers = self.net(torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype))
+        logits, *beside = answers if isinstance(answers, tuple) else (answers,)
+        wanted = torch.from_numpy(targets).to(dtype)
+        each = example_losses(self.loss, logits, wanted, self.scale)
+        for weight, other in zip(self.auxiliary, beside, strict=True):
+            each = each + weight * example_losses(self.loss, other, wanted, self.scale)
         self.optimiser.zero_grad()
         each.mean().backward()
         if self.clip_norm is not None:
@@ -177,7 +183,9 @@ def make_twin(program: Program, net: torch.nn.Module) -> Twin:
     optimiser = optimiser_of(optim, [group for group in groups if group["params"]])
     scheduler = scheduler_of(optim, optimiser, unit=1, total=program.timeline.epochs)
     scale = losses.cosine_scale(program.loss, program.model.head)
-    return Twin(net, program.loss, scale, optim.clip_norm, optimiser, scheduler)
+    # torchvision's GoogLeNet answers with the deepest first
+    auxiliary = tuple(one.weight for one in reversed(program.model.backbone.auxiliary_trained))
+    return Twin(net, program.loss, scale, auxiliary, optim.clip_norm, optimiser, scheduler)
 
 
 def _decays(optim: OptimConfig, key: str, value: torch.Tensor, stem: str) -> bool:
