@@ -20,8 +20,8 @@ from jaxclf.models.torch_weights import load_torch, to_torch
 from tests.tiers import quick
 
 NETWORKS = ["resnet18", "mobilenet_v2", "densenet121", "googlenet", "efficientnet_b0"]
-NETWORKS += ["resnext50_32x4d", "squeezenet1_1", "mobilenet_v3_large"]
-THEIRS = {name: {"init_weights": False} for name in ("googlenet",)}
+NETWORKS += ["resnext50_32x4d", "squeezenet1_1", "mobilenet_v3_large", "inception_v3"]
+THEIRS = {name: {"init_weights": False} for name in ("googlenet", "inception_v3")}
 OURS = {"squeezenet1_1": {"head": "identity", "maps": 1000}}
 
 
@@ -29,7 +29,10 @@ OURS = {"squeezenet1_1": {"head": "identity", "maps": 1000}}
 def test_answers_are_those_of_torchvisions_own_module(
     name: str, torchvision: Any, golden: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of auxiliary classifiers, too, which both leave out of evaluations: both are made to give them here."""
+    """Both in float64: of these random statistics PyTorch's own float32 differs by 1.5e-4 of Inception v3's spread.
+
+    Auxiliary classifiers, which both leave out of evaluations, are made to answer here.
+    """
     model = create_model(name, num_classes=1000, **OURS.get(name, {}))
     torch: Any = importlib.import_module("torch")
     torch.manual_seed(0)
@@ -39,23 +42,26 @@ def test_answers_are_those_of_torchvisions_own_module(
 
     def answers(images: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
-            given = module(torch.from_numpy(images))
+            given = module(torch.from_numpy(images).to(next(module.parameters()).dtype))
         return [one.numpy() for one in (given if isinstance(given, tuple) else (given,))]
 
     settle(module, lambda: answers(many))
     module.eval().training = bool(model.backbone.auxiliary)  # its parts stay in evaluation
+    variables = load_torch(model, {key: value.numpy().copy() for key, value in module.state_dict().items()})
+    module.double()
     expected = answers(images)
-    variables = load_torch(model, {key: value.numpy() for key, value in module.state_dict().items()})
     monkeypatch.setattr(
         Backbone, "last_layers", lambda self, _: tuple(one.clone(parent=None, name=None) for one in self.auxiliary)
     )
     apply = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
-    logits, inner = apply(variables, images.transpose(0, 2, 3, 1))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, images.transpose(0, 2, 3, 1)))
+        logits, inner = jax.device_get(apply(*wide))
     beside = [inner["intermediates"]["backbone"][one.name]["logits"][0] for one in model.backbone.auxiliary_trained]
     results = [logits, *reversed(beside)]  # the deepest first, as there
     for result, one in zip(results, expected, strict=True):
-        assert np.abs(one[0] - one[1]).max() > 0.1 * one.std(1).min()  # it depends on the image
-        assert np.abs(np.asarray(result) - one).max() < 1e-4 * one.std(1).min()
+        assert np.abs(one[0] - one[1]).max() > 1e-3 * one.std(1).min()  # it depends on the image
+        assert np.abs(result - one).max() < 1e-9 * one.std(1).min()
     module.load_state_dict({key: torch.from_numpy(value) for key, value in to_torch(model, variables).items()})
     for again, one in zip(answers(images), expected, strict=True):
         np.testing.assert_array_equal(again, one)

@@ -212,11 +212,11 @@ def test_ordinary_networks_cannot_shrink() -> None:
 
 
 def test_fields_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"elastic.kernels is \(2, 1\) but must be epochs from 0, in order"):
+    with pytest.raises(UsageError, match=r"elastic\.kernels is \(2, 1\) but must be epochs from 0, in order"):
         validate(shrinking(ElasticConfig(kernels=(2, 1))))
-    with pytest.raises(UsageError, match="run.epochs is 0, which evaluates"):
+    with pytest.raises(UsageError, match=r"run\.epochs is 0, which evaluates"):
         validate(config(epochs=0))
-    with pytest.raises(UsageError, match=r"run.epochs is 0 but must be at least 1; elastic asks for"):
+    with pytest.raises(UsageError, match=r"run\.epochs is 0 but must be at least 1; elastic asks for"):
         check_stack([dataclasses.replace(config(epochs=0, model={"weights": "x"}), elastic=ElasticConfig(sizes=(8,)))])
 
 
