@@ -1,5 +1,6 @@
 """A table's arithmetic, with numbers that can be checked by hand."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -66,6 +67,13 @@ def test_two_rows_of_one_label_are_refused() -> None:
     rows = (*ROWS, ROWS[3], ROWS[0])
     with pytest.raises(UsageError, match=r"^table t: row labels must be unique; given twice: big none, plain$"):
         Table("t", "", "", "", recipe, rows)
+
+
+def test_a_row_starts_from_another_that_is_trained() -> None:
+    rows = (Row("a", "g", {}), Row("b", "g", {}, of="a"), Row("c", "g", {}, of="b"), Row("d", "g", {}, of="z"))
+    assert [row.of for row in dataclasses.replace(table(), rows=rows[:2]).rows] == [None, "a"]
+    with pytest.raises(UsageError, match="c, d start from a row that is not there, or starts itself so"):
+        dataclasses.replace(table(), rows=rows)
 
 
 def test_summary_holds_means_spreads_gaps_and_savings() -> None:

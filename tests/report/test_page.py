@@ -131,6 +131,17 @@ def test_top1_is_drawn_against_a_number_of_the_rows_with_their_rank_correlation(
     assert "Top-1 against" not in page(table(), records)
 
 
+def test_groups_drawn_together_share_a_picture_and_a_key() -> None:
+    """Rows of one place in their groups share a colour, and a group's first point has its name."""
+    rows = [Row(f"{group} {kind}", group, {}) for group in ("one", "two", "three") for kind in ("alone", "cut out")]
+    numbers = {row.label: float(place) for place, row in enumerate(rows)}
+    given = table(rows, scatter=Scatter("size", lambda: numbers, together=True))
+    html = page(given, [one for row in rows for one in three(row.label, 90.0, 91.0, 92.0)])
+    assert html.count('aria-label="Top-1 against size"') == 2
+    [picture] = re.findall(r"<section><h2>Top-1 against size</h2>.*?</section>", html, flags=re.S)
+    assert re.findall(r"<li>.*?</i>(.*?)</li>", picture) == ["alone", "cut out"]
+
+
 def test_the_page_says_when_the_runs_ended_and_how_long_they_took() -> None:
     day = "2026-11-2{}T23:59:00+00:00"
     timed = [replace(run, finished=day.format(n), seconds=200.0) for n, run in enumerate(three("learned", 90, 91, 92))]

@@ -18,6 +18,7 @@ from jaxclf.cli.main import main
 from jaxclf.config import Config, DataConfig, Request
 from jaxclf.errors import RunError, UsageError
 from jaxclf.report import tables
+from jaxclf.report.experiment import Row
 from tests.report.two_heads import get_table
 from tests.tiers import quick
 
@@ -157,6 +158,30 @@ def test_row_that_does_not_exist_is_named(tmp_path: Path, capsys: pytest.Capture
         tables.select(get_table(), ["learned head"])
     assert [row.label for row in tables.select(get_table(), ["identity"]).rows] == ["identity"]
     assert tables.select(get_table(), []) == get_table()
+    rows = (*get_table().rows, Row("again", "digits", {"head": "learned"}, of="Learned head"))
+    derived = dataclasses.replace(get_table(), rows=rows)
+    assert [row.label for row in tables.select(derived, ["again"]).rows] == ["Learned head", "again"]
+
+
+@pytest.mark.slow
+def test_a_row_of_another_starts_from_its_weights_and_runs_after_it(rendered: Path, tmp_path: Path) -> None:
+    """Its runs of no epochs repeat the results of those that they start from."""
+    given, workdir = get_table(), tmp_path / "table"
+    shutil.copytree(rendered / "learned-head", workdir / "learned-head")
+
+    def recipe(head: str, epochs: int = 1) -> Config:
+        config = given.recipe(head)
+        return dataclasses.replace(config, run=dataclasses.replace(config.run, epochs=epochs))
+
+    rows = (given.rows[0], Row("again", "digits", {"head": "learned", "epochs": 0}, of="Learned head"))
+    whole = dataclasses.replace(given, recipe=recipe, rows=rows)
+    for _ in range(2):
+        tables.complete(whole, tables.jobs(whole, workdir), Request(workdir), [], root=tmp_path)
+    found = {(record["label"], record["seed"]): record for record in records(workdir)}
+    for seed in (0, 1):
+        start, again = found["Learned head", seed], found["again", seed]
+        assert (again["top1"], again["loss"]) == (start["top1"], start["loss"])
+        assert again["curve"] == []
 
 
 def test_run_directory_of_another_config_is_refused(rendered: Path, capsys: pytest.CaptureFixture[str]) -> None:
