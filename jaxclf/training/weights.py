@@ -85,6 +85,8 @@ class WeightRecord:
         True
         """
         values = json.loads(text)
+        options = values["options"].items()  # JSON has no tuples
+        values["options"] = {name: tuple(one) if isinstance(one, list) else one for name, one in options}
         if values["preprocessing"] is not None:
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
         if values["class_names"] is not None:

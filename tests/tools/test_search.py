@@ -93,7 +93,7 @@ def test_a_search_finds_networks_within_the_budget_and_writes_the_best(
     assert rows == sorted(rows, key=lambda row: -row["top1"])
     assert all(row["parameters"] <= 3000 for row in rows)
     weights = read(out)
-    assert weights.record.options["depths"] == rows[0]["depths"]
+    assert list(weights.record.options["depths"]) == rows[0]["depths"]
     assert main(flags) == 0
     assert "--model.depths" in capsys.readouterr().out.splitlines()[-1]
     with pytest.raises(UsageError, match="the smallest setting takes"):
