@@ -168,6 +168,7 @@ WHOLE = {
     "bit_r50x1": Whole(ModelConfig("bit_r50x1"), zoo_twins.bit_r50x1, batch=4),
     "efficientnet_b0_no_drops": Whole(NO_DROPS, functools.partial(zoo_twins.efficientnet, 0.0), dropouts=1),
     "efficientnet_b0": Whole(EFFICIENTNET, functools.partial(zoo_twins.efficientnet, 0.2), dropouts=10),
+    "hardnet39ds": Whole(ModelConfig("hardnet39ds"), zoo_twins.hardnet39ds, dropouts=1),
     "se_resnet50": Whole(ModelConfig("se_resnet50"), zoo_twins.se_resnet50, batch=4),
     "wrn40_2": Whole(ModelConfig("wrn40_2"), zoo_twins.wrn40_2, side=16),
 }

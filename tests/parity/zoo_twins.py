@@ -92,7 +92,7 @@ def bit_r50x1() -> nn.Module:
             units[f"unit{index:02d}"] = BiTUnit(width, middle, 2 if number > 1 and index == 1 else 1)
             width = 4 * middle
         stages[f"block{number}"] = nn.Sequential(units)
-    head = OrderedDict(gn=nn.GroupNorm(32, width), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1))
+    head = OrderedDict[str, nn.Module](gn=nn.GroupNorm(32, width), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1))
     head["conv"] = nn.Conv2d(width, CLASSES, 1)
     parts = {"root": root, "body": stages, "head": head}
     net = OrderedDict[str, nn.Module]((name, nn.Sequential(part)) for name, part in parts.items())
@@ -191,7 +191,7 @@ def follow(net: nn.Module, draws: Iterable[list[np.ndarray]]) -> None:
         assert not factors, f"{len(factors)} dropouts of ours are not in the twin"
 
     for module in net.modules():
-        if type(module).__name__ in ("Dropout", "StochasticDepth") and module.p > 0:
+        if type(module).__name__ in ("Dropout", "StochasticDepth") and getattr(module, "p", 0.0) > 0:
             module.forward = drop
     net.register_forward_pre_hook(begin)
     net.register_forward_hook(end)
