@@ -97,7 +97,7 @@ def test_missing_fields_are_defaults_and_whole_numbers_become_floats() -> None:
         ({"optim": {"lrr": 0.1}}, "unknown config field 'optim.lrr'; did you mean 'optim.lr'"),
         (
             {"modle": {}},
-            "unknown config field 'modle'; did you mean 'model'? Valid: augment, data, loss, model, optim, run",
+            "unknown config field 'modle'; did you mean 'model'? Valid: augment, data, elastic, loss, model, optim",
         ),
         ({"run": {"epoch": 1}}, "unknown config field 'run.epoch'; did you mean 'run.epochs'"),
         ({"optim": {"lr": "0.1"}}, "config field optim.lr is '0.1' but must be float"),
@@ -140,7 +140,7 @@ def test_differences_name_each_field_with_both_values() -> None:
 
 
 def test_run_id_is_the_same_in_every_process() -> None:
-    assert Config().run_id() == "digits-resnet20-learned-s0-f6ac76"
+    assert Config().run_id() == "digits-resnet20-learned-s0-d69e6e"
     assert changed("run", seed=3).run_id().startswith("digits-resnet20-learned-s3-")
 
 
@@ -169,7 +169,7 @@ def test_all_faults_are_listed_at_once() -> None:
         data=DataConfig(batch_size=0, eval_batch_size=0, image_size=0, classes=1),
         augment=AugmentConfig(pad=-1),
         optim=OptimConfig(lr=-1.0, momentum=1.0, weight_decay=-1.0, milestones=(2, 1)),
-        run=RunConfig(epochs=0, seed=2**32, eval_every=0, checkpoint_every=0, steps_per_dispatch=0),
+        run=RunConfig(epochs=-1, seed=2**32, eval_every=0, checkpoint_every=0, steps_per_dispatch=0),
     )
     with pytest.raises(UsageError) as error:
         validate(config)

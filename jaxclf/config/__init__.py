@@ -98,7 +98,7 @@ class Config:
         share them with a chance of one in 16.8 million: a name tells runs apart for a reader, `differences` decides.
 
         >>> Config().run_id()
-        'digits-resnet20-learned-s0-f6ac76'
+        'digits-resnet20-learned-s0-d69e6e'
         """
         digest = hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:6]
         return f"{self.data.dataset}-{self.model.backbone}-{self.model.head}-s{self.run.seed}-{digest}"

@@ -82,7 +82,7 @@ def size_of(config: Config, step: int) -> int | None:
 
     >>> from jaxclf.config import Config, ElasticConfig
     >>> [size_of(Config(elastic=ElasticConfig(sizes=(24, 28, 32))), step) for step in range(6)]
-    [32, 24, 28, 28, 24, 28]
+    [32, 24, 24, 32, 32, 24]
     """
     sizes = config.elastic.sizes
     return int(np.random.default_rng((config.run.seed, step, SIZE_STREAM)).choice(sizes)) if sizes else None

@@ -20,7 +20,7 @@ from jaxclf.cli import data
 from jaxclf.cli import main as cli
 from jaxclf.cli.main import main
 from jaxclf.cli.recipe import load
-from jaxclf.config import Cluster, Config, DataConfig, Loader, Probing, Request, Watching
+from jaxclf.config import Cluster, Config, DataConfig, Loader, Probing, Request, Searching, Watching
 from jaxclf.data.facts import RESIDENT, STREAMED
 from jaxclf.models.backbones import backbone_options, list_models
 from jaxclf.models.classifier import create_model
@@ -29,7 +29,7 @@ from jaxclf.models.count import count
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "tiny.py")
 PARTS = {
-    **{"data": DataConfig, "request": Request, "probing": Probing},
+    **{"data": DataConfig, "request": Request, "probing": Probing, "searching": Searching},
     **{"loader": Loader, "cluster": Cluster, "watching": Watching},
 }
 """Arguments that are fields of their own."""
@@ -125,7 +125,10 @@ def test_a_mistyped_command_is_named_with_the_nearest(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ("", "Expected one of {train, eval, table, sweep, models, heads, summary, convert, predict, probe, data}"),
+        (
+            "",
+            "Expected one of {train, eval, table, sweep, search, models, heads, summary, convert, ",
+        ),
         ("data", "Expected one of {list, info, prepare, verify, bench}"),
         ("data inof", "Available subcommands: list, info, prepare, verify, bench"),
         ("data info", "Missing from jaxclf data info: NAME"),

@@ -324,6 +324,6 @@ def test_the_registry() -> None:
     assert [create_backbone(name).features for name in small] == [84, 84, 200, *[64] * 6, 342, 2190, 1734]
 
 
-def test_every_backbone_but_the_smallest_resnet_has_a_reference() -> None:
+def test_every_backbone_but_two_of_ours_has_a_reference() -> None:
     others = {backbone for rows in ZOO.values() for backbone, _ in rows.values()}
-    assert {backbone_of(name) for name in NETWORKS} | others == {*list_models()} - {"resnet8"}
+    assert {backbone_of(name) for name in NETWORKS} | others == {*list_models()} - {"resnet8", "ofa_mbv3_tiny"}

@@ -93,6 +93,7 @@ def test_the_settings_of_a_supernet_answer_as_the_references_do(width: str, gold
     check_logits(np.asarray(jax.jit(ordinary.apply)(own, images)), given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_an_extracted_network_answers_as_the_supernet_under_its_setting(name: str) -> None:
     model, ordinary = tiny(), tiny(**TINY[name])
@@ -103,6 +104,7 @@ def test_an_extracted_network_answers_as_the_supernet_under_its_setting(name: st
     np.testing.assert_allclose(inside, alone, atol=1e-5 * float(jnp.std(alone)))
 
 
+@pytest.mark.slow
 def test_the_largest_setting_is_the_network_without_one() -> None:
     model, images = tiny(), jnp.ones((2, 28, 28, 3))
     setting = body_of(model).setting
@@ -139,6 +141,7 @@ def test_training_under_a_setting_leaves_what_it_does_not_use() -> None:
             assert not same[:width].any()
 
 
+@pytest.mark.slow
 def test_sorted_channels_answer_as_before_and_fall_in_importance() -> None:
     model, variables = tiny(), tiny_variables()
     widths = body_of(model).widths()

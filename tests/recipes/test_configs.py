@@ -42,6 +42,10 @@ AXES: dict[str, dict[str, tuple[Any, ...]]] = {
     "imagenet_shufflenet_v2_x0_5": {"classes": (100,)},
     "megvii_shufflenet_v2": {"backbone": ("shufflenet_v2_x1_0", "shufflenet_v2_x2_0")},
     "mobilenet_v1": {"form": ("wjc", "slim")},
+    "once_for_all": {
+        "backbone": ("ofa_mbv3_w1_2",),
+        "phase": ("kernel", "depth_1", "depth_2", "width_1", "width_2"),
+    },
     "pingolh_hardnet": {"backbone": ("hardnet39ds", "hardnet68ds", "hardnet85")},
     "torchvision_imagenet": {"backbone": ("resnet152", "mobilenet_v2")},
     "transfer": {

@@ -110,6 +110,23 @@ SOURCES: list[tuple[str, Axes, Numbers]] = [
         *("pingolh_hardnet", {}),
         Numbers(*(IMAGENET, 256, 150, 6e-5, {0: 0.05, 0.99: 0.05, 50: 0.0375, 75: 0.025, 100: 0.0125}), nesterov=True),
     ),
+    (
+        *("once_for_all", {}),
+        Numbers(
+            *(IMAGENET, 2048, 180, 3e-5, {0: 2.6, 90: 1.3, 180: 0.0}),
+            **{"nesterov": True, "decayed": "weights", "smoothing": 0.1, "drop_last": True},
+        ),
+    ),
+    *(
+        (
+            *("once_for_all", {"phase": phase}),
+            Numbers(
+                *(IMAGENET, 2048, 125, 3e-5, {0: rate / 32, 5: rate, 65: rate / 2, 125: 0.0}),
+                **{"nesterov": True, "decayed": "weights", "smoothing": 0.1, "drop_last": True},
+            ),
+        )
+        for phase, rate in (("kernel", 0.96), ("depth_2", 0.24), ("width_2", 0.24))
+    ),
     ("bit_finetune", {}, Numbers(CIFAR, 512, 102, 0.0, {0: 0.0})),
     (
         *("efficientnet", {}),
@@ -244,6 +261,7 @@ OTHER_PIXELS: list[tuple[str, Axes, Pixels]] = [
     ("megvii_shufflenet_v2", {}, Pixels(jitter=(0.4, 0.4, 0.4, 0.0))),
     ("bit_finetune", {"dataset": "cars196"}, Pixels(480, 480, box=None)),
     ("googlenet", {"form": "quick"}, Pixels(box=None)),
+    ("once_for_all", {}, Pixels(jitter=(32 / 255, 0.0, 0.5, 0.0))),
     ("efficientnet", {}, Pixels(interpolation="bicubic")),
     ("efficientnet", {"backbone": "efficientnet_b3"}, Pixels(300, 332, "bicubic")),
     ("efficientnet", {"backbone": "efficientnet_b7"}, Pixels(600, 632, "bicubic")),

@@ -117,8 +117,8 @@ def test_recipe_without_get_config(refused: Callable[..., str], tmp_path: Path) 
         (["--optim.milestones", "3", "1"], "optim.milestones is (3, 1) but must be strictly increasing"),
         (["--optim.milestones", "1", "1"], "optim.milestones is (1, 1) but must be strictly increasing"),
         (
-            ["--optim.lr", "0", "--run.epochs", "0", "--optim.momentum", "1.5"],
-            "; optim.momentum is 1.5 but must be from 0 to below 1; run.epochs is 0 but must be at least 1",
+            ["--optim.lr", "0", "--run.eval-every", "0", "--optim.momentum", "1.5"],
+            "; optim.momentum is 1.5 but must be from 0 to below 1; run.eval_every is 0 but must be at least 1",
         ),
         (["--optim.nesterov", "--optim.momentum", "0"], "optim.nesterov is True but must be off without momentum"),
         (
