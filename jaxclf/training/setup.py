@@ -248,5 +248,8 @@ def _check_shapes(program: Program, image_shape: tuple[int, ...]) -> Any:
     for shape in {views.shape[2:], batch.shape[1:]}:
         given = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
         variables = jax.eval_shape(program.model.init, jax.random.key(0), given)
+    if sizes := program.elastic.sizes:
+        smallest = jax.ShapeDtypeStruct((2, min(sizes), min(sizes), batch.shape[-1]), jnp.float32)
+        jax.eval_shape(program.model.apply, variables, smallest)
     trainable(program.optim, variables["params"])
     return variables

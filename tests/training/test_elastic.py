@@ -213,6 +213,13 @@ def test_ordinary_networks_cannot_shrink() -> None:
         set_up(dataclasses.replace(config(backbone=ELASTIC, model={"depths": (1,)}), elastic=SHRINKING))
 
 
+def test_images_too_small_for_the_network_are_refused() -> None:
+    given = dataclasses.replace(config(backbone="alexnet", model={"maps": 10}), elastic=ElasticConfig(sizes=(32, 24)))
+    given = dataclasses.replace(given, data=dataclasses.replace(given.data, image_size=32))
+    with pytest.raises(UsageError, match="alexnet takes images of 31x31 and larger"):
+        set_up(given)
+
+
 def test_fields_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(UsageError, match=r"elastic\.kernels is \(2, 1\) but must be epochs from 0, in order"):
         validate(shrinking(ElasticConfig(kernels=(2, 1))))
