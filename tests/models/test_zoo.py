@@ -33,6 +33,7 @@ SMALLEST = {
     name: side
     for side, names in {
         1: "resnet_tutorial wrn40_2 resnext29_8x64d mobilenet_v1 mobilenet_v2 mobilenet_v3_small efficientnet_b0 "
+        "ofa_mbv3_tiny "
         "efficientnet_lite0 shufflenet_v2_x0_5_megvii nin hardnet39ds bit_r50x1 nfnet_f0 resnet8 resnet18 "
         "resnet32_bearpaw",
         3: "legacy_seresnet50",
