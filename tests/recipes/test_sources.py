@@ -114,7 +114,10 @@ SOURCES: list[tuple[str, Axes, Numbers]] = [
         *("once_for_all", {}),
         Numbers(
             *(IMAGENET, 2048, 180, 3e-5, {0: 2.6, 90: 1.3, 180: 0.0}),
-            **{"nesterov": True, "decayed": "weights", "smoothing": 0.1, "drop_last": True},
+            nesterov=True,
+            decayed="weights",
+            smoothing=0.1,
+            drop_last=True,
         ),
     ),
     *(
@@ -122,7 +125,10 @@ SOURCES: list[tuple[str, Axes, Numbers]] = [
             *("once_for_all", {"phase": phase}),
             Numbers(
                 *(IMAGENET, 2048, 125, 3e-5, {0: rate / 32, 5: rate, 65: rate / 2, 125: 0.0}),
-                **{"nesterov": True, "decayed": "weights", "smoothing": 0.1, "drop_last": True},
+                nesterov=True,
+                decayed="weights",
+                smoothing=0.1,
+                drop_last=True,
             ),
         )
         for phase, rate in (("kernel", 0.96), ("depth_2", 0.24), ("width_2", 0.24))
