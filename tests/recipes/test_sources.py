@@ -113,7 +113,7 @@ SOURCES: list[tuple[str, Axes, Numbers]] = [
     (
         *("once_for_all", {}),
         Numbers(
-            *(IMAGENET, 2048, 180, 3e-5, {0: 2.6, 90: 1.3, 180: 0.0}),
+            *(IMAGENET, 2048, 180, 3e-5, {0.0: 2.6, 90.0: 1.3, 180.0: 0.0}),
             nesterov=True,
             decayed="weights",
             smoothing=0.1,
@@ -124,7 +124,7 @@ SOURCES: list[tuple[str, Axes, Numbers]] = [
         (
             *("once_for_all", {"phase": phase}),
             Numbers(
-                *(IMAGENET, 2048, 125, 3e-5, {0: rate / 32, 5: rate, 65: rate / 2, 125: 0.0}),
+                *(IMAGENET, 2048, 125, 3e-5, {0.0: rate / 32, 5.0: rate, 65.0: rate / 2, 125.0: 0.0}),
                 nesterov=True,
                 decayed="weights",
                 smoothing=0.1,
