@@ -13,7 +13,8 @@ Source:   Cai et al. 2020, arXiv 1908.09791, section 4.1, and mit-han-lab/once-f
           paper's. 1 % of the training images is held out for the search, about the source's 10,000.
 
 What differs: each step trains the largest and the smallest network beside the random ones (the sandwich rule), and the
-largest one of the moment teaches, instead of a frozen copy. Colours are jittered as torchvision does.
+largest one of the moment teaches, instead of a frozen copy. Colours are jittered as
+torchvision does. Images are cropped to 224 and resized to the drawn size, where the source crops to it.
 """
 
 import dataclasses

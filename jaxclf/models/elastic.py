@@ -118,19 +118,6 @@ class Setting:
         )
         return Setting(kernels, expansions, self.depths)
 
-    @classmethod
-    def at(cls, choices: Choices, places: Places) -> "Setting":
-        """Inverse of `places`."""
-        each = zip(choices, jax.device_get(places), strict=True)
-        return cls(*(tuple(allowed[place] for place in own.tolist()) for allowed, own in each))
-
-
-def smallest(choices: Choices, stages: int) -> Places:
-    """Return the setting with the smallest of all choices."""
-    blocks = stages * choices.depths[0]
-    lengths = (blocks, blocks, stages)
-    return Places(*(jnp.full(n, len(own) - 1, jnp.int32) for own, n in zip(choices, lengths, strict=True)))
-
 
 def variables_of(choices: Choices, places: Places) -> dict[str, Tree]:
     """Return the collection `setting` of a classifier: the arrays of each block under the block's name."""

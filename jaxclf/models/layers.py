@@ -34,7 +34,8 @@ def as_input(*arrays: Any, dtype: Any = None, inexact: bool = True) -> list[Any]
     (`Classifier.dtype`), and every layer above them follows; nothing else says what the type is. The signature is that
     of Linen's `promote_dtype`, so that Linen's layers take it too.
     """
-    return promote_dtype(*arrays, dtype=arrays[0].dtype if arrays[0].dtype.itemsize < 4 else dtype, inexact=inexact)
+    given = arrays[0].dtype
+    return promote_dtype(*arrays, dtype=given if given.itemsize < 4 else dtype, inexact=inexact)
 
 
 def uniform(bound: float) -> Initializer:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxclf.config import Searching, validate
+from jaxclf.data.order import Batch
 from jaxclf.errors import UsageError
 from jaxclf.models.backbones.once_for_all import OnceForAll
 from jaxclf.models.classifier import Classifier
@@ -141,8 +142,10 @@ def accuracy(setup: Setup, state: TrainState, setting: Setting, batches: int, sp
     """
     body = elastic(setup.program.model)
     given = setup.layout.whole(variables_of(body.choices, setting.places(body.choices)), training=True)
-    order, seed = setup.order, int(state.seed)
-    read = lambda step: setup.data.train_batches(dataclasses.replace(order, seed=seed), step, 1)  # noqa: E731
+
+    def read(step: int) -> Iterator[Batch]:
+        return setup.data.train_batches(setup.order, step, 1)
+
     state = recalibrated(setup, state.replace(setting=given), batches, read)
     return evaluate_split(setup, state, split).metrics["top1"]
 

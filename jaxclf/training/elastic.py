@@ -1,4 +1,4 @@
-"""Progressive shrinking of elastic networks: the settings that a step trains, and the sorting of channels between.
+"""Progressive shrinking of elastic networks: the settings and the size of images that a step trains. Pure.
 
 Sources: Cai et al. 2020 (arXiv 1908.09791), whose code at f03b267 adds up the gradients of its random settings; Yu and
 Huang 2019 (arXiv 1903.05134) for the sandwich rule, largest, smallest and random ones, and for teaching by the largest
@@ -14,10 +14,11 @@ from jaxtyping import Array, Int
 
 from jaxclf.config import Config, ElasticConfig
 from jaxclf.errors import UsageError
+from jaxclf.models.backbone import Backbone
 from jaxclf.models.backbones import OWN
 from jaxclf.models.backbones.once_for_all import OnceForAll
 from jaxclf.models.classifier import Classifier
-from jaxclf.models.elastic import AXES, Places, sort_channels, variables_of
+from jaxclf.models.elastic import AXES, Places, variables_of
 
 SIZE_STREAM = 3
 """Word of numpy's seeds that keeps the draws of sizes apart from order and examples (data/order.py)."""
@@ -26,15 +27,15 @@ SIZE_STREAM = 3
 def check(config: Config, model: Classifier) -> None:
     """Raise `UsageError` where a config trains settings that its network does not have."""
     given, body = config.elastic, model.backbone
-    if given == ElasticConfig(random=given.random, distil=given.distil):
+    if given.start is None:
         return
-    if given.start is not None and not (isinstance(body, OnceForAll) and body.elastic):
+    if not (isinstance(body, OnceForAll) and body.elastic):
         able = ", ".join(name for name, one in OWN.items() if one.module is OnceForAll)
         raise UsageError(
             f"elastic asks for smaller settings, but model.backbone {config.model.backbone} has none; elastic are "
             f"{able}, without model.kernels, model.expansions and model.depths"
         )
-    for axis in AXES if isinstance(body, OnceForAll) else ():
+    for axis in AXES:
         starts, choices = getattr(given, axis), getattr(body.choices, axis)
         if len(starts) >= len(choices):
             raise UsageError(
@@ -45,27 +46,11 @@ def check(config: Config, model: Classifier) -> None:
             raise UsageError(f"elastic.{axis} has epoch {late[0]}, but run.epochs is {config.run.epochs}")
 
 
-def shrunk(setup: Any, state: Any, step: int) -> Any:
-    """Return the state with the channels of its blocks sorted, where smaller expansions begin; else as it is.
-
-    Parameters, statistics, moving averages and the optimiser's state are sorted alike, by the parameters alone, so a
-    run that goes on from there does the same again. Those that smaller settings use already stay before the others.
-    """
-    per_epoch, starts = setup.program.timeline.steps_per_epoch, setup.config.elastic.expansions
-    if step % per_epoch or (epoch := step // per_epoch) not in starts:
-        return state
-    before = sum(start < epoch for start in starts)
-    widths = setup.program.model.backbone.widths()
-    cuts = {block: own[1 : 1 + before] for block, own in widths.items()}
-    sort = jax.jit(lambda one: sort_channels(one.params["backbone"], one, cuts), donate_argnums=0)
-    return setup.layout.whole(sort(state), training=True)
-
-
-def settings(program: Any, key: jax.Array, epoch: Int[Array, ""]) -> list[Any]:
+def settings(given: ElasticConfig, body: Backbone, key: jax.Array, epoch: Int[Array, ""]) -> list[Any]:
     """Return the smaller settings of a step, as the collection `setting`: the smallest so far and the random ones."""
-    given, body = program.elastic, program.model.backbone
     if given.start is None:
         return []
+    assert isinstance(body, OnceForAll)
     reached = [(epoch >= jnp.asarray(getattr(given, axis), jnp.int32)).sum(dtype=jnp.int32) for axis in AXES]
     blocks, stages = len(body.setting.kernels), len(body.setting.depths)
     least = Places(*(jnp.full(n, place, jnp.int32) for place, n in zip(reached, (blocks, blocks, stages), strict=True)))

@@ -18,20 +18,20 @@ from jaxclf.devices.preemption import Requests
 from jaxclf.errors import Stopped, one_line
 from jaxclf.training.assignment import assigned
 from jaxclf.training.checkpoint import Checkpoints
-from jaxclf.training.elastic import shrunk
 from jaxclf.training.parallel import train_steps
 from jaxclf.training.recovery import Diverged
 from jaxclf.training.run import Run, opened
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
 from jaxclf.training.sinks import require_sinks
-from jaxclf.training.step import TrainState
+from jaxclf.training.sorting import sorted_for
+from jaxclf.training.step import Program, TrainState
 from jaxclf.training.weights import with_preprocessing
 
 A_HEARTBEAT = Watching()
 """A run is watched by its heartbeat alone."""
-Advance = Callable[[TrainState, Batch, int], TrainState]
-"""Takes the steps of a dispatch, the first of them given; the state given is consumed."""
+Advance = Callable[[Program, TrainState, Batch], TrainState]
+"""Takes the steps of a dispatch; the state given is consumed."""
 
 
 def train(
@@ -83,8 +83,8 @@ def train(
 def _train_run(run: Run, state: TrainState, requests: Requests) -> TrainState:
     """Return the state after the last step; after divergence the run goes back as often as it may."""
 
-    def advance(state: TrainState, batch: Batch, step: int) -> TrainState:
-        return train_steps(run.setup.program_of(step), state, batch.images, batch.labels, batch.rows, batch.examples)
+    def advance(program: Program, state: TrainState, batch: Batch) -> TrainState:
+        return train_steps(program, state, batch.images, batch.labels, batch.rows, batch.examples)
 
     if not run.setup.total_steps:
         return run.untrained(state)
@@ -119,12 +119,12 @@ class Loop:
         """Train what `run` reads by `advance`, and stop when `requests` or another process asks for it."""
         self._run, self._advance, self._requests = run, advance, requests
         self._votes = Votes(run.setup.layout)
-        self._compiled: set[tuple[int, int]] = set()  # steps and images of dispatches
+        self._compiled: set[tuple[Program, int, int]] = set()  # programs, steps and images of dispatches
 
     def train(self, state: TrainState) -> TrainState:
         """Return the state after the last step; raises `Diverged`, and `Stopped` when asked to stop."""
         while (step := steps_done(state)) < self._run.setup.total_steps:
-            state = shrunk(self._run.setup, assigned(self._run.setup, state, step), step)
+            state = sorted_for(self._run.setup, assigned(self._run.setup, state, step), step)
             state = self._run.finish_epoch(self._train_epoch(state, step))
         return state
 
@@ -135,12 +135,13 @@ class Loop:
         batches = run.batches(state.seed, step, ahead.drain)
         run.resume()
         for batch in batches:
-            new = (batch.steps, batch.size) not in self._compiled  # it may compile
+            program = setup.program_of(step)
+            new = (dispatch := (program, batch.steps, batch.size)) not in self._compiled  # it may compile
             with ahead.clocks_stopped("compilation") if new else contextlib.nullcontext():
-                state = self._advance(state, batch, step)
+                state = self._advance(program, state, batch)
                 ahead.add(state, batch)
                 ahead.drain(keep=0 if new else setup.layout.ahead)
-            self._compiled.add((batch.steps, batch.size))
+            self._compiled.add(dispatch)
             step += batch.steps
             if ahead.diverged:
                 run.check(state.bad_step)

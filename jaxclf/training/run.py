@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.config import Watching
@@ -244,4 +245,6 @@ def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) ->
     for sentence in sentences if not quiet else ():
         print(f"{file}: {sentence}")
     variables = setup.layout.whole(jax.tree.map(np.asarray, variables), training=True)
-    return state.replace(**{name: variables.get(name, {}) for name in COLLECTIONS})
+    # Donated: no two may share memory.
+    average = {name: jax.tree.map(jnp.copy, variables.get(name, {})) for name in state.average}
+    return state.replace(**{name: variables.get(name, {}) for name in COLLECTIONS}, average=average)

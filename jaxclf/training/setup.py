@@ -225,9 +225,9 @@ def _check_parts(
 
 def _warn_of_cold_average(optim: OptimConfig, steps: int) -> None:
     """Warn of a moving average that still holds much of the initial parameters at the end."""
-    if optim.ema is None or optim.ema_warmup:
-        return
     updates = steps // optim.ema_every
+    if optim.ema is None or optim.ema_warmup or not updates:
+        return
     if (left := optim.ema**updates) > COLD:
         warn(
             f"optim.ema {optim.ema:g} over {updates:,} updates keeps {left:.0%} of the initial parameters in what is "

@@ -30,7 +30,7 @@ from jaxclf.training.parallel import stacked_steps, train_steps
 from jaxclf.training.run import Run, opened
 from jaxclf.training.run_directory import Result, RunDirectory
 from jaxclf.training.setup import Setup, set_up
-from jaxclf.training.step import TrainState
+from jaxclf.training.step import Program, TrainState
 
 TIMED = 5
 """Dispatches of one run by itself that are timed."""
@@ -134,9 +134,9 @@ class Stack:
             rows = np.stack([batch.rows for batch in batches])
             yield batches[0]._replace(images=shown[0], labels=shown[1], rows=rows, examples=None)
 
-    def advance(self, state: TrainState, batch: Batch, step: int) -> TrainState:
+    def advance(self, program: Program, state: TrainState, batch: Batch) -> TrainState:
         """Take the steps of a dispatch in every run; the state given is consumed."""
-        return stacked_steps(self.setup.program_of(step), state, batch.images, batch.labels, batch.rows)
+        return stacked_steps(program, state, batch.images, batch.labels, batch.rows)
 
     def resume(self) -> None:
         """Let the clocks of all runs run."""

@@ -52,7 +52,7 @@ class Program:
     elastic: ElasticConfig = PLAIN_ELASTIC
     """The smaller settings of an elastic network that steps train; without any after `phase` where there are none."""
     image_size: int | None = None
-    """Side that the network's images are resized to, bilinear; None: they stay as they are."""
+    """Side that training images are resized to, bilinear; None: they stay as they are."""
     max_loss: float | None = None
     """RunConfig.max_loss; the section's other fields, the seed among them, change no step."""
     spread: Spread = ALONE
@@ -178,7 +178,8 @@ def train_step(
     moves does so once a step, by sums over the whole batch.
     """
     key = jax.random.key(state.seed)
-    epoch_key = jax.random.fold_in(key, state.step // program.timeline.steps_per_epoch)
+    epoch = state.step // program.timeline.steps_per_epoch
+    epoch_key = jax.random.fold_in(key, epoch)
     mixing, dropout = (
         program.spread.own(jax.random.fold_in(jax.random.fold_in(key, stream), state.step))
         for stream in (MIXING_STREAM, DROPOUT_STREAM)
@@ -190,10 +191,10 @@ def train_step(
     batch = augment(program.augment, images, indices, epoch_key, program.mean, program.std, examples=examples)
     batch, hard = program.spread.split(batch), labels if indices is None else labels[indices]
     batch, targets = mix(program.augment, batch, jax.nn.one_hot(hard, program.model.head.num_classes), mixing)
-    batch = _resized(program, batch)
-    settings = elastic.settings(
-        program, jax.random.fold_in(jax.random.fold_in(key, SETTING_STREAM), state.step), state.step
-    )
+    if (side := program.image_size) is not None:
+        batch = jax.image.resize(batch, (len(batch), side, side, batch.shape[-1]), "bilinear")
+    drawn = jax.random.fold_in(jax.random.fold_in(key, SETTING_STREAM), state.step)
+    settings = elastic.settings(program.elastic, program.model.backbone, drawn, epoch)
     grads, batch_stats, report = _gradients(program, state.variables, batch, targets, dropout, settings)
     grads, batch_stats = program.spread.mean(grads), program.spread.statistics(batch_stats)
     updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
@@ -403,14 +404,7 @@ def _eval_batch(
         indices = program.spread.split(indices)
         images, labels = images[indices], labels[indices]
     shown = views(program.augment, images)  # [v b h w c]
-    return _resized(program, normalise(shown.reshape(-1, *shown.shape[2:]), program.mean, program.std)), labels
-
-
-def _resized(program: Program, images: Float[Array, "n h w c"]) -> Float[Array, "n i j c"]:
-    """Return images of the program's size."""
-    if (side := program.image_size) is None or images.shape[1:3] == (side, side):
-        return images
-    return jax.image.resize(images, (len(images), side, side, images.shape[-1]), "bilinear")
+    return normalise(shown.reshape(-1, *shown.shape[2:]), program.mean, program.std), labels
 
 
 def _over_views(values: Float[Array, "vb k"], count: int) -> Float[Array, "b k"]:

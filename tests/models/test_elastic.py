@@ -16,7 +16,7 @@ from jaxclf.models.backbones import create_backbone
 from jaxclf.models.backbones.once_for_all import OnceForAll
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.count import count
-from jaxclf.models.elastic import Choices, Setting, smallest, sort_channels, variables_of
+from jaxclf.models.elastic import Choices, Setting, sort_channels, variables_of
 from jaxclf.models.torch_weights import load_torch
 from jaxclf.training import weights
 from jaxclf.training.weights import WeightRecord, Weights
@@ -178,11 +178,10 @@ def test_an_unknown_setting_is_refused_with_what_there_is(options: Any, message:
         tiny(**options)
 
 
-def test_settings_and_their_arrays_are_one() -> None:
-    choices = Choices()
-    setting = Setting.of(choices, 5, kernels=[3, 5, 7, 7] * 5, expansions=[6, 4, 3, 3] * 5, depths=[2, 3, 4, 4, 2])
-    assert Setting.at(choices, setting.places(choices)) == setting
-    assert Setting.at(choices, smallest(choices, 5)) == Setting((3,) * 20, (3,) * 20, (2,) * 5)
+def test_a_setting_in_arrays_is_places_in_the_choices() -> None:
+    setting = Setting.of(Choices(), 2, kernels=[3, 5, 7, 7] * 2, expansions=[6, 4, 3, 3] * 2, depths=[2, 4])
+    assert [own.tolist() for own in setting.places(Choices())] == [[2, 1, 0, 0] * 2, [0, 1, 2, 2] * 2, [2, 0]]
+    assert setting.blocks() == [0, 1, 4, 5, 6, 7]
 
 
 def test_other_backbones_have_no_settings() -> None:

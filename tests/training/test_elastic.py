@@ -20,6 +20,7 @@ from jaxclf.training.loop import train
 from jaxclf.training.parallel import train_steps
 from jaxclf.training.run_directory import RunDirectory
 from jaxclf.training.setup import set_up
+from jaxclf.training.sorting import sorted_for
 from jaxclf.training.stack import check_stack
 from jaxclf.training.step import apply_model
 from tests.tiers import quick
@@ -46,7 +47,10 @@ def places(settings: list[Any]) -> np.ndarray:
 )
 def test_a_step_trains_the_smallest_setting_so_far_and_random_ones_in_between(epoch: int, least: list[int]) -> None:
     program = set_up(shrinking(dataclasses.replace(SHRINKING, random=40))).program
-    draw = [places(elastic.settings(program, jax.random.key(key), jnp.int32(epoch))) for key in (7, 7, 8)]
+    draw = [
+        places(elastic.settings(program.elastic, program.model.backbone, jax.random.key(key), jnp.int32(epoch)))
+        for key in (7, 7, 8)
+    ]
     np.testing.assert_array_equal(draw[0], draw[1])
     assert (draw[0] != draw[2]).any()
     assert draw[0][0].ravel().tolist() == least
@@ -80,11 +84,12 @@ def test_a_step_adds_the_gradients_of_the_settings_which_the_largest_teaches() -
     given = dataclasses.replace(given, augment=dataclasses.replace(given.augment, pad=0))
     setup = set_up(given)
     program, state = setup.program, setup.init_state()
+    state = state.replace(step=state.step + 5)  # of the first epoch: kernels shrink, depths and expansions do not yet
     program = dataclasses.replace(program, model=program.model.clone(dropout=0.0))
     images, labels = setup.data.examples("train", np.arange(16, dtype=np.int32))
     rows = jnp.arange(16, dtype=jnp.int32)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 2**32 - 3), 0)
-    drawn = elastic.settings(program, key, jnp.int32(0))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), 2**32 - 3), 5)
+    drawn = elastic.settings(program.elastic, program.model.backbone, key, jnp.int32(0))
     mean, std = (np.array(one, np.float32) for one in (program.mean, program.std))
     batch = jnp.asarray((images / np.float32(255) - mean) / std)
 
@@ -163,9 +168,9 @@ def test_sorting_moves_parameters_statistics_and_momentum_alike() -> None:
     )
     state = state.replace(params=drawn, opt_state=with_momentum(state.opt_state, jax.tree.map(jnp.copy, drawn)))
     before = jax.tree.map(np.asarray, drawn)
-    same = elastic.shrunk(setup, state, PER_EPOCH)
+    same = sorted_for(setup, state, PER_EPOCH)
     assert same is state
-    after = elastic.shrunk(setup, state, 2 * PER_EPOCH)
+    after = sorted_for(setup, state, 2 * PER_EPOCH)
     jax.tree.map(np.testing.assert_array_equal, momentum(after.opt_state), after.params)
     kernel = after.params["backbone"]["blocks_1"]["conv"]["point_linear"]["conv"]["conv"]["kernel"]
     old = before["backbone"]["blocks_1"]["conv"]["point_linear"]["conv"]["conv"]["kernel"]

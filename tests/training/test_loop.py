@@ -303,3 +303,14 @@ def test_changed_exact_matrix_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         ):
             attempt(given, tmp_path)
     assert not (tmp_path / "damaged_checkpoints").exists()  # the checkpoint is not at fault
+
+
+def test_a_moving_average_starts_from_the_weights_that_a_run_starts_from(
+    finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """Without a step it is them, so what is evaluated are the weights; it was the initial draw."""
+    workdir, result = finished
+    given = config(model={"weights": str(workdir)}, epochs=0)
+    given = dataclasses.replace(given, optim=dataclasses.replace(given.optim, ema=0.9))
+    started = train(given, tmp_path / "started", quiet=True)
+    assert (started.top1, started.loss) == (result.top1, result.loss)
