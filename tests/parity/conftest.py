@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.input_pipeline import import_torchvision
 
-collect_ignore = ["torch_twin.py", "pairs.py"]
+collect_ignore = ["torch_twin.py", "pairs.py", "zoo_twins.py"]
 """Modules without tests, which pytest would import for their doctests, with PyTorch or without."""
 
 
