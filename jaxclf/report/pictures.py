@@ -266,7 +266,7 @@ def draw_curves(
     if not curves:
         return None
     figure = canvas(width, height)
-    axes = axes_at(figure, 44, 12, width - 58, height - 56)
+    axes = axes_at(figure, 54, 12, width - 68, height - 56)
     for label, (epochs, errors) in curves.items():
         paint, mean = COLOURS[colours[label]], errors.mean(axis=0)
         dashes = (None, None) if list(curves).index(label) < 7 else (4, 2)

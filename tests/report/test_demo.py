@@ -15,6 +15,7 @@ from jaxclf.cli.main import main
 from jaxclf.cli.recipe import load
 from jaxclf.data.datasets import Images, ResidentTfds
 from jaxclf.report import tables
+from jaxclf.report.experiment import Record, summarise
 
 ROOT = Path(__file__).parents[2]
 HEADS = ("learned", "orthogonal", "hadamard", "identity")
@@ -69,6 +70,20 @@ def test_readme_says_what_the_committed_hundred_classes_do() -> None:
         top1 = [record["top1"] for record in records if record["label"] == row.label]
         assert f"| {row.label} | {statistics.fmean(top1):.2f} ± {statistics.stdev(top1):.2f} |" in readme
         assert max(top1) <= 64 or row.label != "hadamard"  # as many classes as distinct rows, each of 40 test images
+
+
+def test_readme_says_what_the_committed_settings_of_once_for_all_do() -> None:
+    table = load(ROOT / "experiments" / "once_for_all.py", "get_table")()
+    summaries = summarise(table, [Record(**record) for record in committed("once_for_all.jsonl")])
+    assert all(summary.ours.n == 3 for summary in summaries)
+    gaps = [summary.gap for summary in summaries if summary.row.of]
+    apart = [gap.mean for gap in gaps if gap is not None and not gap.inside_noise]
+    means = [gap.mean for gap in gaps if gap is not None]
+    said = f"{max(means):.2f} points\nabove and {-min(means):.2f} points below"
+    readme = (ROOT / "README.md").read_text()
+    assert said in readme
+    assert f"{len(apart)} of the {len(means)} gaps are told apart from none, all of them losses" in readme
+    assert max(apart) < 0
 
 
 @pytest.fixture(scope="module")
