@@ -219,13 +219,19 @@ def _beside(whole: Classifier, images: jax.ShapeDtypeStruct, flat: Flat) -> Flat
 
 
 def equations(jaxpr: Any, outer: tuple[str, ...] = ()) -> Iterator[tuple[Any, str]]:
-    """Yield every equation, those of inner functions too, with the path of the module that it stands in."""
+    """Yield every equation, those of inner functions too, with the path of the module that it stands in.
+
+    Of a function that platforms compile differently (fast_layers.py) these are the equations that define it.
+    """
     for eqn in jaxpr.eqns:
         scope = (*outer, *str(eqn.source_info.name_stack).split("/"))
         # Flax names scopes after modules, "head.add_bias" after a method; the first is the classifier's own.
         yield eqn, "/".join([name for name in scope if name and "." not in name][1:])
         if eqn.params.get("name") not in ACTIVATIONS:  # one part, whatever is inside
-            for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            params = eqn.params
+            if params.get("branches_platforms"):
+                params = {"default": params["branches"][-1]}
+            for value in jax.tree.leaves(list(params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
                 if hasattr(value, "eqns"):
                     yield from equations(getattr(value, "jaxpr", value), scope)
 

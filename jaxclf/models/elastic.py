@@ -18,7 +18,8 @@ from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxclf.errors import UsageError
-from jaxclf.models.layers import as_input, depthwise, he_uniform
+from jaxclf.models.fast_layers import convolution
+from jaxclf.models.layers import as_input, he_uniform
 from jaxclf.models.mbconv import divisible
 
 Tree = Any
@@ -174,7 +175,7 @@ class ElasticDepthwise(nn.Module):
         x, kernel = as_input(x, kernel)
         padding, layout = [(side // 2, side // 2)] * 2, ("NHWC", "HWIO", "NHWC")
         strides = (self.stride, self.stride)
-        return depthwise(x, kernel, strides, padding, dimension_numbers=layout, feature_group_count=x.shape[-1])
+        return convolution(x, kernel, strides, padding, dimension_numbers=layout, feature_group_count=x.shape[-1])
 
 
 class Kernel(nn.Module):

@@ -4,7 +4,6 @@ Convolution kernels are Flax's HWIO under the name `kernel`; everything else is 
 joined path is a PyTorch key (torch_weights.py).
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float
 
 from jaxclf.errors import UsageError
+from jaxclf.models import fast_layers
 from jaxclf.models.matrices import matrix
 
 Initializer = Callable[..., Any]
@@ -96,49 +96,12 @@ def conv(
         padding=[(padding, padding)] * 2 if isinstance(padding, int) else padding,
         kernel_dilation=dilation,
         feature_group_count=groups,
-        conv_general_dilated=depthwise if groups == features > 1 and dilation == 1 else None,
+        conv_general_dilated=fast_layers.convolution,
         use_bias=bias,
         kernel_init=init,
         bias_init=uniform(fan_in**-0.5) if bias else nn.initializers.zeros,
         name=name,
     )
-
-
-def depthwise(
-    x: Float[Array, "n h w c"],
-    kernel: Float[Array, "k l m d"],
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    **options: Any,
-) -> Float[Array, "n i j d"]:
-    """Return lax.conv_general_dilated in as many groups as there are filters, d = c / m, with Flax's arguments for it.
-
-    With one channel in a group, it is compiled for CPUs as a sum of k * l shifted products, for XLA's own depthwise
-    convolutions take several times as long there. Other platforms compile the convolution.
-    """
-
-    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-
-    # Computed again in the backward pass, so that this stores what the convolution does: its two arguments.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        wide = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
-        padded = jnp.pad(x.astype(wide), [(0, 0), *padding, (0, 0)])
-        taps = kernel.astype(wide).reshape(*kernel.shape[:2], 1, 1, 1, -1)
-        rows, columns = (
-            range(0, size - length + 1, stride)
-            for size, length, stride in zip(padded.shape[1:3], kernel.shape[:2], strides, strict=True)
-        )
-        products = [
-            padded[:, i : i + rows[-1] + 1 : strides[0], j : j + columns[-1] + 1 : strides[1]] * taps[i, j]
-            for i, j in np.ndindex(*kernel.shape[:2])
-        ]
-        return functools.reduce(jnp.add, products).astype(x.dtype)
-
-    if kernel.shape[2] != 1:
-        return convolution(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=convolution)
 
 
 class StandardisedConv(nn.Module):
@@ -172,14 +135,10 @@ class StandardisedConv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).reshape(1, 1, 1, -1)
             kernel *= (gain * (self.scale * math.prod(shape[:3]) ** -0.5)).reshape(1, 1, 1, -1)
         x, kernel, bias = as_input(x, kernel, bias)
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            [(self.padding, self.padding)] * 2 if isinstance(self.padding, int) else self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        sides = [(self.padding, self.padding)] * 2 if isinstance(self.padding, int) else self.padding
+        layout = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+        options: Any = {"dimension_numbers": layout, "feature_group_count": self.groups}
+        y = fast_layers.convolution(x, kernel, (self.stride, self.stride), sides, **options)
         return y if bias is None else y + bias
 
 
@@ -208,25 +167,22 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "running_mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "running_var", jnp.ones, shape)
-        wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
-        if train:
-            mean = wide.mean((0, 1, 2))
-            var = jnp.square(wide - mean.reshape(1, 1, 1, -1)).mean((0, 1, 2))
-            if not self.is_initializing():
-                count = x.size // x.shape[-1]
-                if count < 2:
-                    raise ValueError(f"BatchNorm in training needs more than one value per channel; got {x.shape}")
-                unbiased = var * (count / (count - 1))
-                moments = (("running_mean", running_mean, mean), ("running_var", running_var, unbiased))
-                for name, running, moment in moments:
-                    new = running.value + self.momentum * (moment - running.value)
-                    running.value = new if kept is None else jnp.where(kept, new, running.value)
-                    self.sow("batch_moments", name, moment, init_fn=lambda: jnp.zeros(shape), reduce_fn=jnp.add)
-        else:
-            mean, var = running_mean.value, running_var.value
-        scale = jax.lax.rsqrt(var + self.eps) * weight
-        mean, scale, bias = (value.reshape(1, 1, 1, -1) for value in (mean, scale, bias))
-        return ((wide - mean) * scale + bias).astype(x.dtype)
+        if not train:
+            scale = jax.lax.rsqrt(running_var.value + self.eps) * weight
+            center, scale, bias = (one.reshape(1, 1, 1, -1) for one in (running_mean.value, scale, bias))
+            return ((fast_layers.wide(x) - center) * scale + bias).astype(x.dtype)
+        y, mean, var = fast_layers.batch_norm(x, weight, bias, self.eps)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            if count < 2:
+                raise ValueError(f"BatchNorm in training needs more than one value per channel; got {x.shape}")
+            unbiased = var * (count / (count - 1))
+            moments = (("running_mean", running_mean, mean), ("running_var", running_var, unbiased))
+            for name, running, moment in moments:
+                new = running.value + self.momentum * (moment - running.value)
+                running.value = new if kept is None else jnp.where(kept, new, running.value)
+                self.sow("batch_moments", name, moment, init_fn=lambda: jnp.zeros(shape), reduce_fn=jnp.add)
+        return y
 
 
 class GroupNorm(nn.Module):
@@ -242,7 +198,7 @@ class GroupNorm(nn.Module):
         check_groups(f"GroupNorm {self.name}", self.groups, c)
         weight = self.param("weight", nn.initializers.ones, (c,)).reshape(1, 1, 1, c)
         bias = self.param("bias", nn.initializers.zeros, (c,)).reshape(1, 1, 1, c)
-        wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+        wide = fast_layers.wide(x)
         grouped = wide.reshape(n, h, w, self.groups, c // self.groups)
         mean = grouped.mean((1, 2, 4), keepdims=True)
         var = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
@@ -292,7 +248,7 @@ def local_response_norm(
     Channels that do not exist count as zeros. Source: Krizhevsky et al. 2012, section 3.3.
     """
     window, sides = (1, 1, 1, size), [(0, 0)] * 3 + [(size // 2, (size - 1) // 2)]
-    wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    wide = fast_layers.wide(x)
     sums = jax.lax.reduce_window(jnp.square(wide), np.zeros((), wide.dtype), jax.lax.add, window, (1,) * 4, sides)
     return (wide * (k + alpha / size * sums) ** -beta).astype(x.dtype)
 
@@ -302,8 +258,8 @@ def max_pool(
 ) -> Float[Array, "n i j c"]:
     """Torch's MaxPool2d(window, stride, padding, ceil_mode=ceil); the stride is the window unless given."""
     stride = stride or window
-    sides: Any = [_sides(size, window, stride, padding, ceil) for size in x.shape[1:3]]
-    return nn.max_pool(x, (window, window), (stride, stride), sides)
+    height, width = (_sides(size, window, stride, padding, ceil) for size in x.shape[1:3])
+    return fast_layers.max_pool(x, window, stride, (height, width))
 
 
 def avg_pool(

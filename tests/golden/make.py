@@ -22,6 +22,10 @@ IMAGENET = (
     "efficientnet_lite0_mlill",
 )
 THESIS_RESNET18 = (
+    "th_rn18_orthogonal_fc_1000",
+    "th_rn18_512_orthogonal_fc",
+    "th_rn18_256_orthogonal_fc",
+    "th_rn18_512_hadamard_scratch",
     "th_rn18_512_scratch",
     "th_rn18_512_id_scratch",
     "th_rn18_3x3clsf",

@@ -1,7 +1,6 @@
 """Layers of the backbones against what they stand for in JAX."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,82 +15,9 @@ from jaxclf.models.backbones.resnet import ResNet
 from jaxclf.models.backbones.resnext_cifar import CifarResNeXt
 from jaxclf.models.backbones.shufflenet_v2 import ShuffleNetV2, channel_shuffle
 from jaxclf.models.classifier import create_model
-from jaxclf.models.layers import GroupNorm, StandardisedConv, conv, depthwise
+from jaxclf.models.layers import GroupNorm, StandardisedConv, conv
 from tests.models.drawn import drawn
-from tests.tiers import quick
 from tests.training.runs import TINY
-
-FLAX: dict[str, Any] = {
-    "lhs_dilation": (1, 1),
-    "rhs_dilation": (1, 1),
-    "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
-    "precision": None,
-}
-"""Arguments that Flax's Conv gives to the function that convolves for it."""
-
-
-def answer(convolve: Any, x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any) -> Any:
-    """Return a convolution, and its gradients with a cotangent that differs everywhere."""
-    y, pull = jax.vjp(
-        lambda x, kernel: convolve(x, kernel, strides, padding, feature_group_count=x.shape[-1], **FLAX), x, kernel
-    )
-    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).astype(y.dtype).reshape(y.shape))
-
-
-@pytest.mark.parametrize(
-    ("size", "taps", "strides", "padding"),
-    quick(
-        [
-            ((8, 8), (3, 3), (1, 1), [(1, 1), (1, 1)]),
-            ((9, 8), (3, 3), (2, 2), [(1, 1), (1, 1)]),
-            ((9, 8), (5, 5), (2, 2), [(1, 2), (2, 1)]),
-            ((7, 11), (3, 5), (3, 1), [(0, 0), (2, 0)]),
-            ((1, 1), (3, 3), (1, 1), [(1, 1), (1, 1)]),
-        ],
-        ((9, 8), (5, 5), (2, 2), [(1, 2), (2, 1)]),
-    ),
-)
-def test_a_depthwise_convolution_is_xlas_with_its_gradients(
-    size: tuple[int, int], taps: tuple[int, int], strides: tuple[int, int], padding: list[tuple[int, int]]
-) -> None:
-    rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
-        x, kernel = jnp.asarray(rng.normal(size=(2, *size, 6))), jnp.asarray(rng.normal(size=(*taps, 1, 6)))
-        found = jax.jit(lambda x, kernel: answer(depthwise, x, kernel, strides, padding))(x, kernel)
-        expected = answer(jax.lax.conv_general_dilated, x, kernel, strides, padding)
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == np.float64
-        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
-
-
-def test_filters_that_see_two_channels_each_are_no_depthwise_convolution() -> None:
-    rng = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 8, 8, 6), (3, 3, 2, 3)))
-    found, expected = (
-        convolve(x, kernel, (1, 1), [(1, 1), (1, 1)], feature_group_count=3, **FLAX)
-        for convolve in (depthwise, jax.lax.conv_general_dilated)
-    )
-    assert np.array_equal(found, expected)
-
-
-def test_a_depthwise_convolution_sums_bfloat16_in_float32() -> None:
-    rng = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((2, 8, 8, 6), (3, 3, 1, 6)))
-    padding = [(1, 1), (1, 1)]
-    found = depthwise(x, kernel, (1, 1), padding, feature_group_count=6, **FLAX)
-    exact = depthwise(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), padding, feature_group_count=6, **FLAX)
-    assert found.dtype == jnp.bfloat16
-    assert np.array_equal(found, exact.astype(jnp.bfloat16))
-
-
-@pytest.mark.parametrize(("platform", "convolutions"), [("cuda", 3), ("rocm", 3), ("tpu", 3), ("cpu", 0)])
-def test_only_a_cpu_computes_a_depthwise_convolution_as_shifted_products(platform: str, convolutions: int) -> None:
-    """The passes elsewhere are three convolutions, with nothing sliced."""
-    arguments = (jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 1, 6)))
-    step = jax.jit(lambda x, kernel: answer(depthwise, x, kernel, (1, 1), [(1, 1), (1, 1)]))
-    program = step.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
-    assert program.count("stablehlo.convolution") == convolutions
-    assert ("stablehlo.slice" in program) == (platform == "cpu")
 
 
 def test_frozen_statistics_are_used_in_training_and_left() -> None:

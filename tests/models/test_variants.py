@@ -14,7 +14,9 @@ from flax import traverse_util
 from jaxclf.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
+from jaxclf.models.count import count
 from jaxclf.models.initialisation import initialise
+from jaxclf.models.matrices import matrix
 from jaxclf.models.torch_weights import load_torch
 from jaxclf.training.schedules import Timeline
 from jaxclf.training.step import Program, init_state, train_step
@@ -31,6 +33,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
         **{"pool": "attention", "pool_units": 32},
     },
 }
+FIXED: dict[str, dict[str, Any]] = {
+    "th_rn18_orthogonal_fc_1000": {"num_classes": 1000, "head": "orthogonal"},
+    "th_rn18_512_orthogonal_fc": {"num_classes": 512, "head": "orthogonal"},
+    "th_rn18_256_orthogonal_fc": {"num_classes": 256, "head": "orthogonal"},
+    "th_rn18_512_hadamard_scratch": {"num_classes": 512, "head": "hadamard"},
+}
+"""Those of which the reference has no answers: its matrices are drawn."""
 PARAMETERS = [11_439_168, 11_176_512, 13_425_192, 15_785_512, 13_457_257]
 
 UNCHANGED = (AugmentConfig(pad=0, flip=False), (0.5,) * 3, (0.25,) * 3)
@@ -64,6 +73,19 @@ def test_the_thesiss_resnet18_have_their_parameters_and_answer_as_the_reference(
     assert (np.abs(logits.mean(1) - answer["mean"]) < 1e-4 * spread).all()
     assert (np.abs(logits.std(1) - spread) < 1e-4 * spread).all()
     assert logits.argmax(1).tolist() == answer["argmax"]
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_the_thesiss_resnet18_with_fixed_heads_have_their_parameters_and_operations(name: str) -> None:
+    record = json.loads((Path(__file__).parents[1] / "golden" / "thesis_resnet18.json").read_text())[name]
+    model = create_model("resnet18", **FIXED[name])
+    given = {our_key(key): np.broadcast_to(np.float32(0), shape) for key, shape in record["state_dict"]}
+    if "fc.weight" in given:
+        given["fc.weight"] = matrix("orthogonal", *given["fc.weight"].shape, 0).astype(np.float32)
+    variables = load_torch(model, given)  # which demands that keys and shapes are the reference's
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == record["params_trainable"]
+    counted = count(model, (224, 224, 3))
+    assert (counted.total("trainable"), counted.total("macs")) == (record["params_trainable"], record["macs"])
 
 
 @pytest.mark.slow
