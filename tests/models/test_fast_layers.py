@@ -206,6 +206,23 @@ def test_where_a_pools_gradient_is_gathered(platform: str, scatters: int) -> Non
     assert sum("select_and_scatter" in line for line in lines) == scatters
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_stored_is_the_array_whatever_lies_beside(value: float, dtype: Any) -> None:
+    with jax.enable_x64(True):
+        x = jnp.arange(6, dtype=dtype)
+        assert np.array_equal(jax.jit(fast_layers.stored)(x, jnp.full(2, value, dtype)), x)
+
+
+@pytest.mark.parametrize(("platform", "times"), [("cpu", 1), ("cuda", 0), ("tpu", 0)])
+def test_only_a_cpu_stores_a_batchs_gradient(platform: str, times: int) -> None:
+    def step(*given: jax.Array) -> tuple[jax.Array, ...]:
+        return with_gradients(lambda *one: fast_layers.batch_norm(*one, 1e-5)[0], *given)
+
+    lines = lowered(step, platform, jnp.ones((2, 3, 3, 4)), jnp.ones(4), jnp.ones(4))
+    assert sum("stablehlo.popcnt" in line for line in lines) == times
+
+
 POOLS = [(3, 2, 1, (9, 10)), (2, 2, 0, (8, 8)), (3, 1, 1, (9, 9)), (3, 2, 0, (11, 12)), (2, 3, 0, (11, 12))]
 
 
