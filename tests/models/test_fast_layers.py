@@ -22,7 +22,7 @@ FLAX: dict[str, Any] = {
 """Arguments that Flax's Conv gives to the function that convolves for it."""
 
 
-def with_gradients(function: Callable[..., jax.Array], *given: jax.Array) -> tuple[jax.Array, ...]:
+def with_gradients(function: Callable[..., Any], *given: Any) -> tuple[Any, ...]:
     """Return what a function gives, and its gradients with a cotangent that differs everywhere."""
     y, pull = jax.vjp(function, *given)
     return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).astype(y.dtype).reshape(y.shape))
@@ -36,7 +36,7 @@ def answer(convolve: Any, x: jax.Array, kernel: jax.Array, strides: Sequence[int
     )
 
 
-def assert_equal(found: Sequence[jax.Array], expected: Sequence[jax.Array]) -> None:
+def assert_equal(found: Sequence[Any], expected: Sequence[Any]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == np.float64
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-11)
@@ -163,7 +163,7 @@ def test_other_convolutions_are_the_same_everywhere(shape: tuple[int, ...]) -> N
     assert len(programs) == 1
 
 
-def lowered(function: Callable[..., jax.Array], platform: str, *given: jax.Array) -> list[str]:
+def lowered(function: Callable[..., Any], platform: str, *given: jax.Array) -> list[str]:
     """Return the lines of a platform's program."""
     return jax.jit(function).trace(*given).lower(lowering_platforms=(platform,)).as_text().splitlines()
 
@@ -216,7 +216,7 @@ def test_what_is_stored_is_the_array_whatever_lies_beside(value: float, dtype: A
 
 @pytest.mark.parametrize(("platform", "times"), [("cpu", 1), ("cuda", 0), ("tpu", 0)])
 def test_only_a_cpu_stores_a_batchs_gradient(platform: str, times: int) -> None:
-    def step(*given: jax.Array) -> tuple[jax.Array, ...]:
+    def step(*given: jax.Array) -> Any:
         return with_gradients(lambda *one: fast_layers.batch_norm(*one, 1e-5)[0], *given)
 
     lines = lowered(step, platform, jnp.ones((2, 3, 3, 4)), jnp.ones(4), jnp.ones(4))

@@ -81,7 +81,8 @@ def test_the_thesiss_resnet18_with_fixed_heads_have_their_parameters_and_operati
     model = create_model("resnet18", **FIXED[name])
     given = {our_key(key): np.broadcast_to(np.float32(0), shape) for key, shape in record["state_dict"]}
     if "fc.weight" in given:
-        given["fc.weight"] = matrix("orthogonal", *given["fc.weight"].shape, 0).astype(np.float32)
+        rows, columns = given["fc.weight"].shape
+        given["fc.weight"] = matrix("orthogonal", rows, columns, 0).astype(np.float32)
     variables = load_torch(model, given)  # which demands that keys and shapes are the reference's
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == record["params_trainable"]
     counted = count(model, (224, 224, 3))
