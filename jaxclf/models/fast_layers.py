@@ -104,7 +104,6 @@ def space_to_depth(
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(0, 0)] * 2, **options)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm(
     x: Float[Array, "n h w c"], weight: Float[ArrayLike, " c"], bias: Float[ArrayLike, " c"], eps: float
 ) -> tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]:
@@ -112,7 +111,7 @@ def batch_norm(
 
     Statistics are float32 for narrower inputs; the variance is taken in two passes, as torch does.
     """
-    return _normalised(x, weight, bias, eps)[0]
+    return _batch_norm(x, weight, bias, eps)
 
 
 def stored(x: jax.Array, beside: Float[Array, " c"]) -> jax.Array:
@@ -159,16 +158,18 @@ def _batch_norm_gradient(eps: float, kept: Any, gradients: Any) -> tuple[jax.Arr
     return jax.lax.platform_dependent(dx.astype(x.dtype), mean, cpu=stored, default=lambda dx, _: dx), *learned
 
 
-batch_norm.defvjp(_normalised, _batch_norm_gradient)
+_batch_norm: Any = jax.custom_vjp(
+    lambda x, weight, bias, eps: _normalised(x, weight, bias, eps)[0], nondiff_argnums=(3,)
+)
+_batch_norm.defvjp(_normalised, _batch_norm_gradient)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x: Float[Array, "n h w c"], window: int, stride: int, sides: Sides) -> Float[Array, "n i j c"]:
     """Return the maximum of each window of x, padded by `sides` of both axes; the first maximum gets the gradient.
 
     XLA scatters it. CPUs and NVIDIA's GPUs gather it instead, in a fraction of the time and always in the same order.
     """
-    return _maxima(x, window, stride, sides)
+    return _max_pool(x, window, stride, sides)
 
 
 def _maxima(x: jax.Array, window: int, stride: int, sides: Sides) -> jax.Array:
@@ -193,7 +194,7 @@ def _gathered(window: int, stride: int, sides: Sides, x: jax.Array, dy: jax.Arra
 
     Positions that are equal modulo the stride lie alike in their windows, so they are computed together.
     """
-    places = list(itertools.product(range(window), repeat=2))
+    places = [(i, j) for i in range(window) for j in range(window)]
     first = _first_maximum(x, places, stride, sides, dy.shape[1:3])
     (n, *shape, c), zero = x.shape, jnp.zeros((), dy.dtype)
     steps = [-(-(size + low) // stride) for size, (low, _) in zip(shape, sides, strict=True)]
@@ -219,18 +220,15 @@ def _first_maximum(
     x: jax.Array, places: Sequence[tuple[int, int]], stride: int, sides: Sides, shape: Sequence[int]
 ) -> UInt8[Array, "n i j c"]:
     """Return the number of the place of each window's first maximum."""
-    low = jnp.array(-jnp.inf, x.dtype)
-    padded = jax.lax.pad(x, low, [(0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)])
-    best = number = None
-    for index, (i, j) in enumerate(places):
-        ends = i + stride * (shape[0] - 1) + 1, j + stride * (shape[1] - 1) + 1
-        one = padded[:, i : ends[0] : stride, j : ends[1] : stride]
-        if best is None:
-            best, number = one, jnp.zeros(one.shape, jnp.uint8)
-        else:
-            above = one > best
-            best, number = jnp.where(above, one, best), jnp.where(above, jnp.uint8(index), number)
+    padded = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)])
+    rows, columns = (stride * (many - 1) + 1 for many in shape)
+    best, *others = (padded[:, i : i + rows : stride, j : j + columns : stride] for i, j in places)
+    number = jnp.zeros(best.shape, jnp.uint8)
+    for index, one in enumerate(others, 1):
+        above = one > best
+        best, number = jnp.where(above, one, best), jnp.where(above, jnp.uint8(index), number)
     return number
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_gradient)
+_max_pool: Any = jax.custom_vjp(_maxima, nondiff_argnums=(1, 2, 3))
+_max_pool.defvjp(_max_pool_forward, _max_pool_gradient)
