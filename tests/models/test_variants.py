@@ -66,6 +66,7 @@ def test_the_thesiss_resnet18_have_their_parameters_and_answer_as_the_reference(
     variables = load_torch(model, renamed)  # which demands that keys and shapes are the reference's
     counted = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert counted == record["params_trainable"] == parameters
+    assert count(model, (224, 224, 3)).total("macs") == record["macs"]
     images = golden.image(answer["input"], "0").transpose(0, 2, 3, 1)
     logits = np.asarray(jax.jit(model.apply)(variables, images))
     spread, first = np.array(answer["std"]), np.array(answer["first"])
