@@ -1,7 +1,7 @@
 """Layers in other forms than XLA's own where those are slow: the same functions, by platform where platforms differ.
 
-Each form is chosen when a program is lowered, so a program for one platform holds nothing of another's. What each is
-worth was measured alone (`python benchmarks/layers.py`).
+Each form is chosen when a program is lowered, so a program for one platform holds nothing of another's. `python
+benchmarks/layers.py` times each layer in both forms; what `stored` gains shows in a whole training step alone.
 """
 
 import functools
@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,13 +150,13 @@ def _batch_norm_gradient(eps: float, kept: Any, gradients: Any) -> tuple[jax.Arr
     (x, weight, mean, rate), dy = kept, wide(gradients[0])
     count = x.size // x.shape[-1]
     centred = wide(x) - _channels(mean)
-    bias_gradient, product, rest = dy.sum((0, 1, 2)), (dy * centred).sum((0, 1, 2)), centred.sum((0, 1, 2)) / count
-    weight_gradient = (product - rest * bias_gradient) * rate
-    learned = weight_gradient, bias_gradient
+    bias_gradient, along, rest = dy.sum((0, 1, 2)), (dy * centred).sum((0, 1, 2)), centred.sum((0, 1, 2)) / count
+    weight_gradient = (along - rest * bias_gradient) * rate
     slope = weight_gradient * rate / count
     level = bias_gradient / count - rest * slope
-    dx = (dy - _channels(level) - centred * _channels(slope)) * _channels(rate * weight)
-    return jax.lax.platform_dependent(dx.astype(x.dtype), mean, cpu=stored, default=lambda dx, _: dx), *learned
+    dx = ((dy - _channels(level) - centred * _channels(slope)) * _channels(rate * weight)).astype(x.dtype)
+    dx = jax.lax.platform_dependent(dx, mean, cpu=stored, default=lambda dx, _: dx)
+    return dx, weight_gradient, bias_gradient
 
 
 _batch_norm: Any = jax.custom_vjp(
@@ -173,8 +174,8 @@ def max_pool(x: Float[Array, "n h w c"], window: int, stride: int, sides: Sides)
 
 
 def _maxima(x: jax.Array, window: int, stride: int, sides: Sides) -> jax.Array:
-    low, padding = np.array(-np.inf, x.dtype), [(0, 0), *sides, (0, 0)]
-    return jax.lax.reduce_window(x, low, jax.lax.max, (1, window, window, 1), (1, stride, stride, 1), padding)
+    padding: Any = sides  # Flax's annotation knows the strings alone
+    return nn.max_pool(x, (window, window), (stride, stride), padding)
 
 
 def _max_pool_forward(x: jax.Array, window: int, stride: int, sides: Sides) -> tuple[jax.Array, jax.Array]:

@@ -136,8 +136,7 @@ class StandardisedConv(nn.Module):
             kernel *= (gain * (self.scale * math.prod(shape[:3]) ** -0.5)).reshape(1, 1, 1, -1)
         x, kernel, bias = as_input(x, kernel, bias)
         sides = [(self.padding, self.padding)] * 2 if isinstance(self.padding, int) else self.padding
-        layout = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
-        options: Any = {"dimension_numbers": layout, "feature_group_count": self.groups}
+        options: Any = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": self.groups}
         y = fast_layers.convolution(x, kernel, (self.stride, self.stride), sides, **options)
         return y if bias is None else y + bias
 

@@ -46,6 +46,16 @@ def test_a_form_that_computes_something_else_is_not_timed(bench: Any, monkeypatc
         bench.passes(name, 1, "float32")
 
 
+@pytest.mark.parametrize(
+    "name", ["batch_norm and ReLU, 112x112x64", "max_pool 3x3 / 2, 112x112x64", "conv 7x7 / 2 of images"]
+)
+def test_what_a_gpu_measures_can_be_compiled(bench: Any, name: str) -> None:
+    with jax.numpy_rank_promotion("allow"):
+        calls = bench.passes(name, 1, "bfloat16")
+        both = [calls[form, "forward_backward"]() for form in bench.FORMS]
+    assert [len(one) for one in both] == [{"batch_norm": 4}.get(name.split()[0], 2)] * 2  # images take no gradient
+
+
 def test_it_measures_what_this_platform_compiles(
     bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

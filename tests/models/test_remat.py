@@ -167,9 +167,8 @@ def test_a_step_computes_the_same_in_the_same_order_and_stores_less(family: str)
         assert same == [variables, drawing, loss]
         kept.append(size)
     by_block, by_stage = kept
-    assert (
-        by_block < 0.6 * without
-    )  # resnet_basic 0.598, googlenet 0.592: their stems are no block; the others below 0.5
+    # Of resnet_basic 0.598 and googlenet 0.592, whose stems are no block; of the others below 0.5.
+    assert by_block < 0.6 * without
     assert by_stage <= by_block
 
 

@@ -161,7 +161,7 @@ class Whole(NamedTuple):
     batch: int = 8
     side: int = 32
     rate: float = 0.01
-    """Of learning: the largest at which rounding does not grow a millionfold in twenty steps."""
+    """Of learning, at which twenty steps do not grow rounding to the tolerance on any processor that was tried."""
 
 
 NO_DROPS, EFFICIENTNET = ModelConfig("efficientnet_b0", stochastic_depth=0.0), ModelConfig("efficientnet_b0")
