@@ -64,7 +64,7 @@ def draw_class_maps(maps: ClassMaps) -> Figure:
         full = bound(maps.one(n))
         words = [("image", "", base)]
         for kind, c in zip(("true", "other"), chosen, strict=False):
-            painted = _overlay(base, bilinear(maps.maps[n][..., c], base.shape[:2]), full)
+            painted = overlay(base, bilinear(maps.maps[n][..., c], base.shape[:2]), full)
             words.append((f"{kind}: {_name(maps, c)}", f"logit {_signed(float(logits[c]))}", painted))
         for column, (above, below, pixels) in enumerate(words):
             axes = axes_at(figure, column * (panel + gap), n * line + head, panel, panel)
@@ -105,7 +105,7 @@ def bilinear(grid: Float[ndarray, "i j"], size: tuple[int, ...]) -> Float[ndarra
     return grid
 
 
-def _overlay(image: UInt8[ndarray, "a b 3"], values: Float[ndarray, "a b"], full: float) -> UInt8[ndarray, "a b 3"]:
+def overlay(image: UInt8[ndarray, "a b c"], values: Float[ndarray, "a b"], full: float) -> UInt8[ndarray, "a b 3"]:
     """Paint values over the greyed image; opacity is their magnitude, so that zero shows the bare image."""
     grey = 90 + 0.65 * image.mean(axis=2, keepdims=True)
     colour = np.where(values[..., None] > 0, np.asarray(POSITIVE), np.asarray(NEGATIVE))
