@@ -248,7 +248,7 @@ def costs(
 ) -> dict[str, float]:
     """Measure what the maps of one class cost by each method, as a multiple of the forward pass to the logits.
 
-    The median over rounds, in each of which all are run once, one after another.
+    The median over rounds of ratios within a round, in which all are run once, one after another.
     """
     apply, classes = jax.jit(model.apply), np.zeros((len(images), 1), np.int64)
 
@@ -257,12 +257,14 @@ def costs(
         return lambda: attribute(model, variables, images, classes, method=method, layer=own)
 
     runs = {"forward": lambda: np.asarray(apply(variables, images)), **{method: maps(method) for method in methods}}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    ratios: dict[str, list[float]] = {method: [] for method in methods}
     for number in range(rounds + 1):
+        seconds = {}
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            if number:  # the first compiles
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    return {method: medians[method] / medians["forward"] for method in methods}
+            seconds[name] = time.perf_counter() - start
+        if number:  # the first compiles
+            for method in methods:
+                ratios[method].append(seconds[method] / seconds["forward"])
+    return {method: statistics.median(found) for method, found in ratios.items()}
