@@ -186,8 +186,13 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Float[np.nda
         image = resize_center_crop(image, preprocessing.resize, side, interpolation)
     else:
         image = center_crop(image, side)
-    pixels = to_array(image).astype(np.float32) / np.float32(255)
-    return (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+    return standardise(to_array(image), preprocessing)
+
+
+def standardise(pixels: UInt8[np.ndarray, "*n h w c"], preprocessing: Preprocessing) -> Float[np.ndarray, "*n h w c"]:
+    """Return (pixels / 255 - mean) / std, float32."""
+    ratio = pixels.astype(np.float32) / np.float32(255)
+    return (ratio - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
 
 
 class Box(NamedTuple):

@@ -17,6 +17,7 @@ the crop of `side` pixels is another matter:
 Sources: Sermanet et al. 2013, arXiv 1312.6229, section 3.3 (OverFeat); Simonyan & Zisserman 2014, section 3.2.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -91,8 +92,8 @@ def stitch(
     """Return the logits of the windows that begin at every `step`-th pixel, (y step, x step): shift and stitch.
 
     The image is shifted by 0, step, 2 step ... pixels, less than the stride, along both axes, and the class maps of the
-    (stride / step)^2 shifts are interleaved. At most four programs are compiled, as shifts differ by one window at
-    most. Every window lies inside the image; nothing is padded.
+    (stride / step)^2 shifts are interleaved. At most four programs are compiled for a shape, as shifts differ by one
+    window at most. Every window lies inside the image; nothing is padded.
 
     OverFeat (section 3.3, figure 3) shifts the windows of its last pool instead, 3x3 at offsets 0 to 2: without
     padding, an offset of o positions there is a shift of the image by o times the stride below that pool, so
@@ -100,10 +101,8 @@ def stitch(
 
     Raises `UsageError` for a step that does not divide the stride, and for images smaller than a window.
     """
-    if step < 1 or model.stride % step:
-        raise UsageError(f"step is {step} but must divide the stride of the network, {model.stride} pixels")
+    shifts = count_shifts(model, step)
     _check_fit(model.side, *images.shape[1:3])
-    answer, shifts = jax.jit(model.apply, static_argnames="method"), model.stride // step
     rows, columns = ((length - model.side) // step + 1 for length in images.shape[1:3])
     stitched = np.empty((len(images), rows, columns, model.head.num_classes), np.float32)
     for row, column in itertools.product(range(min(shifts, rows)), range(min(shifts, columns))):
@@ -111,8 +110,23 @@ def stitch(
         top, left = row * step, column * step
         height, width = (model.side + (count - 1) * model.stride for count in part.shape[1:3])
         shifted = images[:, top : top + height, left : left + width]
-        part[...] = answer(variables, shifted, method="class_maps")
+        part[...] = _class_maps(model, variables, shifted)
     return stitched
+
+
+@functools.partial(jax.jit, static_argnums=0)  # at this level, so that calls of equal models share what is compiled
+def _class_maps(model: SlidingClassifier, variables: Mapping[str, Any], images: Float[Array, "n h w c"]) -> Any:
+    return model.apply(variables, images, method="class_maps")
+
+
+def count_shifts(model: SlidingClassifier, step: int) -> int:
+    """Return how many shifts along an axis bring windows `step` pixels apart.
+
+    Raises `UsageError` for a step that does not divide the stride.
+    """
+    if step < 1 or model.stride % step:
+        raise UsageError(f"step is {step} but must divide the stride of the network, {model.stride} pixels")
+    return model.stride // step
 
 
 def _map_size(backbone: Backbone, side: int) -> tuple[int, int]:

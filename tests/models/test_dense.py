@@ -1,6 +1,6 @@
 """A classifier slid over a larger image answers as it does for every crop, wherever that can be said of its network."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,31 +9,26 @@ import pytest
 from jaxtyping import Array, Float
 
 from jaxclf.errors import UsageError
-from jaxclf.models.backbone import Backbone
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.dense import convolutionise, stitch
-from jaxclf.models.layers import adaptive_avg_pool, conv, max_pool
+from jaxclf.models.layers import adaptive_avg_pool, conv
 from tests.models.drawn import drawn
+from tests.models.unpadded import UNPADDED, Unpadded
 from tests.tiers import quick
 
 CLOSE = 1e-5
 """Of the spread of the logits: float32, summed in another order."""
 
 
-class Unpadded(Backbone):
-    """conv5 stride 2, max pool 2, conv3, max pool 3, conv2: images [n 48 48 c] -> maps [n 2 2 6], 12 pixels apart."""
+class Counted(Unpadded):
+    """Keeps the shapes of the images that it is traced for."""
 
-    offset: tuple[int, int] = (0, 0)
-    """Where the windows of the last pool begin: OverFeat's offsets."""
-
-    stem, last_conv, image_size, features = "conv1", "conv3", 48, 6
+    traced: ClassVar[list[tuple[int, ...]]] = []
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
-        x = max_pool(jax.nn.relu(conv(5, 5, stride=2, name="conv1")(images)), 2)
-        x = jax.nn.relu(conv(6, 3, name="conv2")(x))
-        x = max_pool(x[:, self.offset[0] :, self.offset[1] :], 3)
-        return conv(6, 2, name="conv3")(x)
+        self.traced.append(images.shape)
+        return conv(6, 48, stride=12, name="conv1")(images)
 
 
 class Squashed(Unpadded):
@@ -42,9 +37,6 @@ class Squashed(Unpadded):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n i j k"]:
         return adaptive_avg_pool(conv(6, 5, stride=2, name="conv1")(images), 2, 2)
-
-
-UNPADDED = "tests.models.test_dense:Unpadded"
 
 
 def picture(height: int, width: int, channels: int = 3, *, count: int = 1) -> np.ndarray:
@@ -124,6 +116,16 @@ def test_the_stitched_map_is_the_sliding_window_at_every_pixel() -> None:
     stitched = stitch(convolutionise(model), variables, images)
     assert stitched.shape == (2, 17, 6, 6)
     assert_close(stitched, sliding_window(model, variables, images, side=48, step=1))
+
+
+def test_stitching_compiles_at_most_four_programs_for_images_of_one_shape() -> None:
+    """65 pixels hold two windows from shifts of 0, 4 and one from 8."""
+    model = create_model("tests.models.test_dense:Counted", num_classes=4)
+    variables, equal = drawn(model, 48, 48, 3), [convolutionise(model), convolutionise(model)]
+    Counted.traced.clear()
+    for sliding in equal:
+        stitch(sliding, variables, picture(65, 65), step=4)
+    assert sorted(Counted.traced) == [(1, 48, 48, 3), (1, 48, 60, 3), (1, 60, 48, 3), (1, 60, 60, 3)]
 
 
 def test_offsets_of_the_last_pool_are_shifts_by_the_stride_below_it() -> None:
