@@ -70,6 +70,8 @@ def convolutionise(model: Classifier, side: int | None = None) -> SlidingClassif
     """
     body = model.backbone
     side = body.image_size if side is None else side
+    if body.pools_inside:
+        body = body.clone(inner_pool=_map_size(body.clone(maps=1), side)[0])
     window = _map_size(body, side)
     more = _map_size(body, side + DISTANCE)[0] - window[0]
     stride = DISTANCE // more if more else 0
@@ -79,7 +81,7 @@ def convolutionise(model: Classifier, side: int | None = None) -> SlidingClassif
             f"{window[0]} and {window[0] + more} positions, which is no whole number of pixels a position"
         )
     fields = {name: getattr(model, name) for name in Classifier.__dataclass_fields__ if name not in ("parent", "name")}
-    return SlidingClassifier(**fields, side=side, window=window, stride=stride)
+    return SlidingClassifier(**fields | {"backbone": body}, side=side, window=window, stride=stride)
 
 
 def stitch(

@@ -1,9 +1,11 @@
 """A classifier slid over a larger image answers as it does for every crop, wherever that can be said of its network."""
 
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, Float
@@ -89,6 +91,31 @@ def test_class_maps_of_a_network_without_padding_are_the_logits_of_every_crop(op
     assert_close(maps, sliding_window(model, variables, images, side=48, step=12))
     one = class_maps(sliding, variables, images[:, :48, :48])
     assert_close(one, sliding_window(model, variables, images[:, :48, :48], side=48, step=12))
+
+
+def test_a_network_that_pools_inside_slides_too() -> None:
+    """Its own answer at its own size; another stride along an axis is another window."""
+    model = create_model("tests.tiny:TinyElastic", num_classes=4)
+    sliding, variables, images = convolutionise(model), drawn(model, 8, 8, 3), picture(8, 8)
+    assert (sliding.backbone.inner_pool, sliding.window, sliding.stride) == (4, (1, 1), 2)
+    assert_close(class_maps(sliding, variables, images), sliding_window(model, variables, images, side=8, step=1))
+    larger = jax.ShapeDtypeStruct((1, 10, 8, 3), np.float32)
+    maps: Any = jax.eval_shape(functools.partial(sliding.apply, method="class_maps"), variables, larger)
+    assert maps.shape == (1, 2, 1, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "inner_pool"), [("mobilenet_v3_small", 7), ("inception_resnet_v1", 3)])
+def test_inner_pools_have_the_side_of_the_map_that_they_are_for(name: str, inner_pool: int) -> None:
+    sliding = convolutionise(create_model(name, num_classes=4))
+    assert (sliding.backbone.inner_pool, sliding.window, sliding.stride) == (inner_pool, (1, 1), 32)
+
+
+def test_an_inner_pool_averages_every_window_of_its_side() -> None:
+    maps = picture(4, 5)
+    means = np.stack([[maps[:, y : y + 3, x : x + 3].mean((1, 2)) for x in range(3)] for y in range(2)])
+    np.testing.assert_allclose(Unpadded(inner_pool=3).pool_inside(jnp.asarray(maps)), means.transpose(2, 0, 1, 3), 1e-5)
+    np.testing.assert_allclose(Unpadded().pool_inside(jnp.asarray(maps))[:, 0, 0], maps.mean((1, 2)), 1e-5)
 
 
 def test_a_head_before_the_pool_slides_too() -> None:
