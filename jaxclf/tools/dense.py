@@ -74,15 +74,13 @@ def dense_accuracy(
     dataset, inputs = open_split(weights, data, split, report)
     preprocessing = inputs.preprocessing
     model = convolutionise(weights.model, preprocessing.crop)
-    sizes, step = tuple(sizes) or (model.side,), model.stride if step is None else step
-    if small := [str(size) for size in sizes if size < model.side]:
-        raise UsageError(f"sizes has {', '.join(small)} but must be {model.side}, the side of a window, or larger")
+    sizes, step = _check_sizes(model, sizes), model.stride if step is None else step
     count_shifts(model, step)
     examples = inputs.examples(
         split, f"evaluating {split}", lambda image: _at_sizes(image, sizes, model, preprocessing.interpolation)
     )
     shapes: set[tuple[int, ...]] = set()
-    answer = functools.partial(_logits, model, weights.variables, preprocessing, step)
+    answer = functools.partial(_logits, model, jax.device_put(weights.variables), preprocessing, step)
     add = jax.jit(score_of_sizes)
     answers = (
         (labels, *add(np.stack([answer(images) for images in batch]), *padded(labels, BATCH)))
@@ -109,6 +107,13 @@ def whole_windows(pixels: UInt8[np.ndarray, "h w c"], side: int, stride: int) ->
     kept = [length - (length - side) % stride for length in pixels.shape[:2]]
     top, left = ((length - rest) // 2 for length, rest in zip(pixels.shape[:2], kept, strict=True))
     return pixels[top : top + kept[0], left : left + kept[1]]
+
+
+def _check_sizes(model: SlidingClassifier, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes, or that of a window where none is given; raise `UsageError` for those that hold no window."""
+    if small := [str(size) for size in sizes if size < model.side]:
+        raise UsageError(f"sizes has {', '.join(small)} but must be {model.side}, the side of a window, or larger")
+    return tuple(sizes) or (model.side,)
 
 
 def _at_sizes(image: Image.Image, sizes: Sequence[int], model: SlidingClassifier, interpolation: str) -> Sized:

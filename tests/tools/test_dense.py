@@ -104,11 +104,12 @@ def test_the_command_evaluates_densely(
     file = tmp_path / "unpadded.safetensors"
     write(file, weights)
     command = ["eval", "--weights", str(file), "--data.dataset", folder.dataset]
-    found = dense_accuracy(weights, folder, sizes=(48, 65)).accuracy
+    found = dense_accuracy(weights, folder, sizes=(48, 65))
     assert main([*command, "--dense", "--sizes", "48", "65"]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [
-        "windows of 48 pixels, 12 apart, on images with short sides of 48, 65 pixels",
-        f"test top-1 {found.top1:.2f} %  top-5 100.00 %  loss {found.loss:.4f}  per class 0.00 to 100.00 %",
+        f"windows of 48 pixels, 12 apart; short sides 48, 65; {found.shapes} shapes",
+        f"test top-1 {found.accuracy.top1:.2f} %  top-5 100.00 %  loss {found.accuracy.loss:.4f}"
+        "  per class 0.00 to 100.00 %",
     ]
     assert main([*command, "--sizes", "48", "--step", "6"]) == 2
     assert capsys.readouterr().err == "jaxclf: eval without --dense does not use --sizes, --step\n"
