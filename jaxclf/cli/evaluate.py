@@ -10,8 +10,10 @@ from jaxclf.config import Cluster, DataConfig, Loader
 from jaxclf.errors import UsageError
 
 OF_A_RUN = ("loader", "cluster")
-OF_WEIGHTS = ("split", "data", "model", "head", "class_names", "weights_key")
+OF_WEIGHTS = ("split", "data", "dense", "sizes", "step", "model", "head", "class_names", "weights_key")
 """Flags that only one of the two ways uses."""
+OF_DENSE = ("sizes", "step")
+"""Flags that only --dense uses."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,12 @@ class Evaluate(OfWeights):
     """Images of the data set that weights are evaluated on; a directory val is test, too."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """The data set that weights are evaluated on."""
+    dense: bool = False
+    """Slide over whole images: probabilities are averaged over the sizes, logits over the windows of each."""
+    sizes: tuple[int, ...] = ()
+    """Short sides of the images under --dense, pixels; none: the side of the crop that the weights are for."""
+    step: int | None = None
+    """Pixels between windows under --dense, a divisor of the network's stride: shift and stitch; None: the stride."""
     loader: Loader = dataclasses.field(default_factory=Loader)
     cluster: Machines = dataclasses.field(default_factory=Cluster)
 
@@ -34,15 +42,20 @@ class Evaluate(OfWeights):
         if (self.workdir is None) == (self.weights is None):
             raise UsageError("eval needs --workdir DIR, a run, or --weights FILE, and not both")
         unused = OF_A_RUN if self.workdir is None else OF_WEIGHTS
-        plain = {field.name: field for field in dataclasses.fields(self)}
-        if odd := [name for name in unused if getattr(self, name) != _default(plain[name])]:
-            way = "--weights" if self.workdir is None else "--workdir"
-            flags = ", ".join("--" + name.replace("_", "-") for name in odd)
-            raise UsageError(f"eval {way} does not use {flags}")
+        self._refuse(unused, "--weights" if self.workdir is None else "--workdir")
+        if not self.dense:
+            self._refuse(OF_DENSE, "without --dense")
         if self.workdir is not None:
             self._evaluate_run(self.workdir)
         elif self.weights is not None:
             self._evaluate_weights(self.weights)
+
+    def _refuse(self, unused: tuple[str, ...], way: str) -> None:
+        """Raise `UsageError` for flags that are given and not used."""
+        plain = {field.name: field for field in dataclasses.fields(self)}
+        if odd := [name for name in unused if getattr(self, name) != _default(plain[name])]:
+            flags = ", ".join("--" + name.replace("_", "-") for name in odd)
+            raise UsageError(f"eval {way} does not use {flags}")
 
     def _evaluate_run(self, workdir: Path) -> None:
         from jaxclf.cli.result import print_result
@@ -58,11 +71,19 @@ class Evaluate(OfWeights):
     def _evaluate_weights(self, file: Path) -> None:
         from jaxclf.cli.result import class_range
         from jaxclf.tools.accuracy import accuracy
+        from jaxclf.tools.dense import dense_accuracy
         from jaxclf.training import weights
         from jaxclf.training.progress import Lines
 
         loaded = weights.read(file, **self.given(file))
-        found = accuracy(loaded, self.data, split=self.split, report=Lines())
+        given: dict[str, Any] = {"split": self.split, "report": Lines()}
+        if self.dense:
+            dense = dense_accuracy(loaded, self.data, sizes=self.sizes, step=self.step, **given)
+            found = dense.accuracy
+            sizes = ", ".join(map(str, dense.sizes))
+            print(f"windows of {dense.side} pixels, {dense.step} apart; short sides {sizes}; {dense.shapes} shapes")
+        else:
+            found = accuracy(loaded, self.data, **given)
         print(f"{self.split} top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  loss {found.loss:.4f}", end="")
         print(f"  per class {class_range(found.per_class)}")
         print(f"{found.images:,} images of {self.data.dataset}, {found.preprocessing}")

@@ -192,7 +192,7 @@ def square(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     return center_crop(image, side)
 
 
-def standardise(pixels: UInt8[np.ndarray, "h w c"], preprocessing: Preprocessing) -> Float[np.ndarray, "h w c"]:
+def standardise(pixels: UInt8[np.ndarray, "*n h w c"], preprocessing: Preprocessing) -> Float[np.ndarray, "*n h w c"]:
     """Return (pixels / 255 - mean) / std, float32."""
     values = pixels.astype(np.float32) / np.float32(255)
     return (values - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
+from jaxtyping import Array, Float
 
 from jaxclf.config import Remat
+from jaxclf.models.layers import avg_pool
 
 NEEDED = ("features", "stem", "last_conv", "image_size")
 
@@ -33,6 +35,8 @@ class Backbone(nn.Module, kw_only=True):
     """Units whose inside is computed again in the backward pass instead of being stored (layers.py)."""
     auxiliary: tuple[nn.Module, ...] = ()
     """Last layers [n d] -> [n k] of the auxiliary classifiers, in their order; empty: there are none."""
+    inner_pool: int | None = None
+    """Side in positions of the windows that `pool_inside` averages, one position apart; None: the whole map."""
 
     features: ClassVar[int]
     """Channels of the feature map."""
@@ -56,6 +60,8 @@ class Backbone(nn.Module, kw_only=True):
     """The last layer is a 1x1 convolution in the reference, [k d 1 1]."""
     head_dropout: ClassVar[float] = 0.0
     """Dropout rate before the head in the reference."""
+    pools_inside: ClassVar[bool] = False
+    """Whether layers follow a global average pool inside the network, which `maps` leaves out."""
     auxiliary_heads: ClassVar[tuple[AuxiliaryHead, ...]] = ()
     """The classifiers on inner feature maps that the reference trains beside the last one."""
 
@@ -71,6 +77,10 @@ class Backbone(nn.Module, kw_only=True):
         """
         wanted = train or self.is_initializing()
         return tuple(layer.clone(parent=None, name=None) for layer in self.auxiliary) if wanted else ()
+
+    def pool_inside(self, x: Float[Array, "n h w c"]) -> Float[Array, "n i j c"]:
+        """Return the mean over all positions of a map [n 1 1 c], or over every window, as `inner_pool` says."""
+        return x.mean((1, 2), keepdims=True) if self.inner_pool is None else avg_pool(x, self.inner_pool, stride=1)
 
     def whole(self) -> "Backbone | None":
         """Return the elastic network of which this one is a part; None: it is no part."""

@@ -1,18 +1,21 @@
 """The accuracy of weights on a data set, as torchvision's --test-only and timm's validate.py measure it."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxclf.config import DataConfig
 from jaxclf.data.datasets import resolve
+from jaxclf.data.kinds import ResidentSet, StreamedSet
 from jaxclf.data.sources import Report
 from jaxclf.data.transforms import Preprocessing
 from jaxclf.errors import UsageError
-from jaxclf.tools.inputs import BATCH, open_inputs
+from jaxclf.tools.inputs import BATCH, Inputs, open_inputs
 from jaxclf.training.losses import means, metric_sums, zeros
 from jaxclf.training.run_directory import per_class
 from jaxclf.training.weights import Weights
@@ -38,6 +41,22 @@ def accuracy(weights: Weights, data: DataConfig, *, split: str = "test", report:
     Raises `UsageError` for a set that is not there, of another number of classes or channels, or without that split,
     for images that cannot be read, and for answers that are not finite.
     """
+    dataset, inputs = open_split(weights, data, split, report)
+    step = jax.jit(functools.partial(_answers, weights.model))
+    answers = (
+        (own, *step(weights.variables, images, *padded(own, BATCH)))
+        for images, own in inputs.batches(split, f"evaluating {split}")
+    )
+    return total(answers, dataset, inputs.preprocessing)
+
+
+def open_split(
+    weights: Weights, data: DataConfig, split: str, report: Report | None
+) -> tuple[ResidentSet | StreamedSet, Inputs]:
+    """Return a data set whose classes are those of the weights, and its images, of which `split` are some.
+
+    Raises `UsageError` as `accuracy` does.
+    """
     dataset, record = resolve(data), weights.record
     if record.num_classes != dataset.num_classes:
         raise UsageError(f"the weights know {record.num_classes} classes, but {data.dataset} has {dataset.num_classes}")
@@ -47,22 +66,37 @@ def accuracy(weights: Weights, data: DataConfig, *, split: str = "test", report:
     inputs = open_inputs(weights, dataset, report)
     if split not in inputs.splits:
         raise UsageError(f"there is no split {split!r}; there: {', '.join(inputs.splits)}")
-    step = jax.jit(functools.partial(_answers, weights.model))
+    return dataset, inputs
+
+
+def padded(labels: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels of a whole batch, and where they are those of images."""
+    return np.pad(labels, (0, size - len(labels))), np.arange(size) < len(labels)
+
+
+def score(
+    logits: Float[Array, "n k"], labels: Int[Array, " n"], mask: Bool[Array, " n"]
+) -> tuple[dict[str, Array], Int[Array, " n"]]:
+    """Return the sums of a batch (losses.metric_sums) and the predicted classes."""
+    return metric_sums(logits, labels, mask), logits.argmax(-1).astype(jnp.int32)
+
+
+def total(
+    answers: Iterable[tuple[np.ndarray, Any, Any]], dataset: ResidentSet | StreamedSet, preprocessing: Preprocessing
+) -> Accuracy:
+    """Return the accuracy out of each batch's labels, which are those of its first images, and `score`."""
     sums: dict[str, Any] = dict.fromkeys(zeros(), 0)
     labels, predictions = [], []
-    for images, own in inputs.batches(split, f"evaluating {split}"):
-        mask = np.arange(BATCH) < len(own)
-        part, answers = step(weights.variables, images, np.pad(own, (0, BATCH - len(own))), mask)
+    for own, part, predicted in answers:
         sums = {name: sums[name] + part[name].item() for name in sums}
         labels.append(own)
-        predictions.append(np.asarray(answers)[: len(own)])
+        predictions.append(np.asarray(predicted)[: len(own)])
     found = means(sums)
     if not np.isfinite(found["loss"]):
-        raise UsageError(f"the loss of the weights on {data.dataset} is {found['loss']}")
+        raise UsageError(f"the loss of the weights on {dataset.config.dataset} is {found['loss']}")
     shares = per_class(np.concatenate(labels), np.concatenate(predictions), dataset.num_classes)
-    return Accuracy(**found, per_class=shares, images=sums["count"], preprocessing=inputs.preprocessing)
+    return Accuracy(**found, per_class=shares, images=sums["count"], preprocessing=preprocessing)
 
 
 def _answers(model: Any, variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Any:
-    logits = model.apply(variables, images)
-    return metric_sums(logits, labels, mask), logits.argmax(-1).astype(jnp.int32)
+    return score(model.apply(variables, images), labels, mask)

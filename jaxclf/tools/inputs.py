@@ -1,11 +1,12 @@
 """The images of a data set as weights want them: prepared for testing, in the set's order, in batches of one size."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32
+from PIL import Image
 
 from jaxclf.data.decoding import decode
 from jaxclf.data.kinds import Images, ResidentSet, StreamedSet
@@ -16,6 +17,7 @@ from jaxclf.models.classifier import Classifier
 from jaxclf.tools.inspection import in_threads
 from jaxclf.training.weights import Weights
 
+T = TypeVar("T")
 BATCH = 64
 """Images in one compiled call."""
 PREPARED = ("image_size", "resize", "interpolation", "mean", "std")
@@ -44,7 +46,7 @@ class Inputs:
         `report` is told of `what`. Raises `UsageError` for an image that cannot be read.
         """
         images, labels = [], []
-        for image, label in self._examples(self.splits[split], what):
+        for image, label in self.examples(split, what, lambda picture: preprocess(picture, self.preprocessing)):
             images.append(image)
             labels.append(label)
             if len(images) == BATCH:
@@ -54,17 +56,22 @@ class Inputs:
             missing = np.zeros((BATCH - len(images), *images[0].shape), np.float32)
             yield np.concatenate([np.stack(images), missing]), np.array(labels, np.int32)
 
-    def _examples(self, chosen: Images | Source, what: str) -> Iterator[tuple[np.ndarray, int]]:
+    def examples(self, split: str, what: str, prepare: Callable[[Image.Image], T]) -> Iterator[tuple[T, int]]:
+        """Yield what `prepare` makes of every image of a split, in the set's order, and the image's label.
+
+        `report` is told of `what`. Raises `UsageError` for an image that cannot be read.
+        """
+        chosen = self.splits[split]
         if isinstance(chosen, Images):
             for pixels, label in zip(chosen.images, chosen.labels, strict=True):
-                yield preprocess(to_image(pixels), self.preprocessing), int(label)
+                yield prepare(to_image(pixels)), int(label)
             return
 
-        def read(index: int) -> tuple[np.ndarray, int]:
+        def read(index: int) -> tuple[T, int]:
             try:
                 encoded = chosen[index]
                 pixels = decode(encoded.data, len(self.preprocessing.mean))
-                return preprocess(to_image(pixels), self.preprocessing), encoded.label
+                return prepare(to_image(pixels)), encoded.label
             except Exception as error:  # whatever readers and decoders raise for broken bytes
                 raise UsageError(f"{chosen.name(index)} cannot be read ({one_line(error)})") from error
 

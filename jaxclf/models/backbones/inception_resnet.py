@@ -161,6 +161,7 @@ class InceptionResNetV1(Backbone):
     linear_layers = ("last_linear",)
     stem = "conv2d_1a/conv"
     last_conv = "block8/conv2d"
+    pools_inside = True
     image_size = 160
 
     @property
@@ -178,7 +179,7 @@ class InceptionResNetV1(Backbone):
         x = apply_stages(self, (*stem, *_trunk(V1, names, called, self.maps)), images, train)
         if self.maps is not None:
             return x
-        x = nn.Dropout(self.dropout, deterministic=not train)(x.mean((1, 2), keepdims=True))
+        x = nn.Dropout(self.dropout, deterministic=not train)(self.pool_inside(x))
         x = conv(512, 1, init=torch_default, name="last_linear")(x)
         return BatchNorm(eps=1e-3, name="last_bn")(x, train)
 

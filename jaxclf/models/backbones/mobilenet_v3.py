@@ -65,6 +65,7 @@ class MobileNetV3(Backbone):
     linear_layers = ("classifier_0",)
     stem = "features_0_0"
     head_dropout = 0.2
+    pools_inside = True
     image_size = 224
 
     @property
@@ -94,7 +95,7 @@ class MobileNetV3(Backbone):
             return conv(self.maps, 1, fan_in=fan_in, bias=True, init=torch_default, name=self.last_conv)(x)
         wide = 6 * x.shape[-1]
         names = (self.last_conv, f"features_{len(self.rows) + 1}_1")
-        x = jax.nn.hard_swish(conv_norm(x, train, wide, 1, names, norm=norm)).mean((1, 2), keepdims=True)
+        x = self.pool_inside(jax.nn.hard_swish(conv_norm(x, train, wide, 1, names, norm=norm)))
         x = conv(self.hidden, 1, fan_in=wide, bias=True, init=torch_default, name="classifier_0")(x)
         return jax.nn.hard_swish(x)
 

@@ -166,6 +166,7 @@ class OnceForAll(Backbone):
     stem = "first_conv/conv"
     last_conv = "final_expand_layer/conv"
     head_dropout = 0.1
+    pools_inside = True
 
     def __post_init__(self) -> None:
         self.setting  # noqa: B018  # what is no setting is refused before anything is traced
@@ -208,7 +209,7 @@ class OnceForAll(Backbone):
             last = functools.partial(conv, self.maps, 1, fan_in=fan_in, bias=True, init=torch_default, name="conv")
             return Inner(last, name="final_expand_layer")(x)
         expanded, mixed = self.hidden
-        x = ConvNorm(expanded, jax.nn.hard_swish, name="final_expand_layer")(x, train).mean((1, 2), keepdims=True)
+        x = self.pool_inside(ConvNorm(expanded, jax.nn.hard_swish, name="final_expand_layer")(x, train))
         mix = functools.partial(conv, mixed, 1, name="conv")
         return jax.nn.hard_swish(Inner(mix, name="feature_mix_layer")(x))
 
