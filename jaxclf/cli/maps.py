@@ -37,6 +37,9 @@ class Maps(OfWeights):
     """maps, grad_cam, grad_cam_plus_plus, gradient. With several, what each costs is measured."""
     layer: str | None = None
     """Layer that Grad-CAM and Grad-CAM++ take, as layer3_0/conv2; None is the last feature map."""
+    stride: int | None = None
+    """Pixels from one position of the class maps to the next, a divisor of the network's stride: finer maps, from as
+    many passes as positions more; None is the network's stride."""
     out: Path = Path("maps")
     """Directory for the page and the pictures."""
 
@@ -53,7 +56,7 @@ class Maps(OfWeights):
             raise UsageError(f"classes {', '.join(self.classes)} given: {AUTO} stands alone")
         loaded = weights.read(self.weights, **self.given(self.weights))
         classes = () if self.classes == (AUTO,) else self.classes
-        asked = Asked(classes, self.top, self.size, self.method, self.layer)
+        asked = Asked(classes, self.top, self.size, self.method, self.layer, self.stride)
         seen, names = [], picture_names(self.images)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ class Maps(OfWeights):
             seen,
             names=record.class_names,
             facts={name: str(value) for name, value in facts.items()},
-            averaged=loaded.model.pool is average,
+            averaged=loaded.model.pool is average and asked.stride is None,
             costs=self._costs(loaded, seen, asked),
         )
 

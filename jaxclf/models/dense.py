@@ -121,6 +121,39 @@ def stitch(
     return stitched
 
 
+def finest(model: Classifier) -> SlidingClassifier:
+    """Return a classifier whose windows are as small as the network takes: its stride, or the size it is designed for.
+
+    Raises `UsageError` as `convolutionise` does.
+    """
+    designed = convolutionise(model)
+    try:
+        return convolutionise(model, designed.stride)
+    except UsageError:  # too small for the network, as 32 pixels for VGG's fc6
+        return designed
+
+
+def fine_maps(
+    model: SlidingClassifier,
+    variables: Mapping[str, Any],
+    images: Float[Array | np.ndarray, "n h w c"],
+    *,
+    step: int,
+) -> Float[np.ndarray, "n y x k"]:
+    """Return class maps whose positions are `step` pixels apart: the logits of the window around each.
+
+    The images' edge pixels are repeated around them, so that each square of `step` pixels has its window; rows and
+    columns of pixels that fill no square have none. The mean of such a map is not the logit of the image. Source:
+    shift-and-stitch, as in Long, Shelhamer and Darrell, "Fully convolutional networks for semantic segmentation", CVPR
+    2015, arXiv 1411.4038, section 3.2.
+
+    Raises `UsageError` for a step that does not divide the stride.
+    """
+    count_shifts(model, step)
+    margin = (model.side - step) // 2, model.side - step - (model.side - step) // 2
+    return stitch(model, variables, np.pad(images, ((0, 0), margin, margin, (0, 0)), "edge"), step=step)
+
+
 @functools.partial(jax.jit, static_argnums=0)  # at this level, so that calls of equal models share what is compiled
 def _class_maps(model: SlidingClassifier, variables: Mapping[str, Any], images: Float[Array, "n h w c"]) -> Any:
     return model.apply(variables, images, method="class_maps")

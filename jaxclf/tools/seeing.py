@@ -24,6 +24,7 @@ from jaxclf.errors import UsageError, unknown
 from jaxclf.models import taps
 from jaxclf.models.attribution import METHODS, attribute, require_layer
 from jaxclf.models.classifier import Classifier
+from jaxclf.models.dense import count_shifts, fine_maps, finest
 from jaxclf.tools.inputs import image_channels
 from jaxclf.training.weights import Weights
 
@@ -67,6 +68,8 @@ class Asked:
     methods: tuple[str, ...] = ("maps",)
     layer: str | None = None
     """Layer of the methods that take one; None is the last feature map."""
+    stride: int | None = None
+    """Pixels from one position of the class maps to the next (`dense.fine_maps`); None is the network's stride."""
 
 
 def see(weights: Weights, files: Sequence[str | Path], asked: Asked, report: Report | None = None) -> Iterator[Seen]:
@@ -120,6 +123,10 @@ def _require_possible(weights: Weights, asked: Asked) -> Preprocessing:
     for method in asked.methods:
         if method not in METHODS:
             raise unknown("method", method, METHODS)
+    if asked.stride is not None:
+        if asked.methods != ("maps",):
+            raise UsageError(f"stride given with {', '.join(asked.methods)}, but only maps take one")
+        count_shifts(finest(weights.model), asked.stride)
     shape = (1, preprocessing.crop, preprocessing.crop, channels)
     taking = [method for method in asked.methods if method.startswith("grad_cam")]
     if asked.layer is not None:
@@ -142,6 +149,7 @@ class Eye:
         self._model, self._variables, self._preprocessing = model, variables, preprocessing
         self._asked, self._chosen = asked, np.array(chosen, np.int64)
         self._apply = jax.jit(model.apply)
+        self._fine = None if asked.stride is None else finest(model)
         self._backward = any(method != "maps" for method in asked.methods)
 
     def look(self, files: Sequence[str], batch: int) -> list[Seen]:
@@ -193,6 +201,9 @@ class Eye:
             yield View(size, pixels, logits[n], wanted[n], {method: found[n] for method, found in maps.items()})
 
     def _maps(self, inputs: np.ndarray, classes: np.ndarray, method: str) -> Float32[np.ndarray, "n t i j"]:
+        if self._fine is not None and self._asked.stride is not None:
+            found = fine_maps(self._fine, self._variables, inputs, step=self._asked.stride)
+            return np.moveaxis(np.take_along_axis(found, classes[:, None, None, :], 3), 3, 1)
         layer = self._asked.layer if method.startswith("grad_cam") else None
         return attribute(self._model, self._variables, inputs, classes, method=method, layer=layer)
 

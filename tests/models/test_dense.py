@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier, create_model
-from jaxclf.models.dense import convolutionise, stitch
+from jaxclf.models.dense import convolutionise, fine_maps, finest, stitch
 from jaxclf.models.layers import adaptive_avg_pool, conv
 from tests.models.drawn import drawn
 from tests.models.unpadded import UNPADDED, Unpadded
@@ -198,3 +198,21 @@ def test_what_cannot_slide_is_one_line() -> None:
         convolutionise(squashed)
     with pytest.raises(UsageError, match="lenet5 takes images of 28x28 and larger; got 27x27"):
         convolutionise(create_model("lenet5", num_classes=10), 27)
+
+
+def test_a_fine_map_has_the_logits_of_the_window_around_every_square() -> None:
+    """Windows of 48 pixels around squares of 3: edge pixels stand around the image, 22 before and 23 behind."""
+    model = create_model(UNPADDED, num_classes=6)
+    variables, images = drawn(model, 48, 48, 3), picture(7, 11)
+    found = fine_maps(finest(model), variables, images, step=3)
+    assert found.shape == (1, 2, 3, 6)
+    around = np.pad(images, ((0, 0), (22, 23), (22, 23), (0, 0)), "edge")
+    assert_close(found, sliding_window(model, variables, around, side=48, step=3))
+
+
+def test_the_finest_windows_are_a_position_of_the_map_where_the_network_takes_them() -> None:
+    tiny, vgg = finest(create_model("tests.tiny:Tiny", num_classes=6)), finest(create_model("vgg11", num_classes=6))
+    assert (tiny.side, tiny.window, tiny.stride) == (2, (1, 1), 2)
+    assert (vgg.side, vgg.window, vgg.stride) == (224, (1, 1), 32)
+    with pytest.raises(UsageError, match="step is 3 but must divide the stride of the network, 2 pixels"):
+        fine_maps(tiny, {}, picture(8, 8), step=3)

@@ -77,6 +77,12 @@ def test_every_size_shows_the_same_classes_and_a_larger_picture_more_positions(
     assert all(view.classes.tolist() == one.views[0].classes.tolist() for view in one.views)
 
 
+def test_a_smaller_stride_shows_more_positions(tiny: Weights, pictures: list[Path]) -> None:
+    plain, fine = (seen_by(tiny, pictures[:1], stride=stride)[0].views[0] for stride in (None, 1))
+    assert (plain.maps["maps"].shape, fine.maps["maps"].shape) == ((3, 4, 4), (3, 8, 8))
+    np.testing.assert_array_equal(plain.logits, fine.logits)
+
+
 def test_classes_are_given_by_name_and_a_name_wins_over_a_number(tiny: Weights, pictures: list[Path]) -> None:
     (one,) = seen_by(tiny, pictures[:1], classes=("7", "ant", "2"))
     assert one.views[0].classes.tolist() == [4, 0, 2]
@@ -111,6 +117,8 @@ def test_files_beyond_a_batch_are_answered_as_alone(tiny: Weights, pictures: lis
         ({"sizes": ("own", "own")}, "sizes own, own given, but each can be given once"),
         ({"methods": ("gradcam",)}, "unknown method 'gradcam'; did you mean 'grad_cam'"),
         ({"methods": ("grad_cam",), "layer": "conv3"}, "unknown layer 'conv3'; did you mean 'conv"),
+        ({"stride": 3}, "step is 3 but must divide the stride of the network, 2 pixels"),
+        ({"stride": 1, "methods": ("gradient",)}, "stride given with gradient, but only maps take one"),
         ({"layer": "conv1"}, "layer 'conv1' given with maps, but only grad_cam"),
     ],
 )
