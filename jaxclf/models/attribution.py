@@ -27,7 +27,12 @@ def class_maps(
     discriminative localization", CVPR 2016, with the bias; under identity the last convolution's channels themselves
     (the thesis, figures 5.2 to 5.4). Under the average pool their mean over (i, j) is the logits.
     """
-    return jax.jit(model.apply, static_argnames="method")(variables, jnp.asarray(images), method="class_maps")
+    return _class_maps(model, variables, jnp.asarray(images))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # at this level, so that calls of equal models share what is compiled
+def _class_maps(model: Classifier, variables: Any, images: Float[Array, "n h w c"]) -> Any:
+    return model.apply(variables, images, method="class_maps")
 
 
 def attribute(

@@ -21,7 +21,6 @@ windows, 89 % of which have the crop's class), and 0.20 for AlexNet and 0.27 for
 Sources: Sermanet et al. 2013, arXiv 1312.6229, section 3.3 (OverFeat); Simonyan & Zisserman 2014, section 3.2.
 """
 
-import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxclf.errors import UsageError
+from jaxclf.models.attribution import class_maps
 from jaxclf.models.backbone import Backbone
 from jaxclf.models.classifier import Classifier
 
@@ -117,7 +117,7 @@ def stitch(
         top, left = row * step, column * step
         height, width = (model.side + (count - 1) * model.stride for count in part.shape[1:3])
         shifted = images[:, top : top + height, left : left + width]
-        part[...] = _class_maps(model, variables, shifted)
+        part[...] = class_maps(model, variables, shifted)
     return stitched
 
 
@@ -152,11 +152,6 @@ def fine_maps(
     count_shifts(model, step)
     margin = (model.side - step) // 2, model.side - step - (model.side - step) // 2
     return stitch(model, variables, np.pad(images, ((0, 0), margin, margin, (0, 0)), "edge"), step=step)
-
-
-@functools.partial(jax.jit, static_argnums=0)  # at this level, so that calls of equal models share what is compiled
-def _class_maps(model: SlidingClassifier, variables: Mapping[str, Any], images: Float[Array, "n h w c"]) -> Any:
-    return model.apply(variables, images, method="class_maps")
 
 
 def count_shifts(model: SlidingClassifier, step: int) -> int:

@@ -16,6 +16,7 @@ from jaxclf.cli.recipe import load
 from jaxclf.data.datasets import Images, ResidentTfds
 from jaxclf.report import tables
 from jaxclf.report.experiment import Record, summarise
+from jaxclf.report.scatter import rank_correlation
 
 ROOT = Path(__file__).parents[2]
 HEADS = ("learned", "orthogonal", "hadamard", "identity")
@@ -70,6 +71,26 @@ def test_readme_says_what_the_committed_hundred_classes_do() -> None:
         top1 = [record["top1"] for record in records if record["label"] == row.label]
         assert f"| {row.label} | {statistics.fmean(top1):.2f} ± {statistics.stdev(top1):.2f} |" in readme
         assert max(top1) <= 64 or row.label != "hadamard"  # as many classes as distinct rows, each of 40 test images
+
+
+def test_readme_says_what_the_committed_heads_do_with_and_without_a_relu() -> None:
+    """Correlations and counts are the lines of the table; the gaps named in the text are all those above learned."""
+    table = load(ROOT / "experiments" / "fashion_head_library.py", "get_table")()
+    summaries = summarise(table, [Record(**record) for record in committed("fashion_head_library.jsonl")])
+    readme, cosines = (ROOT / "README.md").read_text(), table.scatter.values()
+    for group, title in (("ResNet-8, ReLU", "last ReLU"), ("ResNet-8, no ReLU", "no last ReLU")):
+        own = [summary for summary in summaries if summary.row.group == group]
+        assert all(summary.ours.n == 3 for summary in own)
+        points = [(cosines[one.row.label], one.ours.mean) for one in own if one.row.label in cosines]
+        found = rank_correlation(*zip(*points, strict=True))
+        fixed = [one.gap for one in own if one.row.label in cosines and one.gap is not None]
+        above, below = (sum(not gap.inside_noise and sign * gap.mean > 0 for gap in fixed) for sign in (1, -1))
+        line = f"| {title} | {found.n} | {found.rho:.2f} | {found.low:.2f} to {found.high:.2f} | {above} | {below} |"
+        assert line in readme, line
+        if title == "last ReLU":
+            better = [one for one in own if one.gap is not None and not one.gap.inside_noise and one.gap.mean > 0]
+            assert all(f"`{one.row.axes['head']}` ({one.gap.mean:+.2f}" in readme for one in better)
+            assert len(better) == 5
 
 
 def test_readme_says_what_the_committed_settings_of_once_for_all_do() -> None:
