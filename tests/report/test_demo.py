@@ -77,7 +77,7 @@ def test_readme_says_what_the_committed_heads_do_with_and_without_a_relu() -> No
     """Correlations and counts are the lines of the table; the gaps named in the text are all those above learned."""
     table = load(ROOT / "experiments" / "fashion_head_library.py", "get_table")()
     summaries = summarise(table, [Record(**record) for record in committed("fashion_head_library.jsonl")])
-    readme, cosines = (ROOT / "README.md").read_text(), table.scatter.values()
+    readme, cosines = " ".join((ROOT / "README.md").read_text().split()), table.scatter.values()
     for group, title in (("ResNet-8, ReLU", "last ReLU"), ("ResNet-8, no ReLU", "no last ReLU")):
         own = [summary for summary in summaries if summary.row.group == group]
         assert all(summary.ours.n == 3 for summary in own)
