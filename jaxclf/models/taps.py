@@ -1,0 +1,104 @@
+"""Layers of a classifier by their paths: what each answers for images, and what an answer owes to it.
+
+A path is that of the backbone's modules, joined by "/", as `Backbone.stem` and the joined names of PyTorch's keys are:
+`layer4_1/conv2`. What is tapped is the output of the module: an activation that a family applies outside of it is not
+part of it. `LAST` is the backbone's own output, the last feature map.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxclf.errors import UsageError, unknown
+from jaxclf.models.classifier import Classifier
+
+LAST = ""
+"""Path of the backbone itself."""
+
+
+class Tapped(NamedTuple):
+    """What images make of a classifier."""
+
+    logits: Float[Array, "n k"]
+    outputs: dict[str, Float[Array, "n ..."]]
+    """By the paths that were asked for."""
+
+
+def tap(
+    model: Classifier,
+    variables: Mapping[str, Any],
+    images: Float[Array, "n h w c"],
+    paths: Iterable[str],
+    added: Mapping[str, Float[Array, "n ..."]] | None = None,
+) -> Tapped:
+    """Return the logits of an evaluation, and the outputs of the layers at some paths, with `added` added to them.
+
+    The gradient of a logit with respect to zeros that are added is that with respect to the output. The function is
+    pure, and may be transformed. Raises `UsageError` for a path that the backbone does not have.
+    """
+    wanted, outputs, found = set(paths), {}, set()
+
+    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        answer = call(*args, **kwargs)
+        path = _path(context)
+        if path is not None:
+            found.add(path)
+        if path not in wanted or path is None:
+            return answer
+        if path in outputs:
+            raise UsageError(f"layer {path!r} is called more than once in one pass, so it has no single output")
+        if added is not None and path in added:
+            answer = answer + added[path]
+        outputs[path] = answer
+        return answer
+
+    with nn.intercept_methods(note):
+        logits: Any = _stored(model).apply(variables, images)
+    if missing := sorted(wanted - found):
+        raise unknown("layer", missing[0], sorted(found - {LAST}))
+    return Tapped(logits, outputs)
+
+
+def layers(model: Classifier, variables: Mapping[str, Any], images: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """List the layers of the backbone by their paths, and the shapes of their outputs, in the order of their calls.
+
+    `images` may be a `jax.ShapeDtypeStruct`; nothing is computed. A module that is called more than once is left out.
+    """
+    found: dict[str, Any] = {}
+    twice: set[str] = set()
+
+    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        answer = call(*args, **kwargs)
+        path = _path(context)
+        if path is not None and isinstance(answer, jax.Array):
+            twice.update({path} & set(found))
+            found[path] = jax.ShapeDtypeStruct(answer.shape, answer.dtype)
+        return answer
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(_stored(model).apply, variables, images)
+    return {path: shape for path, shape in found.items() if path not in twice}
+
+
+def zeros(model: Classifier, variables: Mapping[str, Any], images: Any, path: str) -> Float[Array, "n ..."]:
+    """Return zeros of the shape of a layer's output. Raises `UsageError` for a path that the backbone does not have."""
+    shape: Any = jax.eval_shape(functools.partial(tap, model, paths=(path,)), variables, images).outputs[path]
+    return jnp.zeros(shape.shape, shape.dtype)
+
+
+def _path(context: nn.module.InterceptorContext) -> str | None:
+    """Return the path of a module of the backbone that is called; None for another, and for another method."""
+    path = context.module.path
+    if context.method_name != "__call__" or path[:1] != ("backbone",):
+        return None
+    return "/".join(path[1:])
+
+
+def _stored(model: Classifier) -> Classifier:
+    """Return the model without rematerialisation: a layer inside a block that is computed again has no output."""
+    return model.clone(backbone=model.backbone.clone(remat="none"))
