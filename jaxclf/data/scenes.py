@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Bool, Int, Int32, UInt8
 
 from jaxclf.data.kinds import Images
 from jaxclf.data.transforms import resize_images
@@ -64,7 +64,7 @@ def enlarge(digits: Images) -> Enlarged:
     )  # [s d h w]
     ends = []
     for axis in (3, 2):
-        seen = pixels.any(axis=axis)  # [s d most]
+        seen = np.any(pixels, axis=axis)  # [s d most]
         ends.append((seen.argmax(-1), most - seen[..., ::-1].argmax(-1)))
     (top, bottom), (left, right) = ends
     boxes = np.stack([top, left, bottom, right], axis=-1).astype(np.int32)
@@ -78,16 +78,17 @@ def draw_scenes(digits: Enlarged, classes: Int32[np.ndarray, "n m"], rng: np.ran
     together, anew until no two squares overlap.
     """
     n, m = classes.shape
+    absent = np.asarray(classes == NONE)[..., np.newaxis]
     scale = rng.integers(len(DIGIT_SIDES), size=(n, m))
     chosen = digits.of_classes(classes, rng)
     fragments, windows = _fragments(digits, classes, rng)
-    sides = np.where(classes == NONE, 0, np.asarray(DIGIT_SIDES)[scale])  # [n m]
+    sides = np.where(absent[..., 0], 0, np.asarray(DIGIT_SIDES)[scale])  # [n m]
     corners = place(np.concatenate([sides, windows], axis=1), rng)  # [n m+f 2]
     images = np.zeros((n, SIDE, SIDE), np.uint8)
-    _paint(images, np.where((classes == NONE)[..., None, None], 0, digits.pixels[scale, chosen]), corners[:, :m])
+    _paint(images, np.where(absent[..., np.newaxis], 0, digits.pixels[scale, chosen]), corners[:, :m])
     _paint(images, fragments, corners[:, m:])
     boxes = digits.boxes[scale, chosen] + np.tile(corners[:, :m], 2)
-    boxes = np.where((classes == NONE)[..., None], 0, boxes)
+    boxes = np.where(absent, 0, boxes)
     return Scenes(images[..., np.newaxis], boxes.astype(np.int32), classes)
 
 
@@ -114,23 +115,23 @@ def _fragments(
 def place(sides: Int[np.ndarray, "n p"], rng: np.random.Generator) -> Int[np.ndarray, "n p 2"]:
     """Draw the upper left corners of p squares inside each scene, anew until no two overlap; side 0 is no square."""
     corners = np.zeros((*sides.shape, 2), np.int64)
-    open_ = np.arange(len(sides))
-    while len(open_):
-        own = sides[open_]
-        corners[open_] = drawn = rng.integers(SIDE + 1 - np.repeat(own[..., None], 2, axis=-1))
-        open_ = open_[_overlap(drawn, own)]
+    pairs = np.triu_indices(sides.shape[1], 1)
+    left = np.arange(len(sides))
+    while len(left):
+        own = sides[left]
+        corners[left] = drawn = rng.integers(SIDE + 1 - np.repeat(own[..., None], 2, axis=-1))
+        left = left[_overlap(drawn, own, pairs)]
     return corners
 
 
-def _overlap(corners: Int[np.ndarray, "n p 2"], sides: Int[np.ndarray, "n p"]) -> np.ndarray:
-    """Return which scenes have two squares that overlap."""
-    found = np.zeros(len(sides), bool)
-    for a in range(sides.shape[1]):
-        for b in range(a):
-            apart = corners[:, a] - corners[:, b]  # [n 2]
-            both = (apart < sides[:, b, None]) & (-apart < sides[:, a, None])
-            found |= both.all(1) & (sides[:, a] > 0) & (sides[:, b] > 0)
-    return found
+def _overlap(
+    corners: Int[np.ndarray, "n p 2"], sides: Int[np.ndarray, "n p"], pairs: tuple[np.ndarray, np.ndarray]
+) -> Bool[np.ndarray, " n"]:
+    """Return which scenes have two squares that overlap, of pairs of places."""
+    own, other = (sides[:, chosen] for chosen in pairs)
+    apart = corners[:, pairs[0]] - corners[:, pairs[1]]  # [n pairs 2]
+    both = (apart < other[..., np.newaxis]) & (-apart < own[..., np.newaxis])
+    return np.any(both[..., 0] & both[..., 1] & (own > 0) & (other > 0), axis=1)
 
 
 def _paint(

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from jaxclf.report.pictures import NEGATIVE, POSITIVE, axes_at, canvas, short, write
+from jaxclf.tools.localisation import bilinear
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,18 +92,6 @@ def _enlarged(image: UInt8[ndarray, "h w c"], *, least: int = 96) -> UInt8[ndarr
     small = rgb[:h, :w].reshape(h // block, block, w // block, block, 3).mean(axis=(1, 3))
     times = max(1, math.ceil(least / max(small.shape[:2])))
     return small.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
-
-
-def bilinear(grid: Float[ndarray, "i j"], size: tuple[int, ...]) -> Float[ndarray, "a b"]:
-    """Resize with half-pixel centres and clamped edges (PyTorch's align_corners=False)."""
-    for axis, target in enumerate(size):
-        n = grid.shape[axis]
-        at = np.clip((np.arange(target) + 0.5) * n / target - 0.5, 0, n - 1)
-        lower = np.floor(at).astype(int)
-        part = (at - lower).reshape((-1, 1) if axis == 0 else (1, -1))
-        upper = np.minimum(lower + 1, n - 1)
-        grid = grid.take(lower, axis=axis) * (1 - part) + grid.take(upper, axis=axis) * part
-    return grid
 
 
 def _overlay(image: UInt8[ndarray, "a b 3"], values: Float[ndarray, "a b"], full: float) -> UInt8[ndarray, "a b 3"]:

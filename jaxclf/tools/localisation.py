@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Int64, Real
 from scipy import ndimage
 
 from jaxclf.errors import UsageError
+from jaxclf.models.attribution import attribute
 from jaxclf.models.classifier import Classifier
-from jaxclf.tools.attribution import attribute
 
 THRESHOLD = 0.2
-"""Of a map from 0 to 1: Zhou et al. 2016, section 3.2."""
+"""Share of a map's maximum, as in Zhou et al. 2016."""
 THRESHOLDS = tuple(step / 20 for step in range(20))
 """Those that `max_box_accuracy` tries: Choe et al. take a step of .001, which may find a larger maximum."""
 OVERLAPS = (0.3, 0.5, 0.7)
@@ -44,7 +45,7 @@ def localise(
     model: Classifier,
     variables: Mapping[str, Any],
     images: Float[Array | np.ndarray, "n h w c"],
-    classes: Int[Array | np.ndarray, "n t"],
+    classes: Int[np.ndarray, "n t"],
     *,
     method: str = "maps",
     threshold: float = THRESHOLD,
@@ -54,29 +55,30 @@ def localise(
 
     A map is enlarged bilinearly to the image and scaled to 0..1 between its minimum and maximum; the box is the
     smallest around the largest region above `threshold`. Source: Zhou et al., "Learning deep features for
-    discriminative localization", CVPR 2016, arXiv 1512.04150, section 3.2.
+    discriminative localization", CVPR 2016, arXiv 1512.04150, who only divide by the maximum; scaled as here by Choe et
+    al. (`max_box_accuracy`), so that maps with negative numbers have boxes, too.
 
     Args:
       model: a classifier.
       variables: its values.
       images: as the model takes them, normalised.
       classes: t classes of each image, whether it shows them or not.
-      method: as in `attribution.attribute`, and so is `layer`.
+      method: one of `attribution.METHODS`.
       threshold: from 0 to below 1.
-      layer: where the method looks.
+      layer: path of the layer that the gradients are of.
 
     Raises `UsageError` for a threshold outside these bounds, and as `attribute` does.
     """
     _require_share(threshold)
     maps = np.asarray(attribute(model, variables, images, classes, method=method, layer=layer))  # [n t i j]
-    logits = np.asarray(jax.jit(model.apply)(variables, images))
+    logits = np.asarray(jax.jit(model.apply)(variables, jnp.asarray(images)))
     n, t, *grid = maps.shape
     size = (images.shape[1], images.shape[2])
     flat = maps.reshape(n * t, *grid)
     return Localised(
         largest_boxes(bilinear(flat, size), threshold).reshape(n, t, 4),
         peaks(flat, size).reshape(n, t, 2),
-        np.take_along_axis(logits, np.asarray(classes), axis=1),
+        np.take_along_axis(logits, classes, axis=1),
     )
 
 
@@ -101,7 +103,8 @@ def largest_boxes(maps: Float[np.ndarray, "n h w"], threshold: float) -> Int64[n
     map has none, and the box (0, 0, 0, 0).
     """
     _require_share(threshold)
-    regions, count = ndimage.label(_scaled(maps) > threshold, NEIGHBOURS)
+    found: Any = ndimage.label(_scaled(maps) > threshold, NEIGHBOURS)
+    regions, count = found
     sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     boxes, most = np.zeros((len(maps), 4), np.int64), np.zeros(len(maps), np.int64)
     for size, (map_, rows, columns) in zip(sizes, ndimage.find_objects(regions), strict=True):
@@ -159,12 +162,12 @@ def pointing_game(
     """Return which points hit: they lie in a true box, or at most `tolerance` pixels from one.
 
     The point of a constant map, which is not a number, misses. Source: Zhang et al., "Top-down neural attention by
-    excitation backprop", ECCV 2016, arXiv 1608.00507, section 4.1; their code allows 15 pixels, ours none by default.
+    excitation backprop", ECCV 2016, arXiv 1608.00507. On photographs a tolerance of 15 pixels is usual.
     """
     own = points[:, np.newaxis]
     apart = np.maximum(np.maximum(truth[..., :2] - own, own - truth[..., 2:]), 0)  # [n m 2]
     near = np.hypot(apart[..., 0], apart[..., 1]) <= tolerance
-    return (near & (_area(truth) > 0)).any(1)
+    return np.any(near & (_area(truth) > 0), axis=1)
 
 
 def max_box_accuracy(
@@ -178,8 +181,8 @@ def max_box_accuracy(
 
     The box is that of `largest_boxes`, and its best intersection over union with any true box must be at least the
     overlap. One threshold serves all maps. Source: Choe et al., "Evaluating weakly supervised object localization
-    methods right", CVPR 2020, arXiv 2001.07437, section 4.2 and its code. The mean over the overlaps is their journal
-    version's MaxBoxAccV2, but that one takes the boxes of all regions.
+    methods right", CVPR 2020, arXiv 2001.07437, and github.com/clovaai/wsolevaluation, evaluation.py. MaxBoxAccV2 of
+    their journal version, arXiv 2007.04178, is the mean over the overlaps, but takes the boxes of all regions.
     """
     shares = []
     for threshold in thresholds:
@@ -192,7 +195,7 @@ def energy_inside(maps: Float[np.ndarray, "n h w"], truth: Real[np.ndarray, "n m
     """Return the share of each map's positive part that lies in its true boxes, by the centres of pixels.
 
     A map without a positive number has 0. Source: the energy-based pointing game of Wang et al., "Score-CAM", CVPR
-    workshops 2020, arXiv 1910.01279, section 4.3; its maps are not negative.
+    workshops 2020, arXiv 1910.01279; its maps are not negative.
     """
     positive = np.maximum(maps.astype(np.float64), 0)
     inside = []
