@@ -18,6 +18,7 @@ from jaxclf.cli.convert import Convert
 from jaxclf.cli.data import Data
 from jaxclf.cli.evaluate import Evaluate
 from jaxclf.cli.heads import Heads
+from jaxclf.cli.maps import Maps
 from jaxclf.cli.models import Models
 from jaxclf.cli.predict import Predict
 from jaxclf.cli.probe import Probe
@@ -41,6 +42,7 @@ COMMANDS: dict[str, type] = {
     "summary": Summary,
     "convert": Convert,
     "predict": Predict,
+    "maps": Maps,
     "probe": Probe,
     "data": Data,
 }

@@ -5,7 +5,7 @@ from io import BytesIO
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 PIL_DECODES_WITH_LIBJPEG_TURBO = bool(features.check_feature("libjpeg_turbo"))
 """Only then are simplejpeg's pixels PIL's: IJG's libjpeg since 7 upsamples chroma otherwise. Pillow's wheels: yes."""
@@ -58,6 +58,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def is_turned(data: bytes) -> bool:
     """Tell whether a file says by EXIF that its stored pixels lie on a side, on their head or are mirrored."""
     return open_lazily(data).getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+
+
+def upright(image: Image.Image, data: bytes) -> Image.Image:
+    """Return a decoded image as its file says by EXIF that it is to be seen: turned, mirrored, or as it is."""
+    image.getexif()[ExifTags.Base.Orientation] = open_lazily(data).getexif().get(ExifTags.Base.Orientation, 1)
+    return ImageOps.exif_transpose(image)
 
 
 def open_lazily(data: bytes) -> Image.Image:

@@ -179,15 +179,23 @@ def resize_center_crop(image: Image.Image, resize_to: int, side: int, interpolat
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Float[np.ndarray, "h w c"]:
     """Return the network's input: resized, cropped, (pixels / 255 - mean) / std, float32."""
+    return normalise(to_array(square(image, preprocessing)), preprocessing)
+
+
+def square(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Return the square of an image that the network sees."""
     side, interpolation = preprocessing.crop, preprocessing.interpolation
     if preprocessing.crop_padding is not None:
-        image = padded_center_crop(image, side, preprocessing.crop_padding, interpolation)
-    elif preprocessing.resize is not None:
-        image = resize_center_crop(image, preprocessing.resize, side, interpolation)
-    else:
-        image = center_crop(image, side)
-    pixels = to_array(image).astype(np.float32) / np.float32(255)
-    return (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+        return padded_center_crop(image, side, preprocessing.crop_padding, interpolation)
+    if preprocessing.resize is not None:
+        return resize_center_crop(image, preprocessing.resize, side, interpolation)
+    return center_crop(image, side)
+
+
+def normalise(pixels: UInt8[np.ndarray, "h w c"], preprocessing: Preprocessing) -> Float[np.ndarray, "h w c"]:
+    """Return (pixels / 255 - mean) / std, float32."""
+    values = pixels.astype(np.float32) / np.float32(255)
+    return (values - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
 
 
 class Box(NamedTuple):

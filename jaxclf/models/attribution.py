@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
 from jaxclf.errors import UsageError, unknown
 from jaxclf.models import taps
@@ -38,7 +38,7 @@ def attribute(
     *,
     method: str = "maps",
     layer: str | None = None,
-) -> Float32[np.ndarray, "n t i j"]:
+) -> Float[np.ndarray, "n t i j"]:
     """Return where in each image each of t classes is seen, by a method of `METHODS`.
 
     maps: the class maps. The others are of gradients: grad_cam and grad_cam_plus_plus at the output of `layer`, a path
@@ -52,7 +52,7 @@ def attribute(
     require_classes(classes, model.head.num_classes)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    path = require_layer(model, variables, images, method, layer)
+    path = require_layer(model, images.shape, method, layer)
     images = jnp.asarray(images)
     if method == "maps":
         found = np.asarray(class_maps(model, variables, images))  # [n i j k]
@@ -66,22 +66,20 @@ def require_classes(classes: Int[np.ndarray, "n t"], num_classes: int) -> None:
         raise UsageError(f"classes {odd} given, but the model has 0 to {num_classes - 1}")
 
 
-def require_layer(
-    model: Classifier, variables: Mapping[str, Any], images: Any, method: str, layer: str | None
-) -> str | None:
+def require_layer(model: Classifier, shape: tuple[int, ...], method: str, layer: str | None) -> str | None:
     """Return the path of the layer at which a method takes gradients; None: it takes the image's, or none.
 
-    `images` may be a `jax.ShapeDtypeStruct`. Raises `UsageError` as `attribute` does, before anything is compiled.
+    `shape` is that of the images, [n h w c]. Raises `UsageError` as `attribute` does, before anything is compiled.
     """
     if method in ("maps", "gradient"):
         if layer is not None:
             able = ", ".join(name for name in METHODS if name.startswith("grad_cam"))
             raise UsageError(f"layer {layer!r} given with {method}, but only {able} take one")
         return None
-    shapes = {path: shape.shape for path, shape in taps.layers(model, variables, images).items()}
+    shapes = {path: output.shape for path, output in taps.layers(model, shape).items()}
     if layer is None:
         # The last feature map; of networks whose linear layers are convolutions on one position, what these stand on.
-        wide = [path for path, shape in shapes.items() if len(shape) == 4 and shape[1] * shape[2] > 1]
+        wide = [path for path, one in shapes.items() if len(one) == 4 and one[1] * one[2] > 1]
         if not wide:
             raise UsageError("no layer of the network has more than one position on this image; give a larger image")
         return wide[-1]
@@ -144,20 +142,22 @@ def _from_gradients(
     classes: Int[np.ndarray, "n t"],
     method: str,
     path: str | None,
-) -> Float32[np.ndarray, "n t i j"]:
+) -> Float[np.ndarray, "n t i j"]:
     """Compute one forward pass, and a backward pass for each of the t classes."""
-    start = images if path is None else taps.zeros(model, variables, images, path)
-    logits, pull, outputs = _forward(model, path, variables, images, start)
-    chosen = np.eye(logits.shape[1], dtype=np.float32)[classes]  # [n t k]
+    logits, pull, outputs = _forward(model, path, variables, images)
+    chosen = np.eye(logits.shape[1], dtype=logits.dtype)[classes]  # [n t k]
     found = [_backward(OF_GRADIENTS[method], pull, outputs, one) for one in np.moveaxis(chosen, 1, 0)]
-    return np.stack([np.asarray(one, np.float32) for one in found], 1)
+    return np.stack([np.asarray(one) for one in found], 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(
-    model: Classifier, path: str | None, variables: Any, images: Float[Array, "n h w c"], start: Float[Array, "n ..."]
+    model: Classifier, path: str | None, variables: Any, images: Float[Array, "n h w c"]
 ) -> tuple[Float[Array, "n k"], Callable[..., Any], Float[Array, "n i j d"]]:
     """Return the logits, the pass back to what is added to the output of a layer, or to the images, and that output."""
+    start = images
+    if path is not None:
+        start = jnp.zeros(taps.layers(model, images.shape)[path].shape, images.dtype)
 
     def answer(at: Float[Array, "n ..."]) -> tuple[Any, Any]:
         if path is None:

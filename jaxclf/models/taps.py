@@ -64,10 +64,12 @@ def tap(
     return Tapped(logits, outputs)
 
 
-def layers(model: Classifier, variables: Mapping[str, Any], images: Any) -> dict[str, jax.ShapeDtypeStruct]:
+@functools.lru_cache(maxsize=64)
+def layers(model: Classifier, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     """List the layers of the backbone by their paths, and the shapes of their outputs, in the order of their calls.
 
-    `images` may be a `jax.ShapeDtypeStruct`; nothing is computed. A module that is called more than once is left out.
+    `shape` is that of the images, [n h w c]; nothing is computed. A module that is called more than once is left out.
+    The caller leaves the answer as it is, for the next call gets the same.
     """
     found: dict[str, Any] = {}
     twice: set[str] = set()
@@ -80,15 +82,12 @@ def layers(model: Classifier, variables: Mapping[str, Any], images: Any) -> dict
             found[path] = jax.ShapeDtypeStruct(answer.shape, answer.dtype)
         return answer
 
-    with nn.intercept_methods(note):
-        jax.eval_shape(_stored(model).apply, variables, images)
-    return {path: shape for path, shape in found.items() if path not in twice}
-
-
-def zeros(model: Classifier, variables: Mapping[str, Any], images: Any, path: str) -> Float[Array, "n ..."]:
-    """Return zeros of the shape of a layer's output. Raises `UsageError` for a path that the backbone does not have."""
-    shape: Any = jax.eval_shape(functools.partial(tap, model, paths=(path,)), variables, images).outputs[path]
-    return jnp.zeros(shape.shape, shape.dtype)
+    model, images = _stored(model), jax.ShapeDtypeStruct(shape, jnp.float32)
+    with jax.enable_x64(False):  # the same shapes, and the caller's parameters may be float64
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        with nn.intercept_methods(note):
+            jax.eval_shape(model.apply, variables, images)
+    return {path: output for path, output in found.items() if path not in twice}
 
 
 def _path(context: nn.module.InterceptorContext) -> str | None:

@@ -67,7 +67,7 @@ def draw_class_maps(maps: ClassMaps) -> Figure:
         full = bound(maps.one(n))
         words = [("image", "", base)]
         for kind, c in zip(("true", "other"), chosen, strict=False):
-            painted = _overlay(base, bilinear(maps.maps[n][..., c], base.shape[:2]), full)
+            painted = overlay(base, bilinear(maps.maps[n][..., c], base.shape[:2]), full)
             words.append((f"{kind}: {_name(maps, c)}", f"logit {_signed(float(logits[c]))}", painted))
         for column, (above, below, pixels) in enumerate(words):
             axes = axes_at(figure, column * (panel + gap), n * line + head, panel, panel)
@@ -102,7 +102,7 @@ def draw_places(image: UInt8[ndarray, "h w c"], truth: Int[ndarray, "m 4"], plac
         pixels = base
         if place is not None:
             full = float(np.abs(place.map).max()) or 1.0
-            pixels = _overlay(base, bilinear(place.map, base.shape[:2]), full)
+            pixels = overlay(base, bilinear(place.map, base.shape[:2]), full)
         axes.imshow(pixels, interpolation="none", aspect="equal", extent=(0, w, h, 0))
         for y0, x0, y1, x1 in truth:
             axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=1))
@@ -141,7 +141,7 @@ def _enlarged(image: UInt8[ndarray, "h w c"], *, least: int = 96) -> UInt8[ndarr
     return small.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
 
 
-def _overlay(image: UInt8[ndarray, "a b 3"], values: Float[ndarray, "a b"], full: float) -> UInt8[ndarray, "a b 3"]:
+def overlay(image: UInt8[ndarray, "a b c"], values: Float[ndarray, "a b"], full: float) -> UInt8[ndarray, "a b 3"]:
     """Paint values over the greyed image; opacity is their magnitude, so that zero shows the bare image."""
     grey = 90 + 0.65 * image.mean(axis=2, keepdims=True)
     colour = np.where(values[..., None] > 0, np.asarray(POSITIVE), np.asarray(NEGATIVE))

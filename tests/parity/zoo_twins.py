@@ -195,3 +195,64 @@ def follow(net: nn.Module, draws: Iterable[list[np.ndarray]]) -> None:
             module.forward = drop
     net.register_forward_pre_hook(begin)
     net.register_forward_hook(end)
+
+
+class SamePadding(nn.Conv2d):
+    """A convolution with TensorFlow's padding: ceil(size / stride) outputs, the odd pixel last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n c h w] -> [n d i j]."""
+        pads = []
+        for length in (x.shape[3], x.shape[2]):
+            missing = max(0, (-(-length // self.stride[0]) - 1) * self.stride[0] + self.kernel_size[0] - length)
+            pads += [missing // 2, missing - missing // 2]
+        return super().forward(F.pad(x, pads))
+
+
+class LiteBlock(nn.Module):
+    """EfficientNet-Lite's block: expansion, depthwise convolution, projection, ReLU6, no gates."""
+
+    def __init__(self, entering: int, width: int, expansion: int, side: int, stride: int) -> None:
+        super().__init__()
+        inner = entering * expansion
+        self.expands, self.added = expansion > 1, stride == 1 and entering == width
+        if self.expands:
+            self._expand_conv = nn.Conv2d(entering, inner, 1, bias=False)
+            self._bn0 = nn.BatchNorm2d(inner, eps=1e-3)
+        self._depthwise_conv = SamePadding(inner, inner, side, stride, groups=inner, bias=False)
+        self._bn1 = nn.BatchNorm2d(inner, eps=1e-3)
+        self._project_conv = nn.Conv2d(inner, width, 1, bias=False)
+        self._bn2 = nn.BatchNorm2d(width, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n c h w] -> [n d i j]."""
+        inner = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        inner = F.relu6(self._bn1(self._depthwise_conv(inner)))
+        return self._bn2(self._project_conv(inner)) + (x if self.added else 0)
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 (tensorflow/tpu, models/official/efficientnet/lite), with lukemelas's names."""
+
+    STAGES = (
+        *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3)),
+        *((6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)),
+    )
+    """Expansion, width, blocks, stride of the first, side of the depthwise kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0 = SamePadding(3, 32, 3, 2, bias=False), nn.BatchNorm2d(32, eps=1e-3)
+        blocks, entering = [], 32
+        for expansion, width, count, stride, side in self.STAGES:
+            for index in range(count):
+                blocks.append(LiteBlock(entering, width, expansion, side, 1 if index else stride))
+                entering = width
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head, self._bn1 = nn.Conv2d(320, 1280, 1, bias=False), nn.BatchNorm2d(1280, eps=1e-3)
+        self.last, self._fc = nn.ReLU6(), nn.Linear(1280, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n c h w] -> [n k]."""
+        x = self._blocks(F.relu6(self._bn0(self._conv_stem(x))))
+        return self._fc(self.last(self._bn1(self._conv_head(x))).mean((2, 3)))
