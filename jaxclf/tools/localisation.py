@@ -104,14 +104,20 @@ def largest_boxes(maps: Float[np.ndarray, "n h w"], threshold: float) -> Int64[n
     """
     _require_share(threshold)
     found: Any = ndimage.label(_scaled(maps) > threshold, NEIGHBOURS)
-    regions, count = found
-    sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
-    boxes, most = np.zeros((len(maps), 4), np.int64), np.zeros(len(maps), np.int64)
-    for size, (map_, rows, columns) in zip(sizes, ndimage.find_objects(regions), strict=True):
-        if size > most[map_.start]:
-            most[map_.start] = size
-            boxes[map_.start] = rows.start, columns.start, rows.stop, columns.stop
-    return boxes
+    regions, count = found  # [n h w], numbered from 1 map by map
+    sizes = np.bincount(regions.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    order = np.argsort(-sizes, kind="stable")
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(count + 1)
+    largest = order[ranks[regions].min((1, 2))]  # [n], 0 where there is no region
+    inside = (regions == largest[:, None, None]) & (regions > 0)
+    ends = []
+    for axis in (2, 1):
+        seen = np.any(inside, axis=axis)
+        ends.append((seen.argmax(1), np.where(seen.any(1), seen.shape[1] - seen[:, ::-1].argmax(1), 0)))
+    (top, bottom), (left, right) = ends
+    return np.stack([top, left, bottom, right], axis=1).astype(np.int64)
 
 
 def peaks(maps: Float[np.ndarray, "n i j"], size: tuple[int, int]) -> Float64[np.ndarray, "n 2"]:
