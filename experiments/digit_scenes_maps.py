@@ -67,7 +67,7 @@ CAPTION = (
     "the largest logit, or both of the two largest, are of the classes shown. Pointing game: the map is largest inside "
     "a true box, no tolerance. MaxBoxAcc: the box around the largest region above a threshold has .3, .5, .7 of its "
     "union with a true box in common, at the threshold, in steps of .05, that is best for all these scenes. Energy "
-    "inside: share of the map's positive part in true boxes, which cover {covered:.0f} and {covered_two:.0f} % of the "
+    "inside: share of the map's positive part in true boxes, which cover {} and {} % of the "
     "scenes; a constant shift of all logits changes it, and no answer. All scenes count, those with a wrong answer, "
     "too. At 48x48 and 64x64 the same scenes are enlarged; no network was trained so. Mean over three seeds ± half of "
     "its 95 % interval (Student's t)."
@@ -143,19 +143,18 @@ def inputs(run: Weights, images: UInt8[np.ndarray, "n h w c"], side: int) -> Flo
 
 def judged_run(directory: Path, head: str, seed: int, asked: Mapping[str, Question]) -> list[Judged]:
     """Return the lines of a run, which it keeps in localisation.json; those that are missing are worked out."""
-    file = directory / "localisation.json"
-    if not file.exists():
-        run = weights.read(directory)
-        lines = [
-            Judged(head, seed, method, side, name, judge(run, question, method, side))
-            for method in METHODS_OF[head]
-            for side in SIDES
-            for name, question in asked.items()
-        ]
-        part = file.with_suffix(".part")
+    file, part = directory / "localisation.json", directory / "localisation.part"
+    lines = [Judged(**line) for line in json.loads(file.read_text())] if file.exists() else []
+    known = {(line.method, line.side, line.scenes) for line in lines}
+    wanted = [(method, side, name) for method in METHODS_OF[head] for side in SIDES for name in asked]
+    missing = [one for one in wanted if one not in known]
+    run = weights.read(directory) if missing else None
+    for method, side, name in missing:
+        assert run is not None
+        lines.append(Judged(head, seed, method, side, name, judge(run, asked[name], method, side)))
         part.write_text(json.dumps([dataclasses.asdict(line) for line in lines], indent=1) + "\n")
         part.replace(file)
-    return [Judged(**line) for line in json.loads(file.read_text())]
+    return lines
 
 
 # The tables
@@ -237,7 +236,7 @@ COLUMNS = ["map", "side", *MEASURES.values()]
 COMPARISONS = ["scenes", "measure", *(f"{side}x{side}" for side in SIDES)]
 
 
-def markdown(caption: str, lines: Sequence[Judged]) -> str:
+def markdown(said: str, lines: Sequence[Judged]) -> str:
     """Return the tables as Markdown."""
 
     def drawn(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -245,10 +244,10 @@ def markdown(caption: str, lines: Sequence[Judged]) -> str:
         yield "|---|" + "---:|" * (len(columns) - 1)
         yield from (f"| {' | '.join(row)} |" for row in rows)
 
-    text = ["# Where the digits are", "", verdict(lines), "", caption, "", "## Identity minus learned, points", ""]
+    text = ["# Where the digits are", "", verdict(lines), "", said, "", "## Identity minus learned, points", ""]
     text += [*drawn(COMPARISONS, difference_rows(lines)), ""]
-    for scenes, said in SETS.items():
-        text += [f"## {said.capitalize()}, percent", "", *drawn(COLUMNS, table(lines, scenes)), ""]
+    for scenes, name in SETS.items():
+        text += [f"## {name.capitalize()}, percent", "", *drawn(COLUMNS, table(lines, scenes)), ""]
     return "\n".join(text)
 
 
@@ -287,23 +286,26 @@ def pictures(workdir: Path, asked: Mapping[str, Question]) -> list[dict[str, str
     return found
 
 
-def html(caption: str, lines: Sequence[Judged], drawn: Sequence[Mapping[str, str]]) -> str:
+def html(said: str, lines: Sequence[Judged], drawn: Sequence[Mapping[str, str]]) -> str:
     """Return the page."""
     return TEMPLATES.get_template("localisation.html").render(
-        table={"title": "Where the digits are", "caption": caption},
+        table={"title": "Where the digits are", "caption": said},
         verdict=verdict(lines),
         tables=[
             ("Identity minus learned, points", COMPARISONS, difference_rows(lines)),
-            *((f"{said.capitalize()}, percent", COLUMNS, table(lines, scenes)) for scenes, said in SETS.items()),
+            *((f"{name.capitalize()}, percent", COLUMNS, table(lines, scenes)) for scenes, name in SETS.items()),
         ],
         pictures=drawn,
     )
 
 
-def covered(question: Question) -> float:
-    """Return the share of a scene that the boxes of an asked class cover, in percent, mean over questions."""
-    sides = question.truth[..., 2:] - question.truth[..., :2]
-    return 100 * float(sides.prod(-1).sum(1).mean()) / SIDE**2
+def caption(asked: Mapping[str, Question]) -> str:
+    """Return `CAPTION` with the shares of a scene that the boxes of an asked class cover."""
+    shares = []
+    for question in asked.values():
+        sides = question.truth[..., 2:] - question.truth[..., :2]
+        shares.append(100 * float(sides.prod(-1).sum(1).mean()) / SIDE**2)
+    return CAPTION.format(*(f"{share:.0f}" for share in shares))
 
 
 def main(workdir: Path, out: Path) -> None:
@@ -315,12 +317,12 @@ def main(workdir: Path, out: Path) -> None:
     for (head, seed), directory in directories.items():
         print(f"{head}, seed {seed}", file=sys.stderr)
         lines += judged_run(directory, head, seed, asked)
-    caption = CAPTION.format(covered=covered(asked["test"]), covered_two=covered(asked["two_classes"]))
-    text = markdown(caption, lines)
+    said = caption(asked)
+    text = markdown(said, lines)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{NAME}.jsonl").write_text("".join(json.dumps(dataclasses.asdict(line)) + "\n" for line in lines))
     (out / f"{NAME}.md").write_text(text)
-    (out / f"{NAME}.html").write_text(html(caption, lines, pictures(workdir, asked)))
+    (out / f"{NAME}.html").write_text(html(said, lines, pictures(workdir, asked)))
     print(text)
 
 
