@@ -31,6 +31,7 @@ from jaxclf.errors import UsageError
 from jaxclf.intervals import student_half_width
 from jaxclf.models.attribution import METHODS, attribute
 from jaxclf.report.experiment import Difference, paired_difference
+from jaxclf.report.gallery import TITLES
 from jaxclf.report.map_pictures import Place, draw_places
 from jaxclf.report.page import TEMPLATES
 from jaxclf.report.pictures import svg
@@ -185,7 +186,7 @@ def table(lines: Sequence[Judged], scenes: str) -> list[list[str]]:
 
 def named(head: str, method: str) -> str:
     """Return a method's name; the maps under a matrix are class activation maps."""
-    return {"maps": "its channels" if head == "identity" else "CAM"}.get(method, method.replace("_", " "))
+    return ("channels" if head == "identity" else "CAM") if method == "maps" else TITLES[method]
 
 
 def differences(lines: Sequence[Judged], side: int) -> dict[tuple[str, str], Difference]:

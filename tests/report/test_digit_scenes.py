@@ -116,8 +116,8 @@ def test_the_verdict_follows_from_the_paired_differences(study: ModuleType) -> N
 def test_tables_and_page_hold_every_mean_and_nothing_from_elsewhere(study: ModuleType) -> None:
     own = lines(study, (50.0, 52.0, 57.0), (52.0, 54.0, 59.0))
     text = study.markdown("caption", own)
-    assert "| learned, grad cam plus plus | 48 | 53.0 ± 9.0 |" in text  # t(2) 4.3027 * 3.6056 / sqrt(3) = 8.957
-    assert "| identity, its channels | 64 | 55.0 ± 9.0 |" in text
+    assert "| learned, Grad-CAM++ | 48 | 53.0 ± 9.0 |" in text  # t(2) 4.3027 * 3.6056 / sqrt(3) = 8.957
+    assert "| identity, channels | 64 | 55.0 ± 9.0 |" in text
     assert "| one class | pointing game | +2.00 ± 0.00, n 3 | +2.00 ± 0.00, n 3 | +2.00 ± 0.00, n 3 |" in text
     page = study.html("caption", own, [{"said": "scene <1>", "picture": "<svg></svg>"}])
     assert "scene &lt;1&gt;" in page
