@@ -12,6 +12,7 @@ if sys.platform == "win32":
     raise ImportError("jaxclf does not run on Windows: install it under WSL 2, on Linux or on macOS")
 
 if TYPE_CHECKING:
+    from jaxclf.models.attribution import attribute, class_maps
     from jaxclf.models.backbones import list_models
     from jaxclf.models.classifier import create_model
     from jaxclf.models.heads import head_matrix, list_heads
@@ -24,6 +25,8 @@ __all__ = [
     "Config",
     "RunError",
     "UsageError",
+    "attribute",
+    "class_maps",
     "create_model",
     "evaluate",
     "head_matrix",
@@ -38,6 +41,8 @@ __all__ = [
 __version__ = importlib.metadata.version("jaxclf")
 
 HOMES = {
+    "attribute": "models.attribution",
+    "class_maps": "models.attribution",
     "create_model": "models.classifier",
     "evaluate": "training.evaluation",
     "head_matrix": "models.heads",

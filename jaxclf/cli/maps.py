@@ -88,13 +88,13 @@ class Maps(OfWeights):
 
     def _costs(self, loaded: "Weights", seen: "Sequence[Seen]", asked: "Asked") -> dict[str, float] | None:
         """Measure what several methods cost on the first picture that was seen."""
-        from jaxclf.data.transforms import normalise
+        from jaxclf.data.transforms import standardise
         from jaxclf.tools.seeing import costs
 
         shown = [one.views[0].pixels for one in seen if one.views]
         if len(asked.methods) == 1 or not shown or loaded.record.preprocessing is None:
             return None
-        image = normalise(shown[0], loaded.record.preprocessing)[None]
+        image = standardise(shown[0], loaded.record.preprocessing)[None]
         return costs(loaded.model, loaded.variables, image, asked.methods, layer=asked.layer)
 
 

@@ -179,7 +179,7 @@ def resize_center_crop(image: Image.Image, resize_to: int, side: int, interpolat
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Float[np.ndarray, "h w c"]:
     """Return the network's input: resized, cropped, (pixels / 255 - mean) / std, float32."""
-    return normalise(to_array(square(image, preprocessing)), preprocessing)
+    return standardise(to_array(square(image, preprocessing)), preprocessing)
 
 
 def square(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
@@ -192,7 +192,7 @@ def square(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     return center_crop(image, side)
 
 
-def normalise(pixels: UInt8[np.ndarray, "h w c"], preprocessing: Preprocessing) -> Float[np.ndarray, "h w c"]:
+def standardise(pixels: UInt8[np.ndarray, "h w c"], preprocessing: Preprocessing) -> Float[np.ndarray, "h w c"]:
     """Return (pixels / 255 - mean) / std, float32."""
     values = pixels.astype(np.float32) / np.float32(255)
     return (values - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)

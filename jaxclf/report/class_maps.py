@@ -1,11 +1,11 @@
 """Class maps: what each class answers at each position of the last feature map."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxclf.data.augment import normalise
+from jaxclf.models import attribution
 from jaxclf.training.step import Program, TrainState
 
 
@@ -17,9 +17,7 @@ def class_maps(
     Under the identity head they are the last convolution's channels themselves (thesis figures 5.2-5.4).
     """
     pixels = normalise(jnp.asarray(images), program.mean, program.std)
-    return np.asarray(
-        jax.jit(program.model.apply, static_argnames="method")(state.variables, pixels, method="class_maps")
-    )
+    return np.asarray(attribution.class_maps(program.model, state.variables, pixels))
 
 
 def pick_examples(labels: np.ndarray, predictions: np.ndarray, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ A picture is turned as its EXIF says, for people look at it, whereas training an
 """
 
 import dataclasses
+import math
 import os
 import statistics
 import time
@@ -18,7 +19,7 @@ from PIL import Image
 
 from jaxclf.data.decoding import decode, to_array, upright
 from jaxclf.data.sources import Report
-from jaxclf.data.transforms import Preprocessing, normalise, resize, square, to_image
+from jaxclf.data.transforms import Preprocessing, resize, square, standardise, to_image
 from jaxclf.errors import UsageError, unknown
 from jaxclf.models import taps
 from jaxclf.models.attribution import METHODS, attribute, require_layer
@@ -181,7 +182,7 @@ class Eye:
         if not pictures:
             return
         inputs = np.zeros((batch, *pictures[0].shape), np.float32)
-        inputs[: len(pictures)] = [normalise(pixels, self._preprocessing) for pixels in pictures]
+        inputs[: len(pictures)] = [standardise(pixels, self._preprocessing) for pixels in pictures]
         logits = np.asarray(self._apply(self._variables, inputs))
         wanted = np.zeros((batch, len(self._chosen) or self._asked.top), np.int64)
         for n, (own, given) in enumerate(zip(logits[: len(pictures)], classes, strict=True)):
@@ -199,15 +200,12 @@ class Eye:
 def obstacle(model: Classifier, shape: tuple[int, ...], *, backward: bool) -> str | None:
     """Return why a network cannot look at images [n h w c] of a shape; None where it can.
 
-    They may be too small for it, or need more memory than there is free: three times the largest output of a layer, and
-    with a pass `backward` the outputs of all layers.
+    They may be too small for it, or need more memory than is free. Nothing is compiled.
     """
     try:
-        outputs = taps.layers(model, shape).values()
+        needed, free = memory(model, shape, backward=backward), free_memory()
     except UsageError as error:
         return str(error)
-    sizes = [4 * int(np.prod(output.shape)) for output in outputs]
-    needed, free = 3 * max(sizes) + backward * sum(sizes), free_memory()
     if needed <= free:
         return None
     share = (free / needed) ** 0.5
@@ -216,6 +214,15 @@ def obstacle(model: Classifier, shape: tuple[int, ...], *, backward: bool) -> st
         f"it is {shape[2]}x{shape[1]} pixels, for which the network needs about {needed / 2**30:.1f} GiB, but "
         f"{free / 2**30:.1f} GiB are free; about {width}x{height} fits"
     )
+
+
+def memory(model: Classifier, shape: tuple[int, ...], *, backward: bool) -> int:
+    """Return about how many bytes a pass over images [n h w c] needs.
+
+    They are twice the output of the largest layer, and with a pass `backward` the outputs of all layers.
+    """
+    sizes = [4 * math.prod(output.shape) for output in taps.layers(model, shape).values()]
+    return 2 * max(sizes) + backward * sum(sizes)
 
 
 def free_memory() -> int:
@@ -241,7 +248,7 @@ def costs(
 ) -> dict[str, float]:
     """Measure what the maps of one class cost by each method, as a multiple of the forward pass to the logits.
 
-    The median over rounds, in each of which all are run once, one after another.
+    The median over rounds of ratios within a round, in which all are run once, one after another.
     """
     apply, classes = jax.jit(model.apply), np.zeros((len(images), 1), np.int64)
 
@@ -250,12 +257,14 @@ def costs(
         return lambda: attribute(model, variables, images, classes, method=method, layer=own)
 
     runs = {"forward": lambda: np.asarray(apply(variables, images)), **{method: maps(method) for method in methods}}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    ratios: dict[str, list[float]] = {method: [] for method in methods}
     for number in range(rounds + 1):
+        seconds = {}
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            if number:  # the first compiles
-                seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    return {method: medians[method] / medians["forward"] for method in methods}
+            seconds[name] = time.perf_counter() - start
+        if number:  # the first compiles
+            for method in methods:
+                ratios[method].append(seconds[method] / seconds["forward"])
+    return {method: statistics.median(found) for method, found in ratios.items()}

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from jaxclf.errors import RunError, UsageError
 from jaxclf.tools import probe
@@ -164,3 +165,22 @@ def test_classes_with_too_few_images_are_named() -> None:
         probe.require_each(labels, 1, "it", ("ant", "bee", "cat", "dog"))
     with pytest.raises(UsageError, match="a draw of 0 must be of at least 1 image a class"):
         draw_shots(labels, 0, seed=0, draw=0)
+
+
+def test_small_products_take_one_thread_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that wait for each other took nine times as long; the caller's number is back afterwards."""
+    seen = []
+
+    def noted(*given: Any) -> Any:
+        seen.append(threads())
+        return regression(*given)
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    monkeypatch.setattr(probe, "regression", noted)
+    with threadpool_limits(2, user_api="blas"):
+        fit_linear(blobs(60, 0), 0.1)
+        assert threads() == {2}
+    assert len(seen) > 3
+    assert all(found == {1} for found in seen)
