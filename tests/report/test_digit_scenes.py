@@ -126,24 +126,6 @@ def test_tables_and_page_hold_every_mean_and_nothing_from_elsewhere(study: Modul
     assert "http" not in page
 
 
-def committed(study: ModuleType) -> list[Any]:
-    """Return the lines of the committed study."""
-    text = (ROOT / "experiments" / "results" / "digit_scenes_maps.jsonl").read_text()
-    return [study.Judged(**json.loads(line)) for line in text.splitlines()]
-
-
-def test_the_committed_tables_follow_from_the_committed_lines(study: ModuleType) -> None:
-    own, results = committed(study), ROOT / "experiments" / "results"
-    facts = [(line.head, line.seed, line.method, line.side, line.scenes) for line in own]
-    assert len(set(facts)) == len(facts) == 126  # 7 of heads and methods, 3 seeds, 3 sides, 2 sets of scenes
-    text = study.markdown(study.caption(study.questions()), own)
-    assert text == (results / "digit_scenes_maps.md").read_text()
-    page = (results / "digit_scenes_maps.html").read_text()
-    for scenes in study.SETS:
-        for row in study.table(own, scenes):
-            assert all(f">{cell}</td>" in page for cell in row[1:])
-
-
 def test_a_run_keeps_its_lines_and_what_is_not_trained_is_named(
     study: ModuleType, asked: Any, run: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
