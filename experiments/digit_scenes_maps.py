@@ -214,13 +214,13 @@ def verdict(lines: Sequence[Judged]) -> str:
     for (scenes, measure), one in found.items():
         kind = "not told apart" if one.inside_noise else "better" if one.mean > 0 else "worse"
         kinds[kind].append(f"{COMPARED[measure]} with {SETS[scenes]}")
-    start = (
-        "Identity's map is as good as CAM's here, or better"
-        if not kinds["worse"]
-        else "Identity's map is not as good as CAM's here"
-        if not kinds["better"]
-        else "Whether identity's map is as good as CAM's hangs on the measure"
-    )
+    starts = {
+        (False, False): "No difference between identity's map and CAM's is found",
+        (True, False): "Identity's map is nowhere told worse than CAM's, and better in some measures",
+        (False, True): "Identity's map is not as good as CAM's",
+        (True, True): "Whether identity's map is as good as CAM's hangs on the measure",
+    }
+    start = starts[bool(kinds["better"]), bool(kinds["worse"])]
     counts = "; ".join(
         f"{len(names)} of {len(found)} {kind} ({', '.join(names)})" for kind, names in kinds.items() if names
     )

@@ -98,7 +98,7 @@ def test_the_verdict_follows_from_the_paired_differences(study: ModuleType) -> N
     base = (50.0, 52.0, 57.0)
     same = study.verdict(lines(study, base, (50.5, 51.0, 57.5)))
     assert same.startswith(
-        "Identity's map is as good as CAM's here, or better. Three seeds, 32x32: 6 of 6 not told apart"
+        "No difference between identity's map and CAM's is found. Three seeds, 32x32: 6 of 6 not told apart"
     )
     better = study.verdict(lines(study, base, (52.0, 54.1, 59.0)))
     assert "6 of 6 better (pointing game with one class, MaxBoxAcc with one class, energy with one class, " in better
