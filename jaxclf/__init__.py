@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxclf.models.classifier import create_model
     from jaxclf.models.heads import head_matrix, list_heads
     from jaxclf.models.torch_weights import load_torch, to_torch, transfer_torch
+    from jaxclf.tools.localisation import localise
     from jaxclf.training.evaluation import evaluate
     from jaxclf.training.loop import train
 
@@ -32,6 +33,7 @@ __all__ = [
     "list_heads",
     "list_models",
     "load_torch",
+    "localise",
     "to_torch",
     "train",
     "transfer_torch",
@@ -47,6 +49,7 @@ HOMES = {
     "list_heads": "models.heads",
     "list_models": "models.backbones",
     "load_torch": "models.torch_weights",
+    "localise": "tools.localisation",
     "to_torch": "models.torch_weights",
     "train": "training.loop",
     "transfer_torch": "models.torch_weights",

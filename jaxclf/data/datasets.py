@@ -26,6 +26,7 @@ from jaxclf.data.decoding import decode
 from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, TEST_NAMES, TRAIN_NAMES, Facts
 from jaxclf.data.kinds import Dataset, DrawnSet, Images, ResidentSet, StreamedSet, numbers
 from jaxclf.data.order import held_out
+from jaxclf.data.scenes import NONE, Enlarged, Scenes, draw_scenes, enlarge
 from jaxclf.data.sources import Folder, Part, Records, Source, class_directories, holds_classes
 from jaxclf.errors import UsageError, unknown
 from jaxclf.registry import Registry
@@ -196,6 +197,52 @@ class FashionPairs(Pairs):
         return ResidentTfds(DataConfig("fashion_mnist", data_dir=self.config.data_dir))
 
 
+class DigitScenes(DrawnSet):
+    """One to three digits of the labelled class at drawn places in 32x32, among fragments of digits of other classes.
+
+    Both splits have as many scenes of each class, made of digits of the same split: no digit is in both. Training
+    scenes are drawn anew in every epoch, test scenes once. `scenes` gives their boxes, too.
+    """
+
+    facts = RESIDENT["digit_scenes"]
+    location = DIGITS_FILE
+    parts = (*SPLITS, "two_classes")
+    """What `scenes` draws."""
+
+    @functools.cached_property
+    def digits(self) -> dict[str, Enlarged]:
+        """The digits that scenes are made of, by split."""
+        return {split: enlarge(Digits(DataConfig("digits")).read(split)) for split in SPLITS}
+
+    def read(self, split: str) -> Images:
+        """Draw the test scenes, which are always the same, or the training scenes of seed 0, epoch 0."""
+        part = self.scenes(split)
+        return Images(part.images, part.labels)
+
+    def draw(self, seed: int, epoch: int) -> Images:
+        """Draw the training scenes of an epoch: each a function of (seed, epoch, index), its label of index alone."""
+        part = self._of_one_class("train", np.random.default_rng((seed, epoch, 2)))  # order.py takes other words
+        return Images(part.images, part.labels)
+
+    def scenes(self, part: str) -> Scenes:
+        """Draw scenes with the boxes of their digits: "train" and "test" as `read` does, or "two_classes".
+
+        A scene of two classes has one test digit of each: 22 scenes of each ordered pair, 1,980 in all. They are for
+        judging maps alone. Raises `UsageError` for another name.
+        """
+        if part not in self.parts:
+            raise unknown(f"part of {self.facts.name}", part, self.parts)
+        if part == "two_classes":
+            pairs = np.array([(a, b) for a in range(10) for b in range(10) if a != b], np.int32)
+            return draw_scenes(self.digits["test"], pairs.repeat(22, axis=0), np.random.default_rng(2))
+        return self._of_one_class(part, np.random.default_rng((0, 0, 2) if part == "train" else 1))
+
+    def _of_one_class(self, split: str, rng: np.random.Generator) -> Scenes:
+        labels = np.arange(10, dtype=np.int32).repeat((self.facts.counts[split] or 0) // 10)
+        counts = rng.integers(1, 4, (len(labels), 1))
+        return draw_scenes(self.digits[split], np.where(np.arange(3) < counts, labels[:, None], NONE), rng)
+
+
 # 2. Streamed sets
 
 
@@ -294,7 +341,7 @@ def _kind(found: Any) -> type[ResidentSet] | type[StreamedSet]:
 
 OWN: dict[str, type[ResidentSet] | type[StreamedSet]] = {
     **dict.fromkeys(RESIDENT, ResidentTfds),
-    **{"digits": Digits, "digit_pairs": DigitPairs, "fashion_pairs": FashionPairs},
+    **{"digits": Digits, "digit_pairs": DigitPairs, "fashion_pairs": FashionPairs, "digit_scenes": DigitScenes},
 }
 SETS = Registry("data set", "jaxclf.datasets", OWN, _kind)
 IMPORTED = re.compile(r"[\w.]+:[A-Za-z_][\w.]*")

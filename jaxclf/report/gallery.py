@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 from PIL import Image
 
-from jaxclf.report.map_pictures import bilinear, overlay
+from jaxclf.report.map_pictures import overlay
 from jaxclf.report.page import TEMPLATES, number
 from jaxclf.report.pictures import axes_at, canvas, short, write
+from jaxclf.tools.localisation import bilinear
 from jaxclf.tools.seeing import ORIGINAL, OWN, Seen, View
 
 PANEL = 320

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy import ndarray
 
 from jaxclf.report.pictures import NEGATIVE, POSITIVE, axes_at, canvas, short, write
+from jaxclf.tools.localisation import THRESHOLD, bilinear, largest_boxes, peaks
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,51 @@ def draw_class_maps(maps: ClassMaps) -> Figure:
     return figure
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """The map of one class that a method gives of an image."""
+
+    label: str
+    """Name of the method."""
+    map: Float[ndarray, "i j"]
+
+
+def draw_places(image: UInt8[ndarray, "h w c"], truth: Int[ndarray, "m 4"], places: Sequence[Place]) -> Figure:
+    """Draw a line: the image, then each map over it, with its box and a cross where it is largest; true boxes in white.
+
+    Each map has a symmetrical scale of its own, whose full colour is its largest magnitude.
+    """
+    panel, gap, head = 108, 8, 20
+    figure = canvas((1 + len(places)) * (panel + gap), head + panel + gap)
+    h, w, _ = image.shape
+    base = _enlarged(image)
+    for column, place in enumerate([None, *places]):
+        axes = axes_at(figure, column * (panel + gap), head, panel, panel)
+        axes.set(xticks=[], yticks=[])
+        pixels = base
+        if place is not None:
+            full = float(np.abs(place.map).max()) or 1.0
+            pixels = overlay(base, bilinear(place.map, base.shape[:2]), full)
+        axes.imshow(pixels, interpolation="none", aspect="equal", extent=(0, w, h, 0))
+        for y0, x0, y1, x1 in truth:
+            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white", linewidth=1))
+        if place is not None:
+            _mark(axes, place.map, (h, w))
+        write(axes, 0, 1.05, short(place.label if place else "scene", 20), transform=axes.transAxes, size=8.5)
+    return figure
+
+
+def _mark(axes: Axes, values: Float[ndarray, "i j"], size: tuple[int, int]) -> None:
+    """Draw the box of a map's largest region, and a cross where it is largest; nothing for a constant map."""
+    if values.max() == values.min():
+        return
+    maps = values[np.newaxis]
+    y0, x0, y1, x1 = largest_boxes(bilinear(maps, size), THRESHOLD)[0]
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="black", linewidth=1.2))
+    (y, x) = peaks(maps, size)[0]
+    axes.plot([x], [y], marker="x", color="black", markersize=6)
+
+
 def _name(maps: ClassMaps, c: int) -> str:
     return short(str(maps.class_names[c]) if c < len(maps.class_names) else str(c), 13)
 
@@ -91,18 +139,6 @@ def _enlarged(image: UInt8[ndarray, "h w c"], *, least: int = 96) -> UInt8[ndarr
     small = rgb[:h, :w].reshape(h // block, block, w // block, block, 3).mean(axis=(1, 3))
     times = max(1, math.ceil(least / max(small.shape[:2])))
     return small.round().astype(np.uint8).repeat(times, axis=0).repeat(times, axis=1)
-
-
-def bilinear(grid: Float[ndarray, "i j"], size: tuple[int, ...]) -> Float[ndarray, "a b"]:
-    """Resize with half-pixel centres and clamped edges (PyTorch's align_corners=False)."""
-    for axis, target in enumerate(size):
-        n = grid.shape[axis]
-        at = np.clip((np.arange(target) + 0.5) * n / target - 0.5, 0, n - 1)
-        lower = np.floor(at).astype(int)
-        part = (at - lower).reshape((-1, 1) if axis == 0 else (1, -1))
-        upper = np.minimum(lower + 1, n - 1)
-        grid = grid.take(lower, axis=axis) * (1 - part) + grid.take(upper, axis=axis) * part
-    return grid
 
 
 def overlay(image: UInt8[ndarray, "a b c"], values: Float[ndarray, "a b"], full: float) -> UInt8[ndarray, "a b 3"]:

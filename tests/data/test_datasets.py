@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from jaxclf.config import DataConfig
 from jaxclf.data import datasets, pipeline
-from jaxclf.data.datasets import Digits, FashionPairs, Images, ResidentTfds, resolve
+from jaxclf.data.datasets import Digits, DigitScenes, FashionPairs, Images, ResidentTfds, resolve
 from jaxclf.data.facts import RESIDENT, STREAMED
 from jaxclf.data.kinds import DrawnSet, ResidentSet
 from jaxclf.data.order import Order
@@ -147,7 +147,8 @@ def test_table_is_consistent():
 
 
 @pytest.mark.parametrize(
-    "name", sorted((RESIDENT.keys() | STREAMED.keys()) - {"digits", "digit_pairs", "fashion_pairs"})
+    "name",
+    sorted((RESIDENT.keys() | STREAMED.keys()) - {"digits", "digit_pairs", "digit_scenes", "fashion_pairs"}),
 )
 def test_builders_agree_with_the_table(name):
     row = {**RESIDENT, **STREAMED}[name]
@@ -376,3 +377,82 @@ def test_images_that_are_not_square_have_no_preparation_from_files(monkeypatch: 
         UsageError, match=r"^images of digit_pairs are 16x32; only square ones are prepared from files$"
     ):
         _ = pairs.preprocessing
+
+
+SCENES = DigitScenes(DataConfig("digit_scenes"))
+
+
+def enlarged(images: np.ndarray, side: int) -> np.ndarray:
+    """Return images [n 8 8] enlarged bilinearly in float64, with half-pixel centres and clamped edges."""
+    at = np.clip((np.arange(side) + 0.5) * 8 / side - 0.5, 0, 7)
+    weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(8)))  # [side 8]
+    return np.einsum("ai,nij,bj->nab", weights, images.astype(np.float64), weights)
+
+
+def shows(part: Images, label: int, pixels: np.ndarray) -> bool:
+    """Tell whether some digit of a class, enlarged to 9..12, has these pixels around all of it that is not black."""
+    for side in (9, 10, 11, 12):
+        for digit in enlarged(part.images[part.labels == label, ..., 0], side):
+            (rows, columns) = (np.flatnonzero((digit >= 0.5).any(axis)) for axis in (1, 0))
+            tight = digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            if tight.shape == pixels.shape and np.abs(tight - pixels).max() <= 1:
+                return True
+    return False
+
+
+def test_scenes_are_balanced_and_their_boxes_hold_one_to_three_digits_apart() -> None:
+    for split, count in (("train", 6_400), ("test", 2_000)):
+        part = SCENES.scenes(split)
+        assert part.images.shape == (count, 32, 32, 1)
+        assert np.bincount(part.labels).tolist() == [count // 10] * 10
+        there = part.classes >= 0
+        assert np.array_equal(part.classes, np.where(there, part.labels[:, None], -1))
+        assert not part.boxes[~there].any()
+        counts = np.bincount(there.sum(1), minlength=4) / count
+        np.testing.assert_allclose(counts, [0, 1 / 3, 1 / 3, 1 / 3], atol=0.04)
+        covered = np.zeros((count, 32, 32), int)
+        for number, place in zip(*np.nonzero(there), strict=True):
+            y0, x0, y1, x1 = part.boxes[number, place]
+            assert 0 <= y0 < y1 <= 32
+            assert 0 <= x0 < x1 <= 32
+            assert max(y1 - y0, x1 - x0) <= 12
+            covered[number, y0:y1, x0:x1] += 1
+        assert covered.max() == 1
+        rest = ((part.images[..., 0] > 0) & (covered == 0)).sum((1, 2))  # fragments: three of 5x5 at most
+        assert rest.max() <= 75
+        assert (rest > 0).mean() > 0.9
+        assert np.array_equal(SCENES.read(split).images, part.images)
+    mean, std = SCENES.read("train").statistics()
+    np.testing.assert_allclose([*mean, *std], [*SCENES.facts.mean, *SCENES.facts.std], atol=5e-5)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "two_classes"])
+def test_a_box_is_tight_around_a_digit_of_its_class_and_of_its_split_alone(name: str) -> None:
+    part, known = SCENES.scenes(name), {split: DIGITS.read(split) for split in ("train", "test")}
+    own, other = ("train", "test") if name == "train" else ("test", "train")
+    for number in range(7, len(part.images), len(part.images) // 4):
+        for (y0, x0, y1, x1), label in zip(part.boxes[number], part.classes[number], strict=True):
+            if label >= 0:
+                pixels = part.images[number, y0:y1, x0:x1, 0].astype(np.float64)
+                assert shows(known[own], label, pixels)
+                assert not shows(known[other], label, pixels)
+
+
+def test_scenes_are_drawn_anew_by_seed_and_epoch_and_their_labels_stay() -> None:
+    first = SCENES.epoch(0, 0)
+    assert np.array_equal(first.images, SCENES.read("train").images)
+    for seed, epoch in ((0, 1), (1, 0)):
+        other = SCENES.epoch(seed, epoch)
+        assert np.array_equal(other.labels, first.labels)
+        assert (other.images != first.images).any((1, 2, 3)).mean() > 0.99
+
+
+def test_scenes_of_two_classes_show_every_ordered_pair_as_often() -> None:
+    part = SCENES.scenes("two_classes")
+    assert part.images.shape == (1_980, 32, 32, 1)
+    assert part.boxes.shape == (1_980, 2, 4)
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, tuple(part.classes.T), 1)
+    assert np.array_equal(counts, 22 * (1 - np.eye(10, dtype=int)))
+    with pytest.raises(UsageError, match=r"^unknown part of digit_scenes 'two_class'; did you mean 'two_classes'"):
+        SCENES.scenes("two_class")

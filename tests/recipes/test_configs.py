@@ -99,7 +99,7 @@ def test_header_says_how_to_run_it_on_what_and_whence_it_is(file: str) -> None:
     if dataset.startswith(FOLDER):
         assert f"--workdir runs/own --data.dataset {FOLDER}/path/to/images\n" in header
         assert "/path/to/images/train/CLASS/*.jpg and /path/to/images/val/CLASS/*.jpg" in header
-    elif dataset not in ("digits", "digit_pairs"):  # which ship with the package
+    elif dataset not in ("digits", "digit_pairs", "digit_scenes"):  # which ship with the package
         assert f"jaxclf data prepare {dataset}" in header
     if dataset == "imagenet2012":
         assert "--downloads DIR, with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar" in header

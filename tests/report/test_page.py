@@ -324,11 +324,6 @@ def test_zero_in_a_map_shows_the_grey_image_and_the_signs_have_their_colours() -
     assert middle.max() - middle.min() <= 3
 
 
-def test_a_map_is_enlarged_bilinearly_with_half_pixel_centres() -> None:
-    # torch.nn.functional.interpolate([[0, 4]], size=(1, 4), mode="bilinear", align_corners=False)
-    np.testing.assert_allclose(map_pictures.bilinear(np.array([[0.0, 4.0]]), (1, 4)), [[0, 1, 3, 4]])
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 8, 1), (32, 32, 3), (224, 200, 3), (300, 40, 1)])
 def test_images_of_any_size_and_either_channel_count_are_drawn(shape: tuple[int, int, int]) -> None:
     images = np.full((1, *shape), 200, np.uint8)
