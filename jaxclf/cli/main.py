@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 import jaxclf
+from jaxclf.cli.activations import Activations
 from jaxclf.cli.convert import Convert
 from jaxclf.cli.data import Data
 from jaxclf.cli.evaluate import Evaluate
@@ -41,6 +42,7 @@ COMMANDS: dict[str, type] = {
     "summary": Summary,
     "convert": Convert,
     "predict": Predict,
+    "activations": Activations,
     "probe": Probe,
     "data": Data,
 }

@@ -2,9 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxclf.errors import UsageError
+
+if TYPE_CHECKING:
+    from jaxclf.data.transforms import Preprocessing
+    from jaxclf.training.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,15 @@ class OfWeights:
         if weights.is_bare(file):
             given["head"] = self.head or "learned"
         return given | {"class_names": read_names(self.class_names)}
+
+    def prepared(self, file: Path) -> "tuple[Weights, Preprocessing]":
+        """Read weights that say how image files are prepared; `UsageError` for those that do not."""
+        from jaxclf.training import weights
+
+        loaded = weights.read(file, **self.given(file))
+        if loaded.record.preprocessing is None:
+            raise UsageError(f"{file} does not say how {loaded.record.model} wants its images prepared")
+        return loaded, loaded.record.preprocessing
 
 
 def read_names(file: Path | None) -> tuple[str, ...] | None:

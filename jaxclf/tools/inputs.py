@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from jaxclf.data.decoding import decode
 from jaxclf.data.kinds import Images, ResidentSet, StreamedSet
@@ -92,7 +92,12 @@ def open_inputs(weights: Weights, dataset: ResidentSet | StreamedSet, report: Re
 
 def image_channels(model: Classifier, variables: Mapping[str, Any]) -> int:
     """Return the number of channels of the images that a model's first convolution takes."""
+    return stem_kernel(model, variables).shape[2]
+
+
+def stem_kernel(model: Classifier, variables: Mapping[str, Any]) -> Float[Array | np.ndarray, "k l c d"]:
+    """Return the kernel of a model's first convolution."""
     node = variables["params"]["backbone"]
     for name in model.backbone.stem.split("/"):
         node = node[name]
-    return node["kernel"].shape[2]
+    return node["kernel"]
