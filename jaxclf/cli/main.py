@@ -24,6 +24,7 @@ from jaxclf.cli.predict import Predict
 from jaxclf.cli.probe import Probe
 from jaxclf.cli.recipe import read_flags, with_recipe
 from jaxclf.cli.search import Search
+from jaxclf.cli.strongest import Strongest
 from jaxclf.cli.summary import Outline, Summary
 from jaxclf.cli.sweep import Sweep
 from jaxclf.cli.table import RunTable
@@ -43,6 +44,7 @@ COMMANDS: dict[str, type] = {
     "convert": Convert,
     "predict": Predict,
     "activations": Activations,
+    "strongest": Strongest,
     "probe": Probe,
     "data": Data,
 }

@@ -9,9 +9,10 @@ from numpy import ndarray
 
 from jaxclf.data.transforms import Preprocessing
 from jaxclf.errors import UsageError, one_line
-from jaxclf.report.channel_pictures import draw_activations, draw_filters
+from jaxclf.report.channel_pictures import draw_activations, draw_filters, draw_strongest
 from jaxclf.report.page import TEMPLATES, pair
 from jaxclf.tools.activations import Activations, pixels
+from jaxclf.tools.strongest import Looked
 
 WIDE, NARROW = {"width": 1040, "columns": 8}, {"width": 350, "columns": 4}
 
@@ -42,6 +43,18 @@ def render_activations(
         coloured=filters.shape[3] == 3,
     )
     return text, figures | {"filters": wide}
+
+
+def render_strongest(title: str, lead: str, looked: Looked) -> tuple[str, dict[str, Figure]]:
+    """Return the page of the images that channels answer most to, and its wide picture by the name of its file."""
+    wide, narrow = (draw_strongest(looked, **size) for size in ({**WIDE, "columns": 9}, {**NARROW, "columns": 3}))
+    text = TEMPLATES.get_template("strongest.html").render(
+        table={"title": title},
+        lead=lead,
+        picture=pair("strongest", title, wide, narrow),
+        projected=looked.projected is not None,
+    )
+    return text, {"strongest": wide}
 
 
 def write_page(out: Path, text: str, figures: Mapping[str, Figure]) -> None:

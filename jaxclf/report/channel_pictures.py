@@ -5,13 +5,15 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from jaxclf.report.pictures import NEGATIVE, POSITIVE, axes_at, canvas, write
-from jaxclf.tools.activations import Maps
+from jaxclf.report.page import number
+from jaxclf.report.pictures import COLOURS, NEGATIVE, POSITIVE, axes_at, canvas, write
+from jaxclf.tools.activations import Maps, around_grey, pixels
+from jaxclf.tools.strongest import Looked
 
 GAP, LINE, HEAD = 8, 16, 34
 """Between pictures, of the line under one, and of the heading over a row of them, in CSS pixels."""
@@ -22,8 +24,10 @@ UNITS = 128
 class Cell(NamedTuple):
     """A picture and the words under it."""
 
-    pixels: Float[ndarray, "h w 4"] | UInt8[ndarray, "h w 3"]
+    pixels: Float[ndarray, "h w 4"] | UInt8[ndarray, "h w c"]
     words: str = ""
+    mark: tuple[float, float] | None = None
+    """Where a ring is drawn: shares of height and width."""
 
 
 class Row(NamedTuple):
@@ -65,11 +69,15 @@ def _height(row: Row, side: float, columns: int) -> float:
 def _draw_row(axes: Axes, row: Row, top: float, side: float, columns: int) -> None:
     wide, high, line = _sizes(row, side, columns)
     write(axes, 0, top + HEAD - 10, row.heading, va="baseline")
-    for number, (pixels, words) in enumerate(row.cells):
-        left, above = number % line * (wide + GAP), top + HEAD + number // line * (high + GAP)
-        below = above + wide * pixels.shape[0] / pixels.shape[1]
-        small = reduced(pixels, int(wide))
+    for place, (picture, words, mark) in enumerate(row.cells):
+        left, above = place % line * (wide + GAP), top + HEAD + place // line * (high + GAP)
+        below = above + wide * picture.shape[0] / picture.shape[1]
+        small = reduced(picture, int(wide))
         axes.imshow(small, extent=(left, left + wide, below, above), aspect="auto", interpolation="none")
+        if mark is not None:
+            at = [left + mark[1] * wide], [above + mark[0] * (below - above)]
+            axes.plot(*at, "o", ms=11, mfc="none", mec="white", mew=2.6)
+            axes.plot(*at, "o", ms=11, mfc="none", mec=COLOURS["s2"], mew=1.4)
         write(axes, left, below + 4, words, size=8, va="top", colour="muted")
 
 
@@ -122,3 +130,33 @@ def draw_filters(filters: UInt8[ndarray, "d h w c"], *, width: int, columns: int
     cells = [Cell(rgb(kernel), str(channel)) for channel, kernel in enumerate(filters)]
     d, h, w, _ = filters.shape
     return draw_rows([Row(f"{d} filters, {h} × {w}", cells)], width=width, columns=columns)
+
+
+def draw_strongest(looked: Looked, *, width: int, columns: int) -> Figure:
+    """Draw, for each channel, what its strongest positions see of their images, and what these project to.
+
+    These are crops of one size, that of the largest receptive field. Where that is more than half of an image's side,
+    it is the whole image, with a ring at the position.
+    """
+    h, w = looked.inputs.shape[2:4]
+    sizes = [int((looked.boxes[..., end] - looked.boxes[..., end - 2]).max()) for end in (2, 3)]
+    high, wide = (h, w) if 2 * sizes[0] > h or 2 * sizes[1] > w else sizes
+    rows = []
+    for m, channel in enumerate(looked.channels):
+        images = [pixels(image, looked.preprocessing) for image in looked.inputs[m]]
+        seen = [rgb(crop(image, box, high, wide)) for image, box in zip(images, looked.boxes[m], strict=True)]
+        words = [number(float(value), ".3g") for value in looked.found.values[m]]
+        marks = looked.shares[m].tolist() if high == h else [None] * len(words)
+        rows.append(Row(f"channel {channel}", [Cell(*one) for one in zip(seen, words, marks, strict=True)]))
+        if looked.projected is not None:
+            back = zip(map(around_grey, looked.projected[m]), looked.boxes[m], strict=True)
+            cells = [Cell(rgb(crop(one, box, high, wide))) for one, box in back]
+            rows.append(Row(f"channel {channel}, projected back to the pixels", cells))
+    return draw_rows(rows, width=width, columns=columns)
+
+
+def crop(image: UInt8[ndarray, "h w c"], box: Int[ndarray, "4"], height: int, width: int) -> UInt8[ndarray, "a b c"]:
+    """Return the part of an image of this size that starts where a box does, moved to lie within the image."""
+    h, w, _ = image.shape
+    y, x = min(int(box[0]), h - height), min(int(box[1]), w - width)
+    return image[y : y + height, x : x + width]

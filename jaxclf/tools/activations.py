@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 
 from jaxclf.data.transforms import Preprocessing
 from jaxclf.errors import UsageError, unknown
@@ -130,9 +130,13 @@ def require_maps(shapes: Shapes, layers: Sequence[str]) -> list[str]:
 
 def filters(model: Classifier, variables: Mapping[str, Any]) -> UInt8[np.ndarray, "d h w c"]:
     """Return the first convolution's kernels, as stored, as images: grey is 0, the largest magnitude black or white."""
-    kernel = np.moveaxis(np.asarray(stem_kernel(model, variables), np.float64), 3, 0)
-    full = np.abs(kernel).max() or 1.0
-    return (127.5 * (1 + kernel / full)).round().astype(np.uint8)
+    return around_grey(np.moveaxis(np.asarray(stem_kernel(model, variables)), 3, 0))
+
+
+def around_grey(values: Float[np.ndarray, "*n h w c"]) -> UInt8[np.ndarray, "*n h w c"]:
+    """Return values as pixels: grey is 0, the largest magnitude black or white."""
+    full = np.abs(values).max() or 1.0
+    return (127.5 * (1 + values.astype(np.float64) / full)).round().astype(np.uint8)
 
 
 def pixels(image: Float32[np.ndarray, "h w c"], preprocessing: Preprocessing) -> UInt8[np.ndarray, "h w c"]:

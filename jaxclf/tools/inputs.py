@@ -1,7 +1,7 @@
 """The images of a data set as weights want them: prepared for testing, in the set's order, in batches of one size."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,9 @@ class Inputs:
         `report` is told of `what`. Raises `UsageError` for an image that cannot be read.
         """
         images, labels = [], []
-        for image, label in self._examples(self.splits[split], what):
+        source = self.splits[split]
+        count = len(source.labels) if isinstance(source, Images) else len(source)
+        for image, label in self._examples(source, range(count), what):
             images.append(image)
             labels.append(label)
             if len(images) == BATCH:
@@ -54,21 +56,25 @@ class Inputs:
             missing = np.zeros((BATCH - len(images), *images[0].shape), np.float32)
             yield np.concatenate([np.stack(images), missing]), np.array(labels, np.int32)
 
-    def _examples(self, chosen: Images | Source, what: str) -> Iterator[tuple[np.ndarray, int]]:
-        if isinstance(chosen, Images):
-            for pixels, label in zip(chosen.images, chosen.labels, strict=True):
-                yield preprocess(to_image(pixels), self.preprocessing), int(label)
+    def some(self, split: str, numbers: Sequence[int], what: str) -> Float32[np.ndarray, "n h w c"]:
+        """Return the inputs of some images of a split by their numbers, as `batches` yields them."""
+        return np.stack([image for image, _ in self._examples(self.splits[split], numbers, what)])
+
+    def _examples(self, source: Images | Source, numbers: Sequence[int], what: str) -> Iterator[tuple[np.ndarray, int]]:
+        if isinstance(source, Images):
+            for number in numbers:
+                yield preprocess(to_image(source.images[number]), self.preprocessing), int(source.labels[number])
             return
 
         def read(index: int) -> tuple[np.ndarray, int]:
             try:
-                encoded = chosen[index]
+                encoded = source[index]
                 pixels = decode(encoded.data, len(self.preprocessing.mean))
                 return preprocess(to_image(pixels), self.preprocessing), encoded.label
             except Exception as error:  # whatever readers and decoders raise for broken bytes
-                raise UsageError(f"{chosen.name(index)} cannot be read ({one_line(error)})") from error
+                raise UsageError(f"{source.name(index)} cannot be read ({one_line(error)})") from error
 
-        yield from in_threads(read, range(len(chosen)), what, self.report)
+        yield from in_threads(read, numbers, what, self.report)
 
 
 def open_inputs(weights: Weights, dataset: ResidentSet | StreamedSet, report: Report | None = None) -> Inputs:
