@@ -24,19 +24,31 @@ class Activations(OfWeights):
     """Paths of layers; none: the last of the outermost ones at each size of map, and each with a single position."""
     channels: int = 16
     """Channels to show of a layer: those of the largest mean; of a layer with a single position, all are shown."""
+    invert: int | None = None
+    """Steps of gradient descent to an image that each layer cannot tell from the given one; None: no such images."""
 
     def run(self) -> None:
         """Write the page; if a file could not be read, raise `UsageError` after that."""
+        import numpy as np
+
         from jaxclf.report.channel_page import render_activations, write_page
         from jaxclf.tools.activations import activations, filters
+        from jaxclf.tools.inversion import invert_images
 
+        if self.invert is not None and self.invert < 1:
+            raise UsageError(f"--invert is {self.invert} but must be at least 1")
         loaded, preprocessing = self.prepared(self.weights)
         model, variables = loaded.model, loaded.variables
         given = {"layers": self.layers, "channels": self.channels}
         found = activations(model, variables, preprocessing, self.images, **given)
+        images = [one.image for one in found if one.image is not None]
+        layers = {maps.path: None for one in found for maps in one.layers}
+        kept = {}
+        if self.invert is not None and images:
+            kept = invert_images(model, variables, np.stack(images), tuple(layers), steps=self.invert)
         title = f"What {loaded.record.model} answers, layer by layer"
         kernels = filters(model, variables)
-        write_page(self.out, *render_activations(title, found, kernels, preprocessing, stem=model.backbone.stem))
+        write_page(self.out, *render_activations(title, found, kernels, preprocessing, kept, stem=model.backbone.stem))
         print(self.out / "index.html")
         if broken := [one.file for one in found if one.error is not None]:
             raise UsageError(f"{len(broken)} of {len(found)} files are not shown: {', '.join(broken)}")

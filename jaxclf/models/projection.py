@@ -70,7 +70,7 @@ def receptive_field(
         padded = np.concatenate([part, np.repeat(part[:1], TOGETHER - len(part), 0)])
         found.append(np.asarray(_depended_on(model, layer, shape, variables, padded))[: len(part)])
     reached = np.concatenate(found)  # [n h w]
-    (y0, y1), (x0, x1) = (_ends(reached.any(axis)) for axis in (2, 1))
+    (y0, y1), (x0, x1) = (_ends(np.asarray(reached.any(axis))) for axis in (2, 1))
     return np.stack([y0, x0, y1, x1], -1)
 
 

@@ -1,7 +1,7 @@
 """The pictures of what channels answer: the maps of an image layer by layer, and the first filters. Pure."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
+from jaxclf.models import taps
 from jaxclf.report.page import number
 from jaxclf.report.pictures import COLOURS, NEGATIVE, POSITIVE, axes_at, canvas, write
 from jaxclf.tools.activations import Maps, around_grey, pixels
@@ -104,7 +105,7 @@ def layer_row(maps: Maps) -> Row:
     """Return the maps of a layer on one scale, around 0; one of single positions is a strip of all its channels."""
     i, j, _ = maps.values.shape
     full = float(np.abs(maps.values).max()) or 1.0
-    name, scale = maps.path or "last feature map", f"full colour ±{full:.3g}"
+    name, scale = named(maps.path), f"full colour ±{full:.3g}"
     if i * j > 1:
         cells = [
             Cell(signed(maps.values[..., m], full), str(channel)) for m, channel in enumerate(maps.channels.tolist())
@@ -118,11 +119,29 @@ def layer_row(maps: Maps) -> Row:
     return Row(f"{name}: all {maps.of} channels, one position, {scale}", [Cell(strip)], across=99)
 
 
-def draw_activations(image: UInt8[ndarray, "h w c"], layers: Sequence[Maps], *, width: int, columns: int) -> Figure:
-    """Draw an image as the network takes it, and under it the maps of the layers."""
+def draw_activations(
+    image: UInt8[ndarray, "h w c"],
+    layers: Sequence[Maps],
+    inverted: Mapping[str, tuple[UInt8[ndarray, "h w c"], float]],
+    *,
+    width: int,
+    columns: int,
+) -> Figure:
+    """Draw an image as the network takes it, what its layers keep of it, if that is given, and the maps of the layers.
+
+    `inverted` holds, by layer, an image of which it answers the same, and how far off that is.
+    """
     h, w, _ = image.shape
-    rows = [Row(f"image, {h} × {w}", [Cell(rgb(image))], across=2), *(layer_row(maps) for maps in layers)]
-    return draw_rows(rows, width=width, columns=columns)
+    rows = [Row(f"image, {h} × {w}", [Cell(rgb(image))], across=2)]
+    if inverted:
+        kept = [Cell(rgb(found), f"{named(layer)}: {distance:.3f}") for layer, (found, distance) in inverted.items()]
+        rows.append(Row("what a layer keeps of it: an image found from noise, and its distance", kept, across=2))
+    return draw_rows([*rows, *(layer_row(maps) for maps in layers)], width=width, columns=columns)
+
+
+def named(layer: str) -> str:
+    """Return the name of a layer by its path."""
+    return layer if layer != taps.LAST else "last feature map"
 
 
 def draw_filters(filters: UInt8[ndarray, "d h w c"], *, width: int, columns: int) -> Figure:

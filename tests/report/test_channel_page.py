@@ -54,6 +54,16 @@ def test_the_page_shows_every_stage_and_names_what_is_broken(given: Path, capsys
         assert picture.width == 2080
 
 
+def test_what_layers_keep_is_drawn_with_its_distance(given: Path) -> None:
+    files = [str(given / f"{name}.png") for name in ("broken", "one", "<two>", "one")]
+    assert run(given, "activations", *files, "--layers", "conv1", "bn2", "--invert", "3", "--channels", "1") == 2
+    page = (given / "page" / "index.html").read_text()
+    assert page.count("what a layer keeps of it: an image found from noise, and its distance") == 4
+    distances = re.findall(r">conv1: (\d\.\d{3})<.*?>bn2: (\d\.\d{3})<", page, re.S)
+    assert len(distances) == 4
+    assert len(set(distances)) == 2  # of two files, each in two widths
+
+
 def test_a_layer_is_drawn_on_one_scale_around_nothing() -> None:
     values = np.array([[[2.0, -1.0], [0.0, 4.0]]], np.float32)  # [1 2 2]
     row = layer_row(Maps("conv", np.array([5, 0]), values, 7))
@@ -84,6 +94,7 @@ def test_large_pictures_are_averaged_in_whole_blocks() -> None:
     [
         ("--layers conv9", "unknown layer 'conv9'; did you mean 'conv"),
         ("--channels 0", "channels is 0 but must be at least 1"),
+        ("--invert 0", "--invert is 0 but must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line(given: Path, args: str, said: str, capsys: pytest.CaptureFixture[Any]) -> None:
