@@ -1,6 +1,7 @@
 """The pictures of what channels answer: the maps of an image layer by layer, and the first filters. Pure."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from jaxclf.tools.strongest import Looked
 
 GAP, LINE, HEAD = 8, 16, 34
 """Between pictures, of the line under one, and of the heading over a row of them, in CSS pixels."""
+LETTER = 7
+"""Width that a letter of a heading may take, in CSS pixels."""
 UNITS = 128
 """Most cells in a line of a layer with one position."""
 
@@ -64,14 +67,24 @@ def _sizes(row: Row, side: float, columns: int) -> tuple[float, float, int]:
 
 def _height(row: Row, side: float, columns: int) -> float:
     _, high, line = _sizes(row, side, columns)
-    return HEAD + math.ceil(len(row.cells) / line) * (high + GAP)
+    return _head(row, side, columns) + math.ceil(len(row.cells) / line) * (high + GAP)
+
+
+def _heading(row: Row, side: float, columns: int) -> list[str]:
+    """Return the lines of a heading that fit into the picture."""
+    return textwrap.wrap(row.heading, int(columns * (side + GAP) / LETTER))
+
+
+def _head(row: Row, side: float, columns: int) -> int:
+    return HEAD + LINE * (len(_heading(row, side, columns)) - 1)
 
 
 def _draw_row(axes: Axes, row: Row, top: float, side: float, columns: int) -> None:
     wide, high, line = _sizes(row, side, columns)
-    write(axes, 0, top + HEAD - 10, row.heading, va="baseline")
+    write(axes, 0, top + 12, "\n".join(_heading(row, side, columns)), va="top")
+    top += _head(row, side, columns)
     for place, (picture, words, mark) in enumerate(row.cells):
-        left, above = place % line * (wide + GAP), top + HEAD + place // line * (high + GAP)
+        left, above = place % line * (wide + GAP), top + place // line * (high + GAP)
         below = above + wide * picture.shape[0] / picture.shape[1]
         small = reduced(picture, int(wide))
         axes.imshow(small, extent=(left, left + wide, below, above), aspect="auto", interpolation="none")
