@@ -25,7 +25,7 @@ class Activations(OfWeights):
     channels: int = 16
     """Channels to show of a layer: those of the largest mean; of a layer with a single position, all are shown."""
     invert: int | None = None
-    """Steps of gradient descent to an image that each layer cannot tell from the given one; None: no such images."""
+    """Steps of gradient descent, a few hundred, towards an image for which a layer answers the same; None: no such."""
 
     def run(self) -> None:
         """Write the page; if a file could not be read, raise `UsageError` after that."""

@@ -142,7 +142,7 @@ def draw_activations(
 ) -> Figure:
     """Draw an image as the network takes it, what its layers keep of it, if that is given, and the maps of the layers.
 
-    `inverted` holds, by layer, an image of which it answers the same, and how far off that is.
+    `inverted` holds, by layer, an image that was sought for the same answer, and how far off the answer is.
     """
     h, w, _ = image.shape
     rows = [Row(f"image, {h} × {w}", [Cell(rgb(image))], across=2)]

@@ -1,4 +1,4 @@
-"""Images of which a layer of a network answers the same: what the layer keeps of an image."""
+"""Images for which a layer of a network answers the same: what the layer keeps of an image."""
 
 import functools
 from collections.abc import Mapping, Sequence
