@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 import jaxclf
+from jaxclf.cli.activations import Activations
 from jaxclf.cli.convert import Convert
 from jaxclf.cli.data import Data
 from jaxclf.cli.evaluate import Evaluate
@@ -24,6 +25,7 @@ from jaxclf.cli.predict import Predict
 from jaxclf.cli.probe import Probe
 from jaxclf.cli.recipe import read_flags, with_recipe
 from jaxclf.cli.search import Search
+from jaxclf.cli.strongest import Strongest
 from jaxclf.cli.summary import Outline, Summary
 from jaxclf.cli.sweep import Sweep
 from jaxclf.cli.table import RunTable
@@ -43,6 +45,8 @@ COMMANDS: dict[str, type] = {
     "convert": Convert,
     "predict": Predict,
     "maps": Maps,
+    "activations": Activations,
+    "strongest": Strongest,
     "probe": Probe,
     "data": Data,
 }

@@ -28,16 +28,13 @@ class Predict(OfWeights):
     def run(self) -> None:
         """Print the answers; if a file could not be read, raise `UsageError` after those of the others."""
         from jaxclf.tools.predict import predict
-        from jaxclf.training import weights
 
         files = [file for given in self.images for file in (_from_stdin() if str(given) == "-" else [given])]
         if not files:
             raise UsageError("there is no image to classify: give files, or - and their paths on standard input")
-        loaded = weights.read(self.weights, **self.given(self.weights))
-        record = loaded.record
-        if record.preprocessing is None:
-            raise UsageError(f"{self.weights} does not say how {record.model} wants its images prepared")
-        answers = predict(loaded.model, loaded.variables, record.preprocessing, files, record.class_names, top=self.top)
+        loaded, preprocessing = self.prepared(self.weights)
+        names = loaded.record.class_names
+        answers = predict(loaded.model, loaded.variables, preprocessing, files, names, top=self.top)
         for answer in answers:
             if self.json:
                 print(json.dumps(dataclasses.asdict(answer), allow_nan=False))

@@ -7,11 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from jaxclf.cli.weights import OfWeights
+from jaxclf.cli.weights import OWN, OfWeights
 from jaxclf.config import DataConfig, Probing
-from jaxclf.errors import UsageError
-
-OWN = "own"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +29,7 @@ class Probe(OfWeights):
         from jaxclf.training import weights
         from jaxclf.training.progress import Lines
 
-        data = self._data()
+        data = self.data_of(self.weights, self.data)
         found = transfer(weights.read(self.weights, **self.given(self.weights)), data, self.probing, report=Lines())
         if self.json:
             print(json.dumps(dataclasses.asdict(found), allow_nan=False))
@@ -43,18 +40,3 @@ class Probe(OfWeights):
         print(f"linear probe: penalty {found.penalty:g}; few images: mean of {found.draws} draws, seed {found.seed}")
         images = f"{found.train_images:,} training and {found.test_images:,} test images of {found.dataset}"
         print(f"{images}, {found.features:,} features, {found.preprocessing}")
-
-    def _data(self) -> DataConfig:
-        """Return the data set of the flags; of a run's own set, they change single fields."""
-        from jaxclf.tools.inputs import PREPARED
-        from jaxclf.training.run_directory import read_config
-
-        if self.data.dataset != OWN:
-            return self.data
-        if not (self.weights / "config.json").exists():
-            raise UsageError(f"{self.weights} is no run, whose data set would be {OWN}; give --data.dataset")
-        own = dataclasses.replace(read_config(self.weights).data, **dict.fromkeys(PREPARED))
-        plain = DataConfig(OWN)
-        flags = {field.name: getattr(self.data, field.name) for field in dataclasses.fields(plain)}
-        changed = {name: value for name, value in flags.items() if value != getattr(plain, name)}
-        return dataclasses.replace(own, **changed)

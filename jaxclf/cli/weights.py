@@ -2,9 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from jaxclf.config import DataConfig
 from jaxclf.errors import UsageError
+
+if TYPE_CHECKING:
+    from jaxclf.data.transforms import Preprocessing
+    from jaxclf.training.weights import Weights
+
+OWN = "own"
+"""Name of the data set of a run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,30 @@ class OfWeights:
         if weights.is_bare(file):
             given["head"] = self.head or "learned"
         return given | {"class_names": read_names(self.class_names)}
+
+    def prepared(self, file: Path) -> "tuple[Weights, Preprocessing]":
+        """Read weights that say how image files are prepared; `UsageError` for those that do not."""
+        from jaxclf.training import weights
+
+        loaded = weights.read(file, **self.given(file))
+        if loaded.record.preprocessing is None:
+            raise UsageError(f"{file} does not say how {loaded.record.model} wants its images prepared")
+        return loaded, loaded.record.preprocessing
+
+    def data_of(self, weights: Path, data: DataConfig) -> DataConfig:
+        """Return the data set of the flags `data`; of a run's own set, they change single fields."""
+        from jaxclf.tools.inputs import PREPARED
+        from jaxclf.training.run_directory import read_config
+
+        if data.dataset != OWN:
+            return data
+        if not (weights / "config.json").exists():
+            raise UsageError(f"{weights} is no run, whose data set would be {OWN}; give --data.dataset")
+        own = dataclasses.replace(read_config(weights).data, **dict.fromkeys(PREPARED))
+        plain = DataConfig(OWN)
+        flags = {field.name: getattr(data, field.name) for field in dataclasses.fields(plain)}
+        changed = {name: value for name, value in flags.items() if value != getattr(plain, name)}
+        return dataclasses.replace(own, **changed)
 
 
 def read_names(file: Path | None) -> tuple[str, ...] | None:

@@ -160,10 +160,10 @@ def _effort(records: Sequence[Record], wanted: int) -> str:
 def _scores(table: Table, summaries: Sequence[Summary], records: Sequence[Record]) -> dict[str, str]:
     wide = pictures.draw_scores(table, summaries, records, width=1040, narrow=False)
     narrow = pictures.draw_scores(table, summaries, records, width=350, narrow=True)
-    return _pair("scores", f"{table.score.capitalize()} top-1 accuracy of every row", wide, narrow)
+    return pair("scores", f"{table.score.capitalize()} top-1 accuracy of every row", wide, narrow)
 
 
-def _pair(name: str, label: str, wide: pictures.Figure, narrow: pictures.Figure) -> dict[str, str]:
+def pair(name: str, label: str, wide: pictures.Figure, narrow: pictures.Figure) -> dict[str, str]:
     """Return one picture in two widths, of which the style sheet shows one."""
     return {
         kind: pictures.svg(figure, name=f"{name}-{kind}", label=label)
@@ -199,7 +199,7 @@ def _scatter(points: Sequence[Point], over: str, name: str, group: str) -> dict[
     wide, narrow = (draw_scatter(points, over, width=w, height=h) for w, h in ((1040, 460), (350, 420)))
     label = f"Top-1 against {over}{f', {group}' if group else ''}"
     correlation = rank_correlation([p.x for p in points], [p.mean for p in points])
-    return {"pictures": _pair(name, label, wide, narrow), "correlation": correlation}
+    return {"pictures": pair(name, label, wide, narrow), "correlation": correlation}
 
 
 def _measured(records: Sequence[Record]) -> dict[str, dict[str, dict[str, float]]]:
@@ -233,7 +233,7 @@ def _curves(table: Table, records: Sequence[Record]) -> dict[str, dict[str, Any]
             continue
         splits = [(row, pictures.evaluated_splits([row], records)) for row in rows]
         key = {row.label: row.short + f" ({found[0]})" * several for row, found in splits if found}
-        drawn = _pair(f"curves-{place}", f"{_error(table, records)} against epoch, {group}", wide, narrow)
+        drawn = pair(f"curves-{place}", f"{_error(table, records)} against epoch, {group}", wide, narrow)
         curves[group] = {"key": key, "pictures": drawn}
     return curves
 

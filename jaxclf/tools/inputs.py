@@ -1,11 +1,11 @@
 """The images of a data set as weights want them: prepared for testing, in the set's order, in batches of one size."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 from PIL import Image
 
 from jaxclf.data.decoding import decode
@@ -46,7 +46,7 @@ class Inputs:
         `report` is told of `what`. Raises `UsageError` for an image that cannot be read.
         """
         images, labels = [], []
-        for image, label in self.examples(split, what, lambda picture: preprocess(picture, self.preprocessing)):
+        for image, label in self.examples(split, what, self._prepared):
             images.append(image)
             labels.append(label)
             if len(images) == BATCH:
@@ -56,26 +56,37 @@ class Inputs:
             missing = np.zeros((BATCH - len(images), *images[0].shape), np.float32)
             yield np.concatenate([np.stack(images), missing]), np.array(labels, np.int32)
 
-    def examples(self, split: str, what: str, prepare: Callable[[Image.Image], T]) -> Iterator[tuple[T, int]]:
-        """Yield what `prepare` makes of every image of a split, in the set's order, and the image's label.
+    def some(self, split: str, numbers: Sequence[int], what: str) -> Float32[np.ndarray, "n h w c"]:
+        """Return the inputs of some images of a split by their numbers, as `batches` yields them."""
+        return np.stack([image for image, _ in self.examples(split, what, self._prepared, numbers)])
+
+    def _prepared(self, image: Image.Image) -> Float32[np.ndarray, "h w c"]:
+        return preprocess(image, self.preprocessing)
+
+    def examples(
+        self, split: str, what: str, prepare: Callable[[Image.Image], T], numbers: Sequence[int] | None = None
+    ) -> Iterator[tuple[T, int]]:
+        """Yield what `prepare` makes of images of a split, and their labels: of all (None), in order, or by numbers.
 
         `report` is told of `what`. Raises `UsageError` for an image that cannot be read.
         """
-        chosen = self.splits[split]
-        if isinstance(chosen, Images):
-            for pixels, label in zip(chosen.images, chosen.labels, strict=True):
-                yield prepare(to_image(pixels)), int(label)
+        source = self.splits[split]
+        if numbers is None:
+            numbers = range(len(source.labels) if isinstance(source, Images) else len(source))
+        if isinstance(source, Images):
+            for number in numbers:
+                yield prepare(to_image(source.images[number])), int(source.labels[number])
             return
 
         def read(index: int) -> tuple[T, int]:
             try:
-                encoded = chosen[index]
+                encoded = source[index]
                 pixels = decode(encoded.data, len(self.preprocessing.mean))
                 return prepare(to_image(pixels)), encoded.label
             except Exception as error:  # whatever readers and decoders raise for broken bytes
-                raise UsageError(f"{chosen.name(index)} cannot be read ({one_line(error)})") from error
+                raise UsageError(f"{source.name(index)} cannot be read ({one_line(error)})") from error
 
-        yield from in_threads(read, range(len(chosen)), what, self.report)
+        yield from in_threads(read, numbers, what, self.report)
 
 
 def open_inputs(weights: Weights, dataset: ResidentSet | StreamedSet, report: Report | None = None) -> Inputs:
@@ -99,7 +110,12 @@ def open_inputs(weights: Weights, dataset: ResidentSet | StreamedSet, report: Re
 
 def image_channels(model: Classifier, variables: Mapping[str, Any]) -> int:
     """Return the number of channels of the images that a model's first convolution takes."""
+    return stem_kernel(model, variables).shape[2]
+
+
+def stem_kernel(model: Classifier, variables: Mapping[str, Any]) -> Float[Array | np.ndarray, "k l c d"]:
+    """Return the kernel of a model's first convolution."""
     node = variables["params"]["backbone"]
     for name in model.backbone.stem.split("/"):
         node = node[name]
-    return node["kernel"].shape[2]
+    return node["kernel"]

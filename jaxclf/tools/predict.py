@@ -2,9 +2,9 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier
 from jaxclf.tools.inputs import image_channels
 
+T = TypeVar("T")
 BATCH = 32
 """Most images in one compiled call."""
 
@@ -54,21 +55,18 @@ def predict(
     name per class, or is None. Images are read as training reads them: not turned by EXIF, of which a warning tells.
     Raises `UsageError` for a wrong number of names, a `top` below 1, and preprocessing for another number of channels.
     """
-    count, channels = model.head.num_classes, image_channels(model, variables)
+    count, channels = model.head.num_classes, len(preprocessing.mean)
     if class_names is not None and len(class_names) != count:
         raise UsageError(f"there are {len(class_names)} class names for {count} classes")
     if top < 1:
         raise UsageError(f"top is {top} but must be at least 1")
-    if channels != len(preprocessing.mean):
-        raise UsageError(
-            f"the model takes images of {channels} channels, but the preprocessing is for {len(preprocessing.mean)}"
-        )
+    require_channels(model, variables, preprocessing)
     names = class_names if class_names is not None else [str(index) for index in range(count)]
     apply, size = jax.jit(model.apply), min(BATCH, len(files))
     results: list[Prediction] = []
     turned: list[str] = []
     for start in range(0, len(files), BATCH):
-        read = [(str(file), _read(str(file), preprocessing, turned)) for file in files[start : start + BATCH]]
+        read = [(str(file), read_image(str(file), preprocessing, turned)) for file in files[start : start + BATCH]]
         good = [image for _, image in read if isinstance(image, np.ndarray)]
         batch = np.zeros((size, preprocessing.crop, preprocessing.crop, channels), np.float32)
         if good:
@@ -79,22 +77,44 @@ def predict(
                 results.append(Prediction(file, error=image))
             else:
                 results.append(_answer(file, next(rows), names, top))
-    if turned:
-        warnings.warn(
-            f"EXIF says that {len(turned)} of {len(files)} images are stored turned or mirrored, as {turned[0]}; "
-            "they are read as they are stored, as in training",
-            stacklevel=2,
-        )
+    warn_of_turned(turned, len(files))
     return results
 
 
-def _read(file: str, preprocessing: Preprocessing, turned: list[str]) -> np.ndarray | str:
+def require_channels(model: Classifier, variables: Mapping[str, Any], preprocessing: Preprocessing) -> None:
+    """Raise `UsageError` for preprocessing of another number of channels than the model takes."""
+    channels = image_channels(model, variables)
+    if channels != len(preprocessing.mean):
+        raise UsageError(
+            f"the model takes images of {channels} channels, but the preprocessing is for {len(preprocessing.mean)}"
+        )
+
+
+def warn_of_turned(turned: Sequence[str], count: int) -> None:
+    """Warn of those of `count` files that EXIF turns."""
+    if turned:
+        warnings.warn(
+            f"EXIF says that {len(turned)} of {count} images are stored turned or mirrored, as {turned[0]}; "
+            "they are read as they are stored, as in training",
+            stacklevel=3,
+        )
+
+
+def read_image(file: str, preprocessing: Preprocessing, turned: list[str]) -> np.ndarray | str:
     """Return the preprocessed image [h w c], or the fault of the file; add it to `turned` if EXIF turns it."""
-    try:
-        data = Path(file).read_bytes()
+
+    def prepared(data: bytes) -> np.ndarray:
         image = preprocess(to_image(decode(data, len(preprocessing.mean))), preprocessing)
-        turned += [file] if is_turned(data) else []
+        turned.extend([file] if is_turned(data) else [])
         return image
+
+    return made_of_file(file, prepared)
+
+
+def made_of_file(file: str, make: Callable[[bytes], T]) -> T | str:
+    """Return what `make` makes of a file's bytes, or the fault of the file."""
+    try:
+        return make(Path(file).read_bytes())
     except OSError as error:
         return error.strerror or str(error)
     except Exception as error:  # PIL's decoders raise many types for broken files; the file is named with it

@@ -25,7 +25,7 @@ from jaxclf.models import taps
 from jaxclf.models.attribution import METHODS, attribute, require_layer
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.dense import count_shifts, fine_maps, finest
-from jaxclf.tools.inputs import image_channels
+from jaxclf.tools.predict import made_of_file, require_channels
 from jaxclf.training.weights import Weights
 
 BATCH = 8
@@ -109,9 +109,7 @@ def _require_possible(weights: Weights, asked: Asked) -> Preprocessing:
     record = weights.record
     if (preprocessing := record.preprocessing) is None:
         raise UsageError(f"the weights do not say how {record.model} wants its images prepared")
-    channels = image_channels(weights.model, weights.variables)
-    if channels != len(preprocessing.mean):
-        raise UsageError(f"the model takes {channels} channels, but the preprocessing has {len(preprocessing.mean)}")
+    require_channels(weights.model, weights.variables, preprocessing)
     if not 1 <= asked.top <= record.num_classes:
         raise UsageError(f"top is {asked.top} but must be from 1 to {record.num_classes}, the number of classes")
     for size in asked.sizes:
@@ -127,7 +125,7 @@ def _require_possible(weights: Weights, asked: Asked) -> Preprocessing:
         if asked.methods != ("maps",):
             raise UsageError(f"stride given with {', '.join(asked.methods)}, but only maps take one")
         count_shifts(finest(weights.model), asked.stride)
-    shape = (1, preprocessing.crop, preprocessing.crop, channels)
+    shape = (1, preprocessing.crop, preprocessing.crop, len(preprocessing.mean))
     taking = [method for method in asked.methods if method.startswith("grad_cam")]
     if asked.layer is not None:
         require_layer(weights.model, shape, (taking or list(asked.methods))[0], asked.layer)
@@ -170,13 +168,8 @@ class Eye:
         return [Seen(file, error=errors[file]) if file in errors else Seen(file, tuple(views[file])) for file in files]
 
     def _read(self, file: str) -> Image.Image | str:
-        try:
-            data = Path(file).read_bytes()
-            return upright(to_image(decode(data, len(self._preprocessing.mean))), data)
-        except OSError as error:
-            return error.strerror or str(error)
-        except Exception as error:  # PIL's decoders raise many types for broken files; the file is named with it
-            return str(error) or type(error).__name__
+        channels = len(self._preprocessing.mean)
+        return made_of_file(file, lambda data: upright(to_image(decode(data, channels)), data))
 
     def _sized(self, image: Image.Image, size: str) -> UInt8[np.ndarray, "h w c"]:
         if size == OWN:
