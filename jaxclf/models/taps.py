@@ -64,13 +64,17 @@ def tap(
     return Tapped(logits, outputs)
 
 
-@functools.lru_cache(maxsize=64)
 def layers(model: Classifier, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     """List the layers of the backbone by their paths, and the shapes of their outputs, in the order of their calls.
 
     `shape` is that of the images, [n h w c]; nothing is computed. A module that is called more than once is left out.
-    The caller leaves the answer as it is, for the next call gets the same.
     """
+    hashable: Any = model  # as modules of hashable fields are, which pyright cannot see
+    return dict(_layers(hashable, shape))
+
+
+@functools.lru_cache(maxsize=64)
+def _layers(model: Any, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
     found: dict[str, Any] = {}
     twice: set[str] = set()
 

@@ -60,9 +60,11 @@ def test_maps_of_gradients_are_pytorchs(name: str, ours: str | None, layer: str,
     module.double()
     expected = theirs(module, layer, torch.from_numpy(images[:2]).double(), CLASSES)
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (variables, images[:2].transpose(0, 2, 3, 1)))
+        wide, pixels = jax.tree.map(
+            lambda leaf: np.asarray(leaf, np.float64), (variables, images[:2].transpose(0, 2, 3, 1))
+        )
         for method, one in expected.items():
             taken = ours if method != "gradient" else None
-            found = attribute(model, *wide, CLASSES, method=method, layer=taken)
+            found = attribute(model, wide, pixels, CLASSES, method=method, layer=taken)
             assert one.max() > 0
             assert np.abs(found - one).max() < 1e-9 * np.abs(one).max(), method

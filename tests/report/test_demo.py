@@ -82,14 +82,15 @@ def test_readme_says_what_the_committed_heads_do_with_and_without_a_relu() -> No
         own = [summary for summary in summaries if summary.row.group == group]
         assert all(summary.ours.n == 3 for summary in own)
         points = [(cosines[one.row.label], one.ours.mean) for one in own if one.row.label in cosines]
-        found = rank_correlation(*zip(*points, strict=True))
+        found: Any = rank_correlation(*zip(*points, strict=True))
         fixed = [one.gap for one in own if one.row.label in cosines and one.gap is not None]
         above, below = (sum(not gap.inside_noise and sign * gap.mean > 0 for gap in fixed) for sign in (1, -1))
         line = f"| {title} | {found.n} | {found.rho:.2f} | {found.low:.2f} to {found.high:.2f} | {above} | {below} |"
         assert line in readme, line
         if title == "last ReLU":
-            better = [one for one in own if one.gap is not None and not one.gap.inside_noise and one.gap.mean > 0]
-            assert all(f"`{one.row.axes['head']}` ({one.gap.mean:+.2f}" in readme for one in better)
+            gaps = {one.row.axes["head"]: one.gap for one in own if one.gap is not None}
+            better = {head: gap.mean for head, gap in gaps.items() if not gap.inside_noise and gap.mean > 0}
+            assert all(f"`{head}` ({mean:+.2f}" in readme for head, mean in better.items())
             assert len(better) == 5
 
 

@@ -63,7 +63,7 @@ def test_the_maps_of_the_strongest_classes_average_to_their_logits(tiny: Weights
 
 def test_a_turned_picture_is_seen_upright(tiny: Weights, pictures: list[Path]) -> None:
     (turned,) = seen_by(tiny, [pictures[2]], sizes=("original",))
-    np.testing.assert_array_equal(turned.views[0].pixels, np.rot90(open_image(pictures[2], 3), -1))
+    np.testing.assert_array_equal(turned.views[0].pixels, np.rot90(np.asarray(open_image(pictures[2], 3)), -1))
     assert turned.views[0].pixels.shape == (12, 20, 3)
 
 
@@ -149,7 +149,8 @@ def test_the_memory_that_is_needed_is_what_the_compiler_reserves_within_a_factor
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
 
     def total(image: jax.Array, variables: Any) -> jax.Array:
-        return model.apply(variables, image).sum()
+        logits: Any = model.apply(variables, image)
+        return logits.sum()
 
     for function, backward in ((total, False), (jax.grad(total), True)):
         reserved: Any = jax.jit(function).lower(image, variables).compile().memory_analysis()
