@@ -214,9 +214,10 @@ def test_data_list_shows_every_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [*RESIDENT, *STREAMED]
-    assert re.match(r"digits +10 classes  8x8x1 +1,352 \+ 445 ", lines[0])
-    assert re.match(r"cifar100 +100 classes  32x32x3 +50,000 \+ 10,000 ", lines[6])
-    assert re.match(r"imagenet2012 +1,000 classes  any size +1,281,167 \+ 50,000 ", lines[7])
+    named = {line.split()[0]: line for line in lines}
+    assert re.match(r"digits +10 classes  8x8x1 +1,352 \+ 445 ", named["digits"])
+    assert re.match(r"cifar100 +100 classes  32x32x3 +50,000 \+ 10,000 ", named["cifar100"])
+    assert re.match(r"imagenet2012 +1,000 classes  any size +1,281,167 \+ 50,000 ", named["imagenet2012"])
     assert "any image classification set of TFDS by its name, and folder:PATH" in lines[-1]
 
 

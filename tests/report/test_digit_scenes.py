@@ -166,3 +166,32 @@ def test_a_picture_marks_true_boxes_and_the_place_of_each_map() -> None:
     assert np.asarray(first.lines[0].get_xydata()).tolist() == [[22.0, 10.0]]
     assert found[2] == [[16, 14, 24, 4]]  # a constant map has no place
     assert not flat.lines
+
+
+def committed(study: ModuleType) -> list[Any]:
+    """Return the lines of the committed study."""
+    text = (ROOT / "experiments" / "results" / "digit_scenes_maps.jsonl").read_text()
+    return [study.Judged(**json.loads(line)) for line in text.splitlines()]
+
+
+def test_the_committed_tables_follow_from_the_committed_lines(study: ModuleType) -> None:
+    own, results = committed(study), ROOT / "experiments" / "results"
+    facts = [(line.head, line.seed, line.method, line.side, line.scenes) for line in own]
+    assert len(set(facts)) == len(facts) == 126  # 7 of heads and methods, 3 seeds, 3 sides, 2 sets of scenes
+    text = study.markdown(study.caption(study.questions()), own)
+    assert text == (results / "digit_scenes_maps.md").read_text()
+    page = (results / "digit_scenes_maps.html").read_text()
+    for scenes in study.SETS:
+        for row in study.table(own, scenes):
+            assert all(f">{cell}</td>" in page for cell in row[1:])
+
+
+def test_readme_says_what_the_committed_maps_do(study: ModuleType) -> None:
+    own, readme = committed(study), (ROOT / "README.md").read_text()
+    assert study.verdict(own) in " ".join(readme.split())
+    places = [2 + list(study.MEASURES).index(measure) for measure in study.COMPARED]
+    one, two = (study.table(own, scenes) for scenes in study.SETS)
+    shown = [(a, b) for a, b in zip(one, two, strict=True) if a[1] == "32"]
+    assert len(shown) == 7
+    for pair in shown:
+        assert f"| {pair[0][0]} | {' | '.join(row[place] for row in pair for place in places)} |" in readme
