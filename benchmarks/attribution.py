@@ -1,6 +1,6 @@
 """What a map of one class costs by each method, as a multiple of the forward pass to the logits.
 
-Run:  python benchmarks/attribution.py [--networks resnet18 efficientnet_lite0 vgg11] [--side 224] [--batch 1]
+Run:  python benchmarks/attribution.py [--networks resnet18 efficientnet_lite0 mobilenet_v2] [--side 224] [--batch 8]
                                        [--rounds 15] [--json FILE]
 
 Times are of calls from Python on images of noise, waited for, with the maps on the host; weights are random, as no time
@@ -26,11 +26,11 @@ from input_pipeline import environment
 class Arguments:
     """What is measured."""
 
-    networks: tuple[str, ...] = ("resnet18", "efficientnet_lite0", "vgg11")
+    networks: tuple[str, ...] = ("resnet18", "efficientnet_lite0", "mobilenet_v2")
     """Names of backbones."""
     side: int = 224
     """Of the images, pixels."""
-    batch: int = 1
+    batch: int = 8
     """Images in a call."""
     rounds: int = 15
     """Rounds."""

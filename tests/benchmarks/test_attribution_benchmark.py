@@ -32,6 +32,13 @@ def test_it_prints_a_line_a_network_and_keeps_the_numbers(
     assert found["settings"]["rounds"] == 2
 
 
+def test_readme_has_the_committed_costs(bench: Any) -> None:
+    found = json.loads((BENCHMARKS / "results" / "attribution_cpu.json").read_text())
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    assert len(found["costs"]) == 3
+    assert all(bench.table_row(name, costs) in readme for name, costs in found["costs"].items())
+
+
 def test_what_cannot_be_measured_is_refused(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--rounds", "0"]) == 2
     assert "rounds 0: all must be 1 or more" in capsys.readouterr().err
