@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from matplotlib.figure import Figure
 from numpy import ndarray
 from PIL import Image
+from scipy.special import softmax
 
 from jaxclf.report.map_pictures import overlay
 from jaxclf.report.page import TEMPLATES, number
@@ -123,7 +124,7 @@ def _picture(seen: Seen, names: Sequence[str] | None) -> dict[str, Any]:
 
 def _line(view: View, method: str, full: float, names: Sequence[str] | None) -> dict[str, Any]:
     """Return the panels of a size and a method: the bare picture, and a map for each class."""
-    base, shares = scaled(view.pixels, PANEL), softmax(view.logits)
+    base, shares = scaled(view.pixels, PANEL), softmax(view.logits.astype(np.float64))
     panels: list[dict[str, Any]] = []
     for c, values in zip(view.classes, view.maps[method], strict=True):
         panels.append(
@@ -143,12 +144,6 @@ def _line(view: View, method: str, full: float, names: Sequence[str] | None) -> 
         "image": data_uri(base),
         "panels": panels,
     }
-
-
-def softmax(logits: Float[ndarray, " k"]) -> Float[ndarray, " k"]:
-    """Return the probabilities."""
-    exponents = np.exp(logits.astype(np.float64) - logits.max())
-    return exponents / exponents.sum()
 
 
 def data_uri(pixels: UInt8[ndarray, "a b 3"]) -> str:

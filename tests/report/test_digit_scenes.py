@@ -193,5 +193,8 @@ def test_readme_says_what_the_committed_maps_do(study: ModuleType) -> None:
     one, two = (study.table(own, scenes) for scenes in study.SETS)
     shown = [(a, b) for a, b in zip(one, two, strict=True) if a[1] == "32"]
     assert len(shown) == 7
+    right = {row[0]: row[2].split()[0] for _, row in shown}
+    both = f"both classes' in {right['identity, channels']} % under identity, in {right['learned, CAM']} %"
+    assert both in " ".join(readme.split())
     for pair in shown:
         assert f"| {pair[0][0]} | {' | '.join(row[place] for row in pair for place in places)} |" in readme

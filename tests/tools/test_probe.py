@@ -168,7 +168,7 @@ def test_classes_with_too_few_images_are_named() -> None:
 
 
 def test_small_products_take_one_thread_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two that wait for each other took nine times as long; the caller's number is back afterwards."""
+    """Several wait for one another; the caller's number is back afterwards."""
     seen = []
 
     def noted(*given: Any) -> Any:
