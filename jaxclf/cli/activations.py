@@ -31,12 +31,14 @@ class Activations(OfWeights):
         """Write the page; if a file could not be read, raise `UsageError` after that."""
         import numpy as np
 
-        from jaxclf.report.channel_page import render_activations, write_page
+        from jaxclf.report.channel_page import render_activations
+        from jaxclf.report.page import make_directory, write_page
         from jaxclf.tools.activations import activations, filters
         from jaxclf.tools.inversion import invert_images
 
         if self.invert is not None and self.invert < 1:
             raise UsageError(f"--invert is {self.invert} but must be at least 1")
+        make_directory(self.out)
         loaded, preprocessing = self.prepared(self.weights)
         model, variables = loaded.model, loaded.variables
         given = {"layers": self.layers, "channels": self.channels}
@@ -48,7 +50,8 @@ class Activations(OfWeights):
             kept = invert_images(model, variables, np.stack(images), tuple(layers), steps=self.invert)
         title = f"What {loaded.record.model} answers, layer by layer"
         kernels = filters(model, variables)
-        write_page(self.out, *render_activations(title, found, kernels, preprocessing, kept, stem=model.backbone.stem))
+        text, figures = render_activations(title, found, kernels, preprocessing, kept, stem=model.backbone.stem)
+        write_page(self.out, text, figures.items())
         print(self.out / "index.html")
         if broken := [one.file for one in found if one.error is not None]:
             raise UsageError(f"{len(broken)} of {len(found)} files are not shown: {', '.join(broken)}")

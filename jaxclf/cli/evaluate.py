@@ -9,11 +9,11 @@ from jaxclf.cli.weights import OfWeights
 from jaxclf.config import Cluster, DataConfig, Loader
 from jaxclf.errors import UsageError
 
-OF_A_RUN = ("loader", "cluster")
-OF_WEIGHTS = ("split", "data", "dense", "sizes", "step", "model", "head", "class_names", "weights_key")
-"""Flags that only one of the two ways uses."""
-OF_DENSE = ("sizes", "step")
+OF_DENSE = ("sizes", "step", "windows", "mirrored")
 """Flags that only --dense uses."""
+OF_A_RUN = ("loader", "cluster")
+OF_WEIGHTS = ("split", "data", "dense", *OF_DENSE, "model", "head", "class_names", "weights_key")
+"""Flags that only one of the two ways uses."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,15 @@ class Evaluate(OfWeights):
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """The data set that weights are evaluated on."""
     dense: bool = False
-    """Slide over whole images: probabilities are averaged over the sizes, logits over the windows of each."""
+    """Slide over whole images: probabilities are averaged over the sizes of each."""
     sizes: tuple[int, ...] = ()
     """Short sides of the images under --dense, pixels; none: the side of the crop that the weights are for."""
     step: int | None = None
     """Pixels between windows under --dense, a divisor of the network's stride: shift and stitch; None: the stride."""
+    windows: Literal["mean", "max"] = "mean"
+    """What stands for the windows of an image under --dense: mean (Simonyan and Zisserman) or max (OverFeat)."""
+    mirrored: bool = False
+    """Ask for each image's mirror image under --dense, too."""
     loader: Loader = dataclasses.field(default_factory=Loader)
     cluster: Machines = dataclasses.field(default_factory=Cluster)
 
@@ -78,10 +82,11 @@ class Evaluate(OfWeights):
         loaded = weights.read(file, **self.given(file))
         given: dict[str, Any] = {"split": self.split, "report": Lines()}
         if self.dense:
-            dense = dense_accuracy(loaded, self.data, sizes=self.sizes, step=self.step, **given)
-            found = dense.accuracy
-            sizes = ", ".join(map(str, dense.sizes))
-            print(f"windows of {dense.side} pixels, {dense.step} apart; short sides {sizes}; {dense.shapes} shapes")
+            given |= {"sizes": self.sizes, "step": self.step, "windows": self.windows, "mirrored": self.mirrored}
+            dense = dense_accuracy(loaded, self.data, **given)
+            found, sizes = dense.accuracy, ", ".join(map(str, dense.sizes))
+            how = f"{self.windows} of windows of {dense.side} pixels, {dense.step} apart; short sides {sizes}"
+            print(f"{how}{', mirrored as well' if self.mirrored else ''}; {dense.shapes} shapes")
         else:
             found = accuracy(loaded, self.data, **given)
         print(f"{self.split} top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  loss {found.loss:.4f}", end="")

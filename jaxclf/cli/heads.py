@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxclf.errors import UsageError, one_line
+from jaxclf.errors import UsageError
 
 if TYPE_CHECKING:
     from jaxclf.report.head_table import HeadRow
@@ -57,15 +57,9 @@ class Heads:
 
     def _write(self, rows: "list[HeadRow]", out: Path) -> None:
         from jaxclf.report.head_pictures import draw_head
-        from jaxclf.report.page import render_heads
+        from jaxclf.report.page import make_directory, render_heads, write_page
 
+        make_directory(out)
         title = f"Heads for {self.num_classes} classes on {self.features} features"
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "index.html").write_text(render_heads(title, rows))
-            for row in rows:
-                if row.facts:
-                    draw_head(row).savefig(out / f"{row.name}.png", dpi=192)
-        except OSError as error:
-            raise UsageError(f"cannot write to {out}: {one_line(error)}") from error
+        write_page(out, render_heads(title, rows), ((row.name, draw_head(row)) for row in rows if row.facts))
         print(out / "index.html")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxclf.cli.weights import OfWeights
-from jaxclf.errors import UsageError, one_line
+from jaxclf.errors import UsageError
 
 if TYPE_CHECKING:
     from jaxclf.tools.seeing import Asked, Seen
@@ -46,6 +46,7 @@ class Maps(OfWeights):
     def run(self) -> None:
         """Write the page; if a file could not be shown, raise `UsageError` after the others."""
         from jaxclf.report.gallery import draw_seen
+        from jaxclf.report.page import make_directory, write_page
         from jaxclf.tools.seeing import Asked, see
         from jaxclf.training import weights
         from jaxclf.training.progress import Lines
@@ -54,21 +55,18 @@ class Maps(OfWeights):
             raise UsageError("there is no image to look at: give files")
         if AUTO in self.classes and len(self.classes) > 1:
             raise UsageError(f"classes {', '.join(self.classes)} given: {AUTO} stands alone")
+        make_directory(self.out)
         loaded = weights.read(self.weights, **self.given(self.weights))
         classes = () if self.classes == (AUTO,) else self.classes
         asked = Asked(classes, self.top, self.size, self.method, self.layer, self.stride)
-        seen, names = [], picture_names(self.images)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            for one, name in zip(see(loaded, self.images, asked, Lines()), names, strict=True):
-                seen.append(one)
-                if one.error is None:
-                    draw_seen(one, loaded.record.class_names).savefig(self.out / name, dpi=144)
-                else:
-                    print(f"{one.file}: {one.error}")
-            (self.out / "index.html").write_text(self._page(loaded, seen, asked))
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.out}: {one_line(error)}") from error
+        seen = []
+        for one in see(loaded, self.images, asked, Lines()):
+            seen.append(one)
+            if one.error is not None:
+                print(f"{one.file}: {one.error}")
+        shown = zip(picture_names(self.images), seen, strict=True)
+        figures = ((name, draw_seen(one, loaded.record.class_names)) for name, one in shown if one.error is None)
+        write_page(self.out, self._page(loaded, seen, asked), figures)
         print(self.out / "index.html")
         if broken := [one.file for one in seen if one.error is not None]:
             raise UsageError(f"{len(broken)} of {len(seen)} files could not be shown: {', '.join(broken)}")
@@ -102,13 +100,10 @@ class Maps(OfWeights):
 
 
 def picture_names(files: Sequence[Path]) -> list[str]:
-    """Return the names of the PNG files: those of the images, with a number where two are the same.
+    """Return the names of the pictures: those of the image files, with a number where two are the same.
 
     >>> picture_names([Path("a/cat.jpg"), Path("b/cat.png"), Path("dog.gif")])
-    ['cat-1.png', 'cat-2.png', 'dog.png']
+    ['cat-1', 'cat-2', 'dog']
     """
     stems = [re.sub(r"[^\w.-]", "_", file.stem) for file in files]
-    return [
-        f"{stem}-{stems[: n + 1].count(stem)}.png" if stems.count(stem) > 1 else f"{stem}.png"
-        for n, stem in enumerate(stems)
-    ]
+    return [f"{stem}-{stems[: n + 1].count(stem)}" if stems.count(stem) > 1 else stem for n, stem in enumerate(stems)]

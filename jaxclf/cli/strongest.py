@@ -32,16 +32,19 @@ class Strongest(OfWeights):
     def run(self) -> None:
         """Write the page."""
         from jaxclf.models import taps
-        from jaxclf.report.channel_page import render_strongest, write_page
+        from jaxclf.report.channel_page import render_strongest
+        from jaxclf.report.page import make_directory, write_page
         from jaxclf.tools.strongest import look_up
         from jaxclf.training import weights
         from jaxclf.training.progress import Lines
 
+        make_directory(self.out)
         data = self.data_of(self.weights, self.data)
         loaded = weights.read(self.weights, **self.given(self.weights))
         given = {"split": self.split, "top": self.top, "deconvolved": self.deconvolve, "report": Lines()}
         looked = look_up(loaded, data, self.layer or taps.LAST, self.channels, **given)
         layer = self.layer or "the last feature map"
         lead = f"Channels of {layer}: the strongest of the {self.split} images of {data.dataset}."
-        write_page(self.out, *render_strongest(f"What channels of {loaded.record.model} answer to", lead, looked))
+        text, figures = render_strongest(f"What channels of {loaded.record.model} answer to", lead, looked)
+        write_page(self.out, text, figures.items())
         print(self.out / "index.html")

@@ -1,4 +1,4 @@
-"""The pages of what channels answer, in the form of `page`: text and figures from data, and their files."""
+"""The pages of what channels answer, in the form of `page`: text and figures from data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from jaxclf.data.transforms import Preprocessing
-from jaxclf.errors import UsageError, one_line
 from jaxclf.report.channel_pictures import draw_activations, draw_filters, draw_strongest
 from jaxclf.report.page import TEMPLATES, pair
 from jaxclf.tools.activations import Activations, pixels
@@ -65,14 +64,3 @@ def render_strongest(title: str, lead: str, looked: Looked) -> tuple[str, dict[s
         projected=looked.projected is not None,
     )
     return text, {"strongest": wide}
-
-
-def write_page(out: Path, text: str, figures: Mapping[str, Figure]) -> None:
-    """Write index.html and the pictures as PNG files into a directory. Raises `UsageError` where that fails."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "index.html").write_text(text)
-        for name, figure in figures.items():
-            figure.savefig(out / f"{name}.png", dpi=192)
-    except OSError as error:
-        raise UsageError(f"cannot write to {out}: {one_line(error)}") from error

@@ -7,6 +7,7 @@ largest magnitude of the maps beside each other, so that they can be compared.
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def render_gallery(
 
 def _picture(seen: Seen, names: Sequence[str] | None) -> dict[str, Any]:
     lines = [_line(view, method, bound(seen, view, method), names) for view in seen.views for method in view.maps]
-    return {"file": seen.file, "lines": lines}
+    return {"file": seen.file, "name": Path(seen.file).name, "lines": lines}
 
 
 def _line(view: View, method: str, full: float, names: Sequence[str] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A table's results as one self-contained HTML page: no script, no address outside it. Pure: data in, text out.
+"""A table's results as one self-contained HTML page: no script, no address outside it. Pure, but for the last two.
 
 templates/ holds the HTML and the style sheet; Jinja escapes whatever comes from outside. This module makes what they
 show: sentences, pictures, and the values that a table of runs does not hold itself.
@@ -6,6 +6,7 @@ show: sentences, pictures, and the values that a table of runs does not hold its
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +14,7 @@ import jinja2
 from jaxtyping import Int
 from numpy import argsort, ndarray
 
+from jaxclf.errors import UsageError, one_line
 from jaxclf.report import map_pictures, pictures
 from jaxclf.report.experiment import GAP_NOTE, CountTable, Record, Summary, Table, selection
 from jaxclf.report.head_pictures import draw_head
@@ -303,3 +305,21 @@ def _environment_note(facts: Mapping[str, Sequence[str]]) -> str:
     if differing:
         return f"The runs differ in their environment: {', '.join(differing)}."
     return "Every run had this environment." if facts else "No environment was recorded."
+
+
+def make_directory(out: Path) -> None:
+    """Make the directory of a page, before the work that fills it. Raises `UsageError` where that fails."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {one_line(error)}") from error
+
+
+def write_page(out: Path, text: str, figures: Iterable[tuple[str, pictures.Figure]]) -> None:
+    """Write index.html, and each picture as a PNG file of its name. Raises `UsageError` where that fails."""
+    try:
+        (out / "index.html").write_text(text)
+        for name, figure in figures:
+            figure.savefig(out / f"{name}.png", dpi=192)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {one_line(error)}") from error

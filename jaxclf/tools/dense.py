@@ -1,15 +1,14 @@
 """The accuracy of weights that slide over whole images at several sizes: multi-scale dense evaluation.
 
 Simonyan & Zisserman 2014, sections 3.2 and 4.2: logits averaged over the windows of an image, their softmax over the
-sizes; they average over mirrored images as well. OverFeat (Sermanet et al. 2013, section 3.3) takes each class's
-largest score among the windows instead of the mean.
+sizes and the mirrored images. OverFeat (Sermanet et al. 2013, section 3.3): each class's largest score among the
+windows instead of the mean, its windows set closer than the network's stride by shift and stitch, averaged likewise.
 """
 
 import collections
-import functools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +19,8 @@ from PIL import Image
 from jaxclf.config import DataConfig
 from jaxclf.data.decoding import to_array
 from jaxclf.data.sources import Report
-from jaxclf.data.transforms import Preprocessing, resize, standardise
-from jaxclf.errors import UsageError
+from jaxclf.data.transforms import resize, standardise
+from jaxclf.errors import UsageError, unknown
 from jaxclf.models.dense import SlidingClassifier, convolutionise, count_shifts, stitch
 from jaxclf.tools.accuracy import Accuracy, open_split, padded, score, total
 from jaxclf.training.weights import Weights
@@ -30,6 +29,8 @@ BATCH = 8
 """Images in one compiled call: few, as images of each shape wait for one another, and the last ones are padded."""
 MANY = 32
 """Shapes of images, and programs to compile, that a warning tells of."""
+WINDOWS: Mapping[str, Callable[..., Any]] = {"mean": np.mean, "max": np.max}
+"""What stands for the windows of an image: the mean of each class's logits, or the largest."""
 
 Sized = tuple[UInt8[np.ndarray, "_ _ c"], ...]
 """An image at every size."""
@@ -57,6 +58,8 @@ def dense_accuracy(
     *,
     sizes: Sequence[int] = (),
     step: int | None = None,
+    windows: str = "mean",
+    mirrored: bool = False,
     split: str = "test",
     report: Report | None = None,
 ) -> DenseAccuracy:
@@ -66,11 +69,14 @@ def dense_accuracy(
     (none given: the side of a window), with the filter, mean and std of the weights' preprocessing, and nothing is
     cropped but what no window covers: less than the network's stride along each axis, half of it at either end. Images
     therefore have few shapes, each of which is compiled once. Windows are `step` pixels apart: the stride (None), or a
-    part of it, by shift and stitch.
+    part of it, by shift and stitch. `windows` is a name of `WINDOWS`. `mirrored` asks for each image's mirror image as
+    well. Probabilities are averaged over sizes and mirror images.
 
-    Raises `UsageError` where `accuracy` does, for networks that cannot slide, sizes smaller than a window, and steps
-    that do not divide the stride. Warns of more than `MANY` shapes.
+    Raises `UsageError` where `accuracy` does, for networks that cannot slide, sizes smaller than a window, steps that
+    do not divide the stride, and unknown `windows`. Warns of more than `MANY` shapes.
     """
+    if windows not in WINDOWS:
+        raise unknown("windows", windows, WINDOWS)
     dataset, inputs = open_split(weights, data, split, report)
     preprocessing = inputs.preprocessing
     model = convolutionise(weights.model, preprocessing.crop)
@@ -80,20 +86,28 @@ def dense_accuracy(
         split, f"evaluating {split}", lambda image: _at_sizes(image, sizes, model, preprocessing.interpolation)
     )
     shapes: set[tuple[int, ...]] = set()
-    answer = functools.partial(_logits, model, jax.device_put(weights.variables), preprocessing, step)
-    add = jax.jit(score_of_sizes)
+    variables = jax.device_put(weights.variables)
+
+    def answer(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n k"]:
+        found = stitch(model, variables, standardise(images, preprocessing), step=step)
+        return WINDOWS[windows](found, (1, 2))
+
+    def views(batch: Sequence[UInt8[np.ndarray, "n _ _ c"]]) -> list[UInt8[np.ndarray, "n _ _ c"]]:
+        return [*batch, *(images[:, :, ::-1] for images in batch)] if mirrored else [*batch]
+
+    add = jax.jit(score_of_views)
     answers = (
-        (labels, *add(np.stack([answer(images) for images in batch]), *padded(labels, BATCH)))
+        (labels, *add(np.stack([answer(images) for images in views(batch)]), *padded(labels, BATCH)))
         for batch, labels in _noted(_batches(examples), shapes)
     )
     found = total(answers, dataset, preprocessing)
     return DenseAccuracy(found, sizes, model.side, step, len(shapes))
 
 
-def score_of_sizes(
+def score_of_views(
     logits: Float[Array, "s n k"], labels: Int[Array, " n"], mask: Bool[Array, " n"]
 ) -> tuple[dict[str, Array], Int[Array, " n"]]:
-    """Return `score` of the logarithms of the class probabilities' means over s sizes."""
+    """Return `score` of the logarithms of the class probabilities' means over s views: sizes, and mirror images."""
     each = jax.nn.log_softmax(logits, axis=-1)
     return score(jax.nn.logsumexp(each, axis=0) - math.log(len(logits)), labels, mask)
 
@@ -148,14 +162,3 @@ def _noted(batches: Iterable[Batch], shapes: set[tuple[int, ...]]) -> Iterator[B
         if before <= MANY < len(shapes):
             warnings.warn(f"the images have more than {MANY} shapes, and each takes a compilation", stacklevel=2)
         yield images, labels
-
-
-def _logits(
-    model: SlidingClassifier,
-    variables: Mapping[str, Any],
-    preprocessing: Preprocessing,
-    step: int,
-    images: UInt8[np.ndarray, "n h w c"],
-) -> Float[np.ndarray, "n k"]:
-    """Return the mean of the logits of an image's windows."""
-    return stitch(model, variables, standardise(images, preprocessing), step=step).mean((1, 2))

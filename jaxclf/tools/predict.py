@@ -122,10 +122,16 @@ def made_of_file(file: str, make: Callable[[bytes], T]) -> T | str:
 
 
 def _answer(file: str, logits: np.ndarray, names: Sequence[str], top: int) -> Prediction:
-    """Return the likeliest classes; an error where a logit is not finite, as no class is likelier than another."""
-    if not np.isfinite(logits).all():
-        return Prediction(file, error=f"{np.sum(~np.isfinite(logits))} of its {len(logits)} logits are not finite")
+    """Return the likeliest classes, or what is wrong with the logits."""
+    if fault := not_finite(logits):
+        return Prediction(file, error=fault)
     return Prediction(file, _guesses(logits, names, top))
+
+
+def not_finite(logits: np.ndarray) -> str | None:
+    """Return that logits are not finite, so that no class is likelier than another; None where they are."""
+    odd = np.sum(~np.isfinite(logits))
+    return f"{odd} of its {len(logits)} logits are not finite" if odd else None
 
 
 def _guesses(logits: np.ndarray, names: Sequence[str], top: int) -> tuple[Guess, ...]:

@@ -25,7 +25,7 @@ from jaxclf.models import taps
 from jaxclf.models.attribution import METHODS, attribute, require_layer
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.dense import count_shifts, fine_maps, finest
-from jaxclf.tools.predict import made_of_file, require_channels
+from jaxclf.tools.predict import made_of_file, not_finite, require_channels
 from jaxclf.training.weights import Weights
 
 BATCH = 8
@@ -164,7 +164,10 @@ class Eye:
             pictures = {file: pixels for file, pixels in pictures.items() if file not in errors}
             classes = [views[file][0].classes if views[file] else None for file in pictures]
             for file, view in zip(pictures, self._views(list(pictures.values()), size, classes, batch), strict=True):
-                views[file].append(view)
+                if isinstance(view, str):
+                    errors[file] = view
+                else:
+                    views[file].append(view)
         return [Seen(file, error=errors[file]) if file in errors else Seen(file, tuple(views[file])) for file in files]
 
     def _read(self, file: str) -> Image.Image | str:
@@ -178,8 +181,8 @@ class Eye:
 
     def _views(
         self, pictures: Sequence[np.ndarray], size: str, classes: Sequence[np.ndarray | None], batch: int
-    ) -> Iterator[View]:
-        """Yield the views of pictures of one shape, or of a single one; zeros follow the last of a batch."""
+    ) -> Iterator[View | str]:
+        """Yield the view of each of some pictures of one shape, or what is wrong with its logits."""
         if not pictures:
             return
         inputs = np.zeros((batch, *pictures[0].shape), np.float32)
@@ -191,7 +194,8 @@ class Eye:
             wanted[n] = self._chosen if len(self._chosen) else strongest if given is None else given
         maps = {method: self._maps(inputs, wanted, method) for method in self._asked.methods}
         for n, pixels in enumerate(pictures):
-            yield View(size, pixels, logits[n], wanted[n], {method: found[n] for method, found in maps.items()})
+            own = {method: found[n] for method, found in maps.items()}
+            yield not_finite(logits[n]) or View(size, pixels, logits[n], wanted[n], own)
 
     def _maps(self, inputs: np.ndarray, classes: np.ndarray, method: str) -> Float32[np.ndarray, "n t i j"]:
         if self._fine is not None and self._asked.stride is not None:

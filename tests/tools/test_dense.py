@@ -51,20 +51,32 @@ def windows(file: Path, size: int, step: int) -> np.ndarray:
     return np.stack([inputs[y : y + 48, x : x + 48] for y in begins[0] for x in begins[1]])
 
 
-@pytest.mark.parametrize(("sizes", "step"), [((48, 65), None), ((60,), 6)])
-def test_it_is_the_mean_over_every_window_and_size_of_every_image(
-    sizes: tuple[int, ...], step: int | None, photo_folder: Path, folder: DataConfig, weights: Weights
+@pytest.mark.parametrize(
+    ("sizes", "step", "way", "mirrored"),
+    [((48, 65), None, "mean", False), ((60,), 6, "mean", False), ((48, 60), 6, "max", True)],
+)
+def test_it_is_the_mean_or_the_largest_over_every_window_of_every_view_of_every_image(
+    *,
+    sizes: tuple[int, ...],
+    step: int | None,
+    way: str,
+    mirrored: bool,
+    photo_folder: Path,
+    folder: DataConfig,
+    weights: Weights,
 ) -> None:
     files = sorted((photo_folder / "val").rglob("*.png"))
     labels = np.array([CLASSES.index(file.parent.name) for file in files])
-    inputs = [windows(file, size, step or 12) for file in files for size in sizes]
+    turns = (1, -1) if mirrored else (1,)
+    inputs = [windows(file, size, step or 12)[:, :, ::turn] for file in files for size in sizes for turn in turns]
     logits = np.asarray(jax.jit(weights.model.apply)(weights.variables, np.concatenate(inputs)), np.float64)
     bounds = np.cumsum([0, *map(len, inputs)])
-    means = np.stack([logits[low:high].mean(0) for low, high in itertools.pairwise(bounds)])
-    each = np.exp(means) / np.exp(means).sum(1, keepdims=True)
-    probabilities = each.reshape(len(files), len(sizes), 4).mean(1)
+    over = {"mean": np.mean, "max": np.max}[way]
+    answers = np.stack([over(logits[low:high], 0) for low, high in itertools.pairwise(bounds)])
+    each = np.exp(answers) / np.exp(answers).sum(1, keepdims=True)
+    probabilities = each.reshape(len(files), len(sizes) * len(turns), 4).mean(1)
 
-    found = dense_accuracy(weights, folder, sizes=sizes, step=step)
+    found = dense_accuracy(weights, folder, sizes=sizes, step=step, windows=way, mirrored=mirrored)
     assert (len(files), found.accuracy.images) == (12, 12)
     assert found.accuracy.loss == pytest.approx(-np.log(probabilities[range(12), labels]).mean(), rel=1e-5)
     assert found.accuracy.top1 == pytest.approx(100 * (probabilities.argmax(1) == labels).mean())
@@ -94,6 +106,8 @@ def test_what_cannot_be_evaluated_is_one_line(folder: DataConfig, weights: Weigh
         dense_accuracy(weights, folder, sizes=(48, 30, 47))
     with pytest.raises(UsageError, match="step is 5 but must divide the stride of the network, 12 pixels"):
         dense_accuracy(weights, folder, step=5)
+    with pytest.raises(UsageError, match="unknown windows 'most'"):
+        dense_accuracy(weights, folder, windows="most")
     with pytest.raises(UsageError, match="there is no split 'validation'"):
         dense_accuracy(weights, folder, split="validation")
 
@@ -107,12 +121,16 @@ def test_the_command_evaluates_densely(
     found = dense_accuracy(weights, folder, sizes=(48, 65))
     assert main([*command, "--dense", "--sizes", "48", "65"]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [
-        f"windows of 48 pixels, 12 apart; short sides 48, 65; {found.shapes} shapes",
+        f"mean of windows of 48 pixels, 12 apart; short sides 48, 65; {found.shapes} shapes",
         f"test top-1 {found.accuracy.top1:.2f} %  top-5 100.00 %  loss {found.accuracy.loss:.4f}"
         "  per class 0.00 to 100.00 %",
     ]
-    assert main([*command, "--sizes", "48", "--step", "6"]) == 2
-    assert capsys.readouterr().err == "jaxclf: eval without --dense does not use --sizes, --step\n"
+    assert main([*command, "--dense", "--windows", "max", "--mirrored"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "max of windows of 48 pixels, 12 apart; short sides 48, mirrored as well; "
+    )
+    assert main([*command, "--sizes", "48", "--step", "6", "--mirrored"]) == 2
+    assert capsys.readouterr().err == "jaxclf: eval without --dense does not use --sizes, --step, --mirrored\n"
     assert main([*command, "--dense", "--sizes", "47"]) == 2
     assert capsys.readouterr().err == "jaxclf: sizes has 47 but must be 48, the side of a window, or larger\n"
     assert main(["eval", "--workdir", str(tmp_path), "--dense"]) == 2

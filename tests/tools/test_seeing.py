@@ -158,6 +158,12 @@ def test_the_memory_that_is_needed_is_what_the_compiler_reserves_within_a_factor
         assert needed / 2 < reserved.temp_size_in_bytes < 2 * needed
 
 
+def test_a_picture_whose_logits_are_not_finite_is_named(tiny: Weights, pictures: list[Path]) -> None:
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, tiny.variables)
+    (one,) = list(see(Weights(tiny.model, broken, tiny.record), pictures[:1], Asked()))
+    assert (one.views, one.error) == ((), "5 of its 5 logits are not finite")
+
+
 def test_pictures_too_small_for_a_network_are_said_to_be() -> None:
     model = WeightRecord("vgg11", 10).build()
     said = obstacle(model, (1, 200, 300, 3), backward=False)
