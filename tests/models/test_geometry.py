@@ -1,11 +1,17 @@
 """The fixed matrices of the literature: Gram matrices, ranks, cosines, bounds and distinct rows."""
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxclf.models.matrices import codes, geometry, matrix
+from jaxclf.models.matrices import MATRICES, codes, digest, geometry, matrix, obstacle
 from jaxclf.models.matrices.finite_fields import powers, prime_power
 from jaxclf.models.matrices.geometry import facts
 from tests.tiers import quick
@@ -111,6 +117,49 @@ def test_facts_of_matrices(name: str, k: int, d: int, expected: tuple[int, int, 
     assert found.largest == pytest.approx(largest, abs=0.06 if smallest is None else 0.005)
     assert smallest is None or found.smallest == pytest.approx(smallest, abs=0.005)
     assert found.orthant == pytest.approx(orthant, abs=0.015)
+
+
+RANKS: dict[str, Callable[[int, int], int]] = {
+    **dict.fromkeys(("identity", "block_identity", "hadamard_exact"), lambda k, _: k),
+    **dict.fromkeys(("orthogonal", "signed_identity"), min),
+    **dict.fromkeys(("simplex", "simplex_recursive", "etf", "etf_rotated"), lambda k, _: k - 1),
+    "biorthogonal_hadamard": lambda k, d: min(k, codes.largest_order(d)),
+    "orthoplex": lambda k, _: -(-k // 2),
+    "polygon": lambda k, _: min(k - 1, 2),
+}
+"""Ranks of [k, d], where k and d say them; of the others it is only known that neither is exceeded."""
+
+
+@pytest.mark.parametrize("name", quick(MATRICES, *sorted(MATRICES.keys() - {"tammes", "hyperspherical"})))
+@few
+@given(k=st.integers(2, 40), d=st.integers(2, 40), seed=st.integers(0, 99))
+def test_any_matrix_has_its_rank_distinct_rows_and_no_cosine_below_the_bound(
+    name: str, k: int, d: int, seed: int
+) -> None:
+    d = 2 if name == "polygon" else d
+    if obstacle(name, k, d):
+        return
+    found = facts(matrix(name, k, d, seed))
+    if name != "rademacher":  # drawn signs may repeat
+        assert found.distinct == (min(k, 2 ** (d - 1).bit_length()) if name == "hadamard" else k)
+    assert found.rank == RANKS[name](k, d) if name in RANKS else found.rank <= min(k, d)
+    assert geometry.bound(k, d) - 1e-12 <= found.largest
+    assert -1 - 1e-12 <= found.smallest <= found.largest <= 1 + 1e-12
+    assert abs(found.orthant) <= 1 + 1e-12
+
+
+def test_another_process_makes_the_same_matrices() -> None:
+    """With another seed of Python's hashes and other threads of BLAS."""
+    made = (
+        "import json; from jaxclf.models.matrices import MATRICES, digest, matrix\n"
+        "print(json.dumps({name: digest(matrix(name, 8, 2 if name == 'polygon' else 16, 3)) for name in MATRICES}))"
+    )
+    changed = {"PYTHONHASHSEED": "7", "OPENBLAS_NUM_THREADS": "1"}
+    answer = subprocess.run(
+        [sys.executable, "-c", made], env={**os.environ, **changed}, capture_output=True, text=True, check=True
+    )
+    ours = {name: digest(matrix(name, 8, 2 if name == "polygon" else 16, 3)) for name in MATRICES}
+    assert json.loads(answer.stdout) == ours
 
 
 @pytest.mark.parametrize(
