@@ -21,7 +21,7 @@ class RunError(RuntimeError):
 class Stopped(RunError):
     """A run that was asked to stop, or lost another of its processes: the same command goes on from its checkpoint.
 
-    The command line prints it and exits with 75, EX_TEMPFAIL of sysexits.h: try again.
+    The command line prints it and exits with --stop-code: 75, EX_TEMPFAIL of sysexits.h (try again), by default.
     """
 
 

@@ -23,7 +23,7 @@ from jaxclf.cli.maps import Maps
 from jaxclf.cli.models import Models
 from jaxclf.cli.predict import Predict
 from jaxclf.cli.probe import Probe
-from jaxclf.cli.recipe import read_flags, with_recipe
+from jaxclf.cli.recipe import STOPPED, read_flags, with_recipe
 from jaxclf.cli.search import Search
 from jaxclf.cli.strongest import Strongest
 from jaxclf.cli.summary import Outline, Summary
@@ -54,12 +54,10 @@ OF_A_RECIPE: dict[str, type] = {"train": Train, "summary": Outline}
 """Commands whose defaults are those of a recipe file, where one is given."""
 DESCRIPTION = f"""{jaxclf.__doc__} `jaxclf COMMAND --help` shows every flag with type, default and meaning;
 `jaxclf --version` prints the version."""
-STOPPED = 75
-"""Exit code of a run that ended early and goes on by the same command: EX_TEMPFAIL of sysexits.h, try again."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 2 after one line on stderr that says what was wrong, or 75 for `Stopped`.
+    """Run a command; return 0, or 2 after one line on stderr that says what was wrong, or for `Stopped` its stop code.
 
     Raises `SystemExit` after help.
     """
@@ -102,8 +100,11 @@ def _without_echoes() -> Iterator[None]:
 
 
 def _run(args: Sequence[str]) -> int:
+    stop_code = STOPPED
     try:
         command = parse(args)
+        if not 1 <= (stop_code := getattr(command, "stop_code", STOPPED)) <= 255:
+            raise UsageError(f"--stop-code is {stop_code} but must be from 1 to 255")
         import absl.logging  # noqa: F401  # makes its logger, whose level would otherwise be set anew
 
         for name in ("absl", "asyncio"):  # Orbax logs the traceback of what it raises, once per array, as well
@@ -111,7 +112,7 @@ def _run(args: Sequence[str]) -> int:
         command.run()
     except Stopped as error:
         print(f"jaxclf: {error}", file=sys.stderr)
-        return STOPPED
+        return stop_code
     except (UsageError, RunError, OSError) as error:
         print(f"jaxclf: {error}", file=sys.stderr)
         return 2

@@ -21,6 +21,8 @@ Overrides = Annotated[tuple[str, ...], tyro.conf.Suppress]
 """Flags that a command does not have itself: fields of configs, which are known when its file is read."""
 COMMAND = (sys.executable, "-m", "jaxclf")
 """Starts this program in another process."""
+STOPPED = 75
+"""Exit code of a run that ended early and goes on by the same command: EX_TEMPFAIL of sysexits.h, try again."""
 
 
 def load(file: Path, function: str) -> Callable[..., Any]:

@@ -39,7 +39,7 @@ class Loader:
     """Threads, in each process where there are some; None: as many as there are cores for it."""
 
 
-Launcher = Literal["auto", "none", "slurm", "ompi", "tpu"]
+Launcher = Literal["auto", "none", "tpu", "slurm", "ompi", "torchrun", "jax", "skypilot", "jobset", "kubernetes"]
 
 
 @dataclasses.dataclass(frozen=True)

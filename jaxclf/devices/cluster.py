@@ -7,9 +7,9 @@ that is alone is answered at once.
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,58 +17,41 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxclf.config import Cluster, Launcher
+from jaxclf.config import Cluster
+from jaxclf.devices import launchers
 from jaxclf.devices.layout import AXIS, Layout, lengthen_waits
 from jaxclf.errors import RunError, UsageError
 
 T = TypeVar("T")
 
 
-class Variables(NamedTuple):
-    """Names of what a launcher tells its processes in their environment."""
-
-    program: str
-    processes: str
-    local: str
-    """Number of a process among those of its host."""
-    local_processes: str
-    """Number of processes on its host; srun's is that of the first host, as in 2(x3)."""
-    others: tuple[str, ...]
-
-
-LAUNCHERS = {
-    "slurm": Variables(
-        *("srun", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
-        others=("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID"),
-    ),
-    "ompi": Variables(
-        *("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-        others=("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_RANK"),
-    ),
-}
-"""JAX reads the same variables for coordinator, number and rank. It offers no way to ask beforehand whether there is a
-launcher, calls a launched process that is alone a cluster, and shows the only process of a host one of its devices."""
-
-
 def join(cluster: Cluster) -> None:
     """Connect this process with the others of its run, if there are any; before anything else of JAX is used.
 
+    Processes that are connected already, as Ray Train's are, stay so.
+
     Raises:
-        UsageError: flags that contradict each other, a launcher whose environment is not there, and a coordinator that
-            cannot be reached in five minutes.
+        UsageError: flags that contradict each other, a launcher whose environment is not there, an environment that
+            looks like several processes and names no coordinator (`launchers.place`), and a coordinator that cannot be
+            reached in five minutes.
     """
     if cluster.peer_timeout < 1:
         raise UsageError(f"--peer-timeout is {cluster.peer_timeout} but must be at least 1 second")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself (preemption.py)
     if cluster.devices is not None:
         _make_devices(cluster.devices)
-    launcher = found(os.environ, _has_tpu()) if cluster.launcher == "auto" else cluster.launcher
+    if jax.distributed.is_initialized():
+        return
     if (cluster.coordinator, cluster.processes, cluster.process) != (None, None, None):
         _join_stated(cluster)
-    elif launcher == "tpu":
+    elif cluster.launcher == "tpu" or (cluster.launcher == "auto" and _has_tpu()):
         _connect(cluster, "tpu")
-    elif launcher != "none" and (own := own_devices(launcher, os.environ)) is not None:
-        _connect(cluster, launcher, cluster_detection_method=launcher, local_device_ids=own)
+    elif cluster.launcher == "kubernetes" or (cluster.launcher == "auto" and _asks_kubernetes()):
+        _connect(cluster, "kubernetes")
+    elif cluster.launcher != "none" and (found := launchers.place(os.environ, cluster.launcher)) is not None:
+        known = {"cluster_detection_method": "deactivate" if found.coordinator else found.launcher}
+        known["local_device_ids"] = [] if found.devices is None else list(found.devices)
+        _connect(cluster, found.launcher, found.coordinator, found.processes, found.process, **known)
 
 
 def _make_devices(count: int) -> None:
@@ -111,43 +94,15 @@ def _connect(cluster: Cluster, what: str, *place: Any, **detection: Any) -> None
         raise UsageError(f"{what}: this process finds no others ({line})") from error
 
 
-def found(environment: Mapping[str, str], tpu: bool) -> Launcher:
-    """Return who started this process, by its environment: a TPU VM's own runtime, srun, mpirun, or nobody.
-
-    >>> found({"OMPI_COMM_WORLD_SIZE": "4"}, False), found({"SLURM_JOB_ID": "7"}, False)
-    ('ompi', 'none')
-    """
-    if tpu:
-        return "tpu"
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-        return "ompi"
-    inside_srun = "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment
-    return "slurm" if inside_srun and int(environment.get("SLURM_NTASKS", "1")) > 1 else "none"
-
-
 def _has_tpu() -> bool:
     devices = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
-def own_devices(launcher: str, environment: Mapping[str, str]) -> list[int] | None:
-    """Return the devices of a launched process, [] for all that it sees; None if it is alone.
-
-    Of several processes on a host, each has the device of its number there, unless the launcher shows it one only.
-
-    >>> tasks = {"SLURM_JOB_ID": "5", "SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_NTASKS": "8"}
-    >>> own = {"SLURM_PROCID": "6", "SLURM_LOCALID": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
-    >>> own_devices("slurm", tasks | own)
-    [2]
-    """
-    names = LAUNCHERS[launcher]
-    if missing := [name for name in (*names.others, names.processes, names.local) if name not in environment]:
-        raise UsageError(f"this process was not started by {names.program}: {', '.join(missing)} is not set")
-    if environment[names.processes] == "1":
-        return None
-    visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ""))
-    alone_here = environment.get(names.local_processes, "1").split("(")[0] == "1"
-    return [] if alone_here or (visible and "," not in visible) else [int(environment[names.local])]
+def _asks_kubernetes() -> bool:
+    """Tell whether JAX can ask Kubernetes for the other pods of a Job, where the manifest does not name them."""
+    named = "JAX_COORDINATOR_ADDRESS" in os.environ or "NNODES" in os.environ
+    return launchers.indexed_pod(os.environ) and not named and importlib.util.find_spec("kubernetes") is not None
 
 
 def joined() -> bool:

@@ -22,9 +22,11 @@ from jaxclf.cli.main import main
 from jaxclf.cli.recipe import load
 from jaxclf.config import Cluster, Config, DataConfig, Loader, Probing, Request, Searching, Watching
 from jaxclf.data.facts import RESIDENT, STREAMED
+from jaxclf.errors import Stopped
 from jaxclf.models.backbones import backbone_options, list_models
 from jaxclf.models.classifier import create_model
 from jaxclf.models.count import count
+from jaxclf.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "tiny.py")
@@ -266,6 +268,23 @@ def test_an_interrupt_that_no_run_hears_is_one_line(
     monkeypatch.setattr(data.Data, "run", interrupted)
     assert main(["data", "list"]) == 130
     assert capsys.readouterr().err == "jaxclf: interrupted; the same command goes on from the last checkpoint\n"
+
+
+@pytest.mark.parametrize(("flags", "code"), [((), 75), (("--stop-code", "42"), 42), (("--stop-code", "0"), 2)])
+def test_a_run_that_was_asked_to_stop_ends_with_its_stop_code(
+    flags: tuple[str, ...],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise Stopped("stopped at step 3")
+
+    monkeypatch.setattr(loop, "train", stopped)
+    assert main(["train", TINY, "--workdir", str(tmp_path / "run"), *flags]) == code
+    said = "--stop-code is 0 but must be from 1 to 255" if code == 2 else "stopped at step 3"
+    assert capsys.readouterr().err == f"jaxclf: {said}\n"
 
 
 @pytest.mark.parametrize("recipe", ["configs/digits", "imagenet_resnet18", "/does/not/exist"])

@@ -35,14 +35,6 @@ MPIRUN = {
 }
 
 
-def test_the_environment_says_who_started_a_process() -> None:
-    assert cluster.found(SRUN, False) == "slurm"
-    assert cluster.found(MPIRUN, False) == "ompi"
-    assert cluster.found({}, True) == "tpu"
-    assert cluster.found({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, False) == "none"  # sbatch
-    assert cluster.found(SRUN | {"SLURM_NTASKS": "1"}, False) == "none"
-
-
 def place(environment: dict[str, str]) -> tuple[str | None, int | None, int, str]:
     """Return the coordinator, number of processes, rank and visible devices with which JAX would connect."""
     state = distributed.State()
@@ -71,6 +63,7 @@ def test_places_of_srun_and_mpirun() -> None:
     assert place(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1(x6)"})[3] == "all"  # of the node
     assert place(SRUN | {"CUDA_VISIBLE_DEVICES": "3"})[3] == "all"  # that it is shown, which is one
     assert place(SRUN | {"CUDA_VISIBLE_DEVICES": "0,1"})[3] == "1"
+    assert place(SRUN | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})[3] == "2,3"
     own = {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
     assert place(MPIRUN) == ("fe80::1:62880", 4, 2, "2")
     uri = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"}
@@ -96,6 +89,22 @@ def test_flags_that_cannot_work_are_refused(given: Cluster, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         cluster.join(given)
     assert said in str(caught.value)
+
+
+def test_processes_that_are_connected_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setenv("NNODES", "2")
+    cluster.join(Cluster())
+
+
+def test_jax_asks_kubernetes_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **given: asked.append({"place": place, **given}))
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name == "kubernetes" or None)
+    for name, value in {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}.items():
+        monkeypatch.setenv(name, value)
+    cluster.join(Cluster())
+    assert asked == [{"place": (), "heartbeat_timeout_seconds": 100}]
 
 
 def test_a_process_alone_is_answered_at_once() -> None:
