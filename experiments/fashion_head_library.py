@@ -3,8 +3,8 @@
 Run:  jaxclf data prepare fashion_mnist [--downloads DIR], then
       jaxclf table experiments/fashion_head_library.py --workdir runs/fashion_head_library --jobs 2 [--rows ROW ...]
 Cost: 408 runs of four epochs, 48,000 images each: about 20 core-seconds a run of ResNet-8 and 15 of LeNet-5 with
-      start and compilation. results/fashion_head_library.jsonl has all of ResNet-8 and fifteen rows of LeNet-5, and
-      their seconds on a machine that did other work. On a GPU: --stack instead of --jobs.
+      start and compilation. results/fashion_head_library.jsonl has their seconds on a machine that did other work.
+      On a GPU: --stack instead of --jobs.
 """
 
 import dataclasses
