@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,10 +136,18 @@ Launch = Callable[..., "list[subprocess.Popen[str]]"]
 
 @pytest.fixture(scope="session")
 def launch() -> Launch:
-    """Start `jaxclf COMMAND ... --workdir DIR` as one run of some processes over loopback, with some devices each."""
+    """Start `jaxclf COMMAND ... --workdir DIR` as one run of some processes over loopback, with some devices each.
+
+    Each process may have a working directory of its own, where it finds other files than the others.
+    """
 
     def start(
-        *command: str, workdir: Path, processes: int = 1, devices: int = 1, peer_timeout: int = 10
+        *command: str,
+        workdir: Path,
+        processes: int = 1,
+        devices: int = 1,
+        peer_timeout: int = 10,
+        places: Sequence[Path] = (),
     ) -> list[subprocess.Popen[str]]:
         flags = ["--workdir", str(workdir), "--devices", str(devices)]
         if processes > 1:
@@ -149,17 +157,18 @@ def launch() -> Launch:
             flags += ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes)]
             flags += ["--peer-timeout", str(peer_timeout)]
         ranks = [["--process", str(rank)] if processes > 1 else [] for rank in range(processes)]
+        places = places or [ROOT] * processes
         return [
             subprocess.Popen(
                 [sys.executable, "-m", "jaxclf", *command, *flags, *rank],
-                cwd=ROOT,
+                cwd=place,
                 # Their number decides bits, and would otherwise be that of cores or of virtual devices.
                 env=os.environ | {"NPROC": "8"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for rank in ranks
+            for rank, place in zip(ranks, places, strict=True)
         ]
 
     return start

@@ -67,8 +67,8 @@ class Evaluate(OfWeights):
         from jaxclf.training import evaluation
         from jaxclf.training.run_directory import read_config
 
-        config = read_config(workdir)
         cluster.join(self.cluster)
+        config = cluster.together(lambda: read_config(workdir))
         given = {"checkpoint": self.checkpoint, "loader": self.loader, "devices": self.cluster.devices}
         print_result(evaluation.evaluate(config, workdir, **given))
 

@@ -5,9 +5,13 @@ that is alone is answered at once.
 """
 
 import importlib.util
+import json
 import os
+import secrets
+import socket
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +27,12 @@ from jaxclf.devices.layout import AXIS, Layout, lengthen_waits
 from jaxclf.errors import RunError, UsageError
 
 T = TypeVar("T")
+TOKEN = ".shared"
+"""File of process 0 in a run directory, there while the others look for it."""
+PATIENCE = 15.0
+"""Seconds."""
+SHOWN = 3
+"""Most differences of a process that an error names."""
 
 
 def join(cluster: Cluster) -> None:
@@ -142,6 +152,54 @@ def together(work: Callable[[], T]) -> T:
     if wrong := [f"process {rank}: {text}" for rank, text in enumerate(said) if text]:
         raise RunError("; ".join(wrong))
     return value  # pyright: ignore[reportReturnType]  # None only with an error
+
+
+def require_same(what: str, own: Mapping[str, Any]) -> None:
+    """Raise `UsageError` on all processes where one has other values than process 0; they are as JSON holds them."""
+    if jax.process_count() == 1:
+        return
+    said = [json.loads(one) for one in gather(json.dumps([socket.gethostname(), own]))]
+    (host, first), wrong = said[0], []
+    for rank, (other, values) in enumerate(said):
+        names = [name for name in {**first, **values} if values.get(name) != first.get(name)]
+        shown = [f"{name} {values.get(name)}, not {first.get(name)}" for name in names[:SHOWN]]
+        more = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
+        if names:
+            wrong.append(f"process {rank} on {other} has {', '.join([*shown, *more])}")
+    if wrong:
+        raise UsageError(f"the processes have other {what} than process 0 on {host}: {'; '.join(wrong)}")
+
+
+def require_shared(directory: Path) -> None:
+    """Raise `UsageError` on all processes where one does not see in a directory what process 0 writes there.
+
+    Without this they would wait for each other's part of the first checkpoint. A network file system may show a new
+    file late: a process looks for it for `PATIENCE` seconds.
+    """
+    if jax.process_count() == 1:
+        return
+    file, first = directory / TOKEN, jax.process_index() == 0
+    token = gather(secrets.token_hex(8) if first else "")[0]
+    together(lambda: file.write_text(token) if first else None)
+    seen, until = _reads(file, token), time.monotonic() + PATIENCE
+    while not seen and time.monotonic() < until:
+        time.sleep(0.5)
+        seen = _reads(file, token)
+    hosts = [json.loads(said) for said in gather(json.dumps([socket.gethostname(), seen]))]
+    if first:
+        file.unlink(missing_ok=True)
+    if blind := [f"process {rank} on {host}" for rank, (host, one) in enumerate(hosts) if not one]:
+        raise UsageError(
+            f"{', '.join(blind)} cannot see what process 0 on {hosts[0][0]} writes to {directory}: the processes of a "
+            "run need a --workdir on a file system that all of them share"
+        )
+
+
+def _reads(file: Path, token: str) -> bool:
+    try:
+        return file.read_text() == token
+    except OSError:
+        return False
 
 
 def warn(text: str) -> None:

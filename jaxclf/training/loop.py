@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxclf.config import Config, Loader, Watching
 from jaxclf.data.order import Batch
-from jaxclf.devices.cluster import Votes, together
+from jaxclf.devices.cluster import Votes, require_same, require_shared, together
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import Stopped, one_line
 from jaxclf.training.assignment import assigned
@@ -60,11 +60,14 @@ def train(
     after SIGTERM, SIGINT or a maintenance notice, when a checkpoint of that moment is written.
     """
     together(lambda: require_sinks(watching))
+    fields = [(f"{section}.{name}", value) for section, own in config.to_dict().items() for name, value in own.items()]
+    require_same("fields of the config", dict(fields))
     config = together(lambda: with_preprocessing(config, Path(workdir)))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, layout=setup.layout, extend=extend)) as directory,
     ):
+        require_shared(directory.path)
         if (done := together(directory.result)) is not None:
             return done
         try:

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jaxclf.data import pipeline
 from jaxclf.data.order import Batch, Fault
 from jaxclf.data.stream import Stream
 from jaxclf.data.transforms import pil_filter, resize_side
-from jaxclf.devices.cluster import gather, together, warn
+from jaxclf.devices.cluster import gather, require_same, together, warn
 from jaxclf.errors import RunError
 from jaxclf.models.torch_weights import transfer_torch
 from jaxclf.training import losses, recovery
@@ -213,7 +215,9 @@ def opened(
     setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, watching: Watching, *, quiet: bool
 ) -> Iterator[tuple[Run, TrainState]]:
     """Begin a run in its directory, or go on with it there: yield it, watched, and the state to go on from."""
-    together(lambda: directory.write_data(setup.images()))
+    images = together(setup.images)
+    require_same("data", _told_apart(images))
+    together(lambda: directory.write_data(images))
     config, state, rows = setup.config, setup.init_state(), []
     if checkpoints.steps():
         state, rows = recovery.newest(setup, directory, checkpoints)
@@ -231,6 +235,15 @@ def opened(
         progress.say(f"{title}: {setup.header()}{going_on}")
         began = None if place["step"] else time.perf_counter()
         yield Run(setup, directory, checkpoints, progress, watch, rows, began), state
+
+
+def _told_apart(images: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells the images of two processes apart, in a few words each: `images` is that of data.json."""
+    names = hashlib.sha256("\n".join(images["class_names"]).encode()).hexdigest()
+    found: dict[str, Any] = {"classes": len(images["class_names"]), "class names of SHA-256": names[:12]}
+    for split, facts in images["splits"].items():
+        found |= {f"{split} images": facts["images"], f"{split} images of SHA-256": facts["sha256"][:12]}
+    return found
 
 
 def _from_weights(setup: Setup, state: TrainState, file: str, *, quiet: bool) -> TrainState:
