@@ -56,6 +56,9 @@ class Cluster:
     """Processes in all."""
     process: int | None = None
     """Number of this one, from 0."""
+    deterministic: bool = False
+    """Leave out the GPU operations whose sums may end with other bits each time (XLA_FLAGS
+    --xla_gpu_exclude_nondeterministic_ops), so that a resumed run is exact; a CPU has none."""
     peer_timeout: int = 100
     """Seconds without a sign of life after which a process is taken for lost, and the others end."""
 

@@ -4,6 +4,7 @@ JAX's own runtime connects them. Everything here is called by all processes at t
 that is alone is answered at once.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import compiler, distributed
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -31,6 +33,8 @@ TOKEN = ".shared"
 """File of process 0 in a run directory, there while the others look for it."""
 PATIENCE = 15.0
 """Seconds."""
+DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"
+"""Flag of XLA. The other half, the kernels that autotuning chose, JAX keeps in the compilation cache."""
 SHOWN = 3
 """Most differences of a process that an error names."""
 
@@ -48,6 +52,9 @@ def join(cluster: Cluster) -> None:
     if cluster.peer_timeout < 1:
         raise UsageError(f"--peer-timeout is {cluster.peer_timeout} but must be at least 1 second")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself (preemption.py)
+    _let_all_cache()
+    if cluster.deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     if cluster.devices is not None:
         _make_devices(cluster.devices)
     if jax.distributed.is_initialized():
@@ -62,6 +69,27 @@ def join(cluster: Cluster) -> None:
         known = {"cluster_detection_method": "deactivate" if found.coordinator else found.launcher}
         known["local_device_ids"] = [] if found.devices is None else list(found.devices)
         _connect(cluster, found.launcher, found.coordinator, found.processes, found.process, **known)
+
+
+def _let_all_cache() -> None:
+    """Let every process keep the programs that it compiles; JAX lets process 0 alone, and has no setting for it.
+
+    The others, whose caches are on disks of their own, would compile everything again at each restart. Where a
+    directory is shared, JAX leaves an entry that is there as it is.
+    """
+    state, write = distributed.global_state, getattr(compiler, "_cache_write", None)
+    if write is None or hasattr(write, "__wrapped__"):  # another JAX, or done already
+        return
+
+    @functools.wraps(write)
+    def as_first(*given: Any, **named: Any) -> None:
+        own, state.process_id = state.process_id, 0
+        try:
+            write(*given, **named)
+        finally:
+            state.process_id = own
+
+    compiler._cache_write = as_first
 
 
 def _make_devices(count: int) -> None:

@@ -21,6 +21,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import warnings
 from collections.abc import Mapping
@@ -227,7 +228,8 @@ class RunDirectory:
         then = read_json(file)
         if "implementation" in then:
             raise UsageError(f"{self.path} holds a run of {then['implementation']}; choose another --workdir")
-        changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+        names = {**now, **then}
+        changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in names if then.get(name) != now.get(name)]
         if changed and self.result() is None:
             warnings.warn(f"{self.path} goes on under another environment: {'; '.join(changed)}", stacklevel=4)
 
@@ -339,7 +341,25 @@ def environment(layout: Layout | None = None, stacked: int = 1) -> dict[str, str
         "processor": f"{platform.machine()}, {cores()} core{'s' * (cores() > 1)}",
         # It splits its sums over them, so on CPU their number decides the last bit.
         "xla_threads": str(_xla_threads(device.platform)),
+        **_flags(),
+        **(_drivers() if device.platform == "gpu" else {}),
     }
+
+
+def _flags() -> dict[str, str]:
+    """Return the variables that hold flags of compilers, where they are set; the number of devices is not one here."""
+    flags = {name: os.environ.get(name, "").split() for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    kept = {name: [one for one in given if "host_platform_device_count" not in one] for name, given in flags.items()}
+    return {name: " ".join(given) for name, given in kept.items() if given}
+
+
+def _drivers() -> dict[str, str]:
+    """Return the versions of what computes on an NVIDIA GPU beneath JAX: its driver, and the wheels of CUDA."""
+    packages = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name}
+    found = {name: version for name, version in packages.items() if re.match(r"nvidia-cud(nn|a-runtime)", name)}
+    file = Path("/proc/driver/nvidia/version")
+    driver = re.search(r"Kernel Module[^\d]*([\d.]+)", file.read_text()) if file.exists() else None
+    return {"driver": driver[1] if driver else "unknown", **dict(sorted(found.items()))}
 
 
 def cores() -> int:

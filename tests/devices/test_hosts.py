@@ -1,9 +1,10 @@
-"""Two processes that do not see the same files: each says so within seconds and ends, before anything is trained.
+"""Two processes on hosts of their own: what they must share is asked for within seconds, what they need not is kept.
 
 Working directories stand for hosts: what a relative path leads to is another file in each.
 """
 
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from tests.training.runs import config, recipe_of
 
 pytestmark = pytest.mark.slow
+GIVEN = ("train", "recipe.py", "--deterministic", "--run.epochs", "1")
 
 
 @pytest.fixture
@@ -64,3 +66,21 @@ def test_another_recipe(launch: Callable[..., Any], hosts: list[Path], tmp_path:
     assert "the processes have other fields of the config than process 0 on " in said
     assert "has optim.lr 0.07, not " in said
     assert not (tmp_path / "run").exists()
+
+
+def test_each_host_keeps_its_compiled_programs(
+    launch: Callable[..., Any], hosts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And flags of the compiler are written down, those of --deterministic included."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "cache")
+    kept = []
+    for workdir in (tmp_path / "run", tmp_path / "again"):
+        for process in launch(*GIVEN, workdir=workdir, processes=2, places=hosts):
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+        kept.append([{file.name for file in (host / "cache").glob("*-cache")} for host in hosts])
+    assert kept[0] == kept[1]  # nothing was compiled a second time
+    for host in kept[0]:
+        assert {"jit_take_steps", "jit_eval_step"} <= {name.split("-")[0] for name in host}
+    stated = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert stated["XLA_FLAGS"].split()[-1] == "--xla_gpu_exclude_nondeterministic_ops=true"
