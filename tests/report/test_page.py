@@ -100,6 +100,14 @@ def test_a_table_without_differences_says_so_first() -> None:
     assert "all 2 rows are inside the noise" in page(table(), records[:-3])
 
 
+def test_a_group_of_many_rows_says_which_gaps_are_told_apart_and_how_many_are_not() -> None:
+    many = [Row(label=f"r{number:02d}", group="heads", axes={}) for number in range(15)]
+    scores = {row.label: (94, 95, 96) if row.label == "r07" else (90, 91, 92) for row in many}
+    records = [one for label, top1s in scores.items() for one in three(label, *top1s)]
+    said = text(page(table(many), records))
+    assert "Gaps in points: r07 +4.00 ± 0.00; those of 13 other rows are inside the noise." in said
+
+
 def test_measures_of_collapse_stand_on_the_page_as_means_over_seeds() -> None:
     first, second = three("learned", 98.0, 98.1)
     ends = [
