@@ -15,7 +15,7 @@ import pytest
 from jaxclf.config import Config
 from jaxclf.errors import UsageError
 from jaxclf.models import heads, matrices
-from jaxclf.training import loop, parallel, setup
+from jaxclf.training import loop, parallel, run, setup
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.evaluation import evaluate, restore
 from jaxclf.training.loop import train
@@ -73,6 +73,31 @@ def test_parameters_are_counted_by_collection(head: str, trainable: int, fixed: 
     shapes = jax.eval_shape(given.program.model.init, jax.random.key(0), images)
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in shapes.items()}
     assert counts == {"params": trainable, "batch_stats": 480} | ({"fixed": fixed} if fixed else {})
+
+
+def test_nothing_is_traced_or_compiled_after_the_first_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of 21 batches and a smaller one, evaluated and saved; the end is evaluated on the test images, too."""
+    events: list[str] = []
+    after: list[int] = []
+    finish = run.Run.finish_epoch
+
+    def counted(self: run.Run, state: TrainState) -> TrainState:
+        state = finish(self, state)
+        after.append(len(events))
+        return state
+
+    def listen(event: str, _: float, **__: object) -> None:
+        events.extend([event] if event.startswith("/jax/core/compile/") else [])
+
+    monkeypatch.setattr(run.Run, "finish_epoch", counted)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(config(drop_last=False), tmp_path, quiet=True)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(after) == 3
+    assert after[0] > 0
+    assert events[after[0] :] == []
 
 
 def test_result_counts_parameters_and_numbers_of_the_state(finished: tuple[Path, Result]) -> None:
