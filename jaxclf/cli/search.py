@@ -9,6 +9,7 @@ import tyro
 
 from jaxclf.config import Searching
 from jaxclf.errors import UsageError
+from jaxclf.storage import location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Search:
         from jaxclf.tools.search import flags, search
         from jaxclf.training import weights
 
-        if self.out is not None and self.out.exists():
+        if self.out is not None and location(self.out).exists():
             raise UsageError(f"{self.out} exists already; remove it or choose another name")
         say = (lambda _: None) if self.json else print
         found = search(self.workdir, self.searching, macs=self.macs, parameters=self.parameters, say=say)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jaxclf.config import DataConfig
 from jaxclf.errors import UsageError
+from jaxclf.storage import location
 
 if TYPE_CHECKING:
     from jaxclf.data.transforms import Preprocessing
@@ -55,7 +56,7 @@ class OfWeights:
 
         if data.dataset != OWN:
             return data
-        if not (weights / "config.json").exists():
+        if not (location(weights) / "config.json").exists():
             raise UsageError(f"{weights} is no run, whose data set would be {OWN}; give --data.dataset")
         own = dataclasses.replace(read_config(weights).data, **dict.fromkeys(PREPARED))
         plain = DataConfig(OWN)

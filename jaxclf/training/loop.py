@@ -4,7 +4,6 @@ import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NoReturn, Protocol, runtime_checkable
 
 import jax
@@ -60,7 +59,7 @@ def train(
     after SIGTERM, SIGINT or a maintenance notice, when a checkpoint of that moment is written.
     """
     together(lambda: require_sinks(watching))
-    config = together(lambda: with_preprocessing(config, Path(workdir)))
+    config = together(lambda: with_preprocessing(config, workdir))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, layout=setup.layout, extend=extend)) as directory,
