@@ -109,7 +109,10 @@ def _files(scheme: str) -> Any:
     import fsspec
 
     # Another process, and TensorStore in this one, write behind its back: what it remembers of a listing would be old.
-    fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    given = fsspec.config.conf.setdefault(scheme, {})
+    given.setdefault("use_listings_cache", False)
+    if scheme == "s3":
+        given.setdefault("max_concurrency", 1)  # else it asks for an image's size first, to read it in parts
     # Else etils imports TensorFlow, where it is installed, to read and write.
     os.environ.setdefault("EPATH_USE_TF", "0")
     return fsspec.filesystem(scheme)
@@ -148,13 +151,16 @@ def _as_os_errors() -> Iterator[None]:
 # 2. Files
 
 
-def write_whole(file: Location, data: bytes) -> None:
-    """Write or replace a file so that it is whole or as before after a power cut; raises `OSError` with its reason."""
+def write_whole(file: Location, data: bytes, *, writer: str = "") -> None:
+    """Write or replace a file so that it is whole or as before after a power cut; raises `OSError` with its reason.
+
+    Where several may write at a time, `writer` tells them apart.
+    """
     if not _is_local(file):
         with _as_os_errors():
             _of(file).pipe_file(str(file), data)
         return
-    part = file.with_name(f".{file.name}.part")
+    part = file.with_name(f".{file.name}.part{writer}")
     try:
         with part.open("wb") as stream:
             stream.write(data)

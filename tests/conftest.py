@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -172,14 +173,45 @@ def _await(url: str) -> None:
     raise TimeoutError(url)
 
 
+@pytest.fixture(scope="session")
+def new_bucket(gcs: str) -> Callable[[], str]:
+    """Make an empty bucket and return its URL."""
+    numbers = itertools.count(1)
+
+    def make() -> str:
+        name = f"bucket-{next(numbers)}"
+        body = json.dumps({"name": name}).encode()
+        asked = urllib.request.Request(f"{gcs}/storage/v1/b?project=tests", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(asked).close()
+        return f"gs://{name}"
+
+    return make
+
+
 @pytest.fixture
-def bucket(gcs: str, request: pytest.FixtureRequest) -> str:
+def bucket(new_bucket: Callable[[], str]) -> str:
     """The URL of an empty bucket of this test's own."""
-    name = f"test-{abs(hash(request.node.nodeid)):x}"
-    body = json.dumps({"name": name}).encode()
-    asked = urllib.request.Request(f"{gcs}/storage/v1/b?project=tests", body, {"Content-Type": "application/json"})
-    urllib.request.urlopen(asked).close()
-    return f"gs://{name}"
+    return new_bucket()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Any]:
+    """An emulator of S3, which all clients of this process and its children ask, as s3fs's file system."""
+    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("s3fs") is None:
+        pytest.skip("needs moto[server] and s3fs (the extra s3, make full)")
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    given = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    given |= {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in given.items():
+            patch.setenv(name, value)
+        yield s3fs.S3FileSystem()
+        server.stop()
 
 
 Launch = Callable[..., "list[subprocess.Popen[str]]"]

@@ -205,9 +205,9 @@ class Records:
         if (stored := self.stored_labels()) is not None:
             return stored
         labels, file, stream = self._read_labels(report or (lambda *_: None)), self._index, io.BytesIO()
-        np.save(stream, labels)
         try:
-            write_whole(file, stream.getvalue())
+            np.save(stream, labels)
+            write_whole(file, stream.getvalue(), writer=str(os.getpid()))
         except OSError as error:
             warnings.warn(f"{file} could not be written ({error.strerror}); it will be built again", stacklevel=2)
         return labels
