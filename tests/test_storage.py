@@ -1,11 +1,13 @@
 """One interface over local directories and buckets: places, claims, checksums, other names."""
 
+import http.server
 import importlib.util
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,52 @@ def test_a_url_keeps_its_slashes_through_pathlib(bucket: str) -> None:
 def test_a_bucket_that_is_not_there_is_said() -> None:
     with pytest.raises(UsageError, match=r"^there is no bucket gs://no-such-bucket$"):
         location("gs://no-such-bucket/run")
+
+
+@pytest.fixture
+def closed_server(gcs: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Google Cloud Storage that knows nobody."""
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b'{"error": {"message": "Anonymous caller does not have storage.objects.list access"}}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    import gcsfs
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+        storage._files.cache_clear()
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield
+        server.shutdown()
+    storage._files.cache_clear()
+    gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@pytest.mark.usefixtures("closed_server")
+def test_credentials_that_are_missing_are_one_line() -> None:
+    said = r"^gs://private cannot be reached \(HttpError: Anonymous caller does not have .*\); credentials come from `g"
+    with pytest.raises(UsageError, match=said):
+        location("gs://private/run")
+
+
+def test_credentials_of_s3_that_are_missing_are_one_line(s3: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage._files.cache_clear()
+    type(s3).clear_instance_cache()
+    said = r"^s3://private cannot be reached \(NoCredentialsError: Unable to locate credentials\); credentials come fr"
+    with pytest.raises(UsageError, match=said):
+        location("s3://private/photos", storage.IMAGES)
+    storage._files.cache_clear()
+    type(s3).clear_instance_cache()
 
 
 @pytest.mark.parametrize("workdir", ["foo://bucket/run", "s3://bucket/run"])

@@ -13,7 +13,6 @@ from jaxclf.data.decoding import decode, is_turned
 from jaxclf.data.transforms import Preprocessing, preprocess, to_image
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier
-from jaxclf.storage import location
 from jaxclf.tools.inputs import image_channels
 
 T = TypeVar("T")
@@ -115,7 +114,7 @@ def read_image(file: str, preprocessing: Preprocessing, turned: list[str]) -> np
 def made_of_file(file: str, make: Callable[[bytes], T]) -> T | str:
     """Return what `make` makes of a file's bytes, or the fault of the file."""
     try:
-        return make(location(file).read_bytes())
+        return make(Path(file).read_bytes())
     except OSError as error:
         return error.strerror or str(error)
     except Exception as error:  # PIL's decoders raise many types for broken files; the file is named with it
