@@ -49,7 +49,7 @@ $(VENV)/.dev: $(VENV)/.base
 
 $(VENV)/.full: $(VENV)/.dev
 	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[parity]'
-	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[dev,prepare,fast,ray,tensorboard,parity]'
+	$(RUN)/python -m pip install -q --disable-pip-version-check -e '.[dev,prepare,fast,ray,tensorboard,parity,gcs,s3,emulators]'
 	$(RUN)/python -m pip install -q --disable-pip-version-check --no-deps torchvision==0.28.0
 	@touch $@
 

@@ -17,6 +17,7 @@ MODULES = {
 }
 FLOORS = (
     ("errors",),
+    ("storage",),
     ("config", "intervals"),
     ("registry",),
     ("devices", "models"),

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxclf.cli.weights import OfWeights
+from jaxclf.storage import location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,4 +36,4 @@ class Convert(OfWeights):
         own = ("num_classes", "maps", "shortcut", "maps_shortcut", "bias")
         given = self.given(self.source) | {name: value for name in own if (value := getattr(self, name)) is not None}
         record = weights.convert(self.source, self.target, **given)
-        print(f"{self.target}: {record.model}, head {record.head}, {record.num_classes} classes")
+        print(f"{location(self.target)}: {record.model}, head {record.head}, {record.num_classes} classes")

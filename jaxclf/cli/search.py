@@ -9,6 +9,7 @@ import tyro
 
 from jaxclf.config import Searching
 from jaxclf.errors import UsageError
+from jaxclf.storage import location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class Search:
         from jaxclf.tools.search import flags, search
         from jaxclf.training import weights
 
-        if self.out is not None and self.out.exists():
-            raise UsageError(f"{self.out} exists already; remove it or choose another name")
+        if self.out is not None and (out := location(self.out)).exists():
+            raise UsageError(f"{out} exists already; remove it or choose another name")
         say = (lambda _: None) if self.json else print
         found = search(self.workdir, self.searching, macs=self.macs, parameters=self.parameters, say=say)
         best = found[0]

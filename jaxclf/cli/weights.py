@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jaxclf.config import DataConfig
 from jaxclf.errors import UsageError
+from jaxclf.storage import location
 
 if TYPE_CHECKING:
     from jaxclf.data.transforms import Preprocessing
@@ -45,7 +46,7 @@ class OfWeights:
 
         loaded = weights.read(file, **self.given(file))
         if loaded.record.preprocessing is None:
-            raise UsageError(f"{file} does not say how {loaded.record.model} wants its images prepared")
+            raise UsageError(f"{location(file)} does not say how {loaded.record.model} wants its images prepared")
         return loaded, loaded.record.preprocessing
 
     def data_of(self, weights: Path, data: DataConfig) -> DataConfig:
@@ -55,8 +56,8 @@ class OfWeights:
 
         if data.dataset != OWN:
             return data
-        if not (weights / "config.json").exists():
-            raise UsageError(f"{weights} is no run, whose data set would be {OWN}; give --data.dataset")
+        if not ((place := location(weights)) / "config.json").exists():
+            raise UsageError(f"{place} is no run, whose data set would be {OWN}; give --data.dataset")
         own = dataclasses.replace(read_config(weights).data, **dict.fromkeys(PREPARED))
         plain = DataConfig(OWN)
         flags = {field.name: getattr(data, field.name) for field in dataclasses.fields(plain)}

@@ -30,6 +30,7 @@ from jaxclf.data.scenes import NONE, Enlarged, Scenes, draw_scenes, enlarge
 from jaxclf.data.sources import Folder, Part, Records, Source, class_directories, holds_classes
 from jaxclf.errors import UsageError, unknown
 from jaxclf.registry import Registry
+from jaxclf.storage import IMAGES, absolute, directories, location
 
 FOLDER = "folder:"
 """Begin of the name of a set in folders; the directory follows."""
@@ -270,10 +271,11 @@ class Folders(StreamedSet):
     def __init__(self, config: DataConfig) -> None:
         """Read the names of splits and classes; `UsageError` for a directory that has none."""
         super().__init__(config)
-        self.location = root = Path(config.dataset.removeprefix(FOLDER)).expanduser().absolute()
+        given = Path(config.dataset.removeprefix(FOLDER)).expanduser()
+        self.location = root = absolute(location(given, IMAGES))
         if not root.is_dir():
             raise UsageError(f"{config.dataset}: there is no directory {root}, or no permission to enter it")
-        inside = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        inside = sorted(directories(root))
         train = next((split for split in TRAIN_NAMES if split in inside), None)
         test = next((split for split in TEST_NAMES if split in inside), None)
         whole = root if train is None and test is None and holds_classes(root) else None
@@ -306,8 +308,7 @@ class Folders(StreamedSet):
             chosen = held_out(every.labels(), TESTED)
             return Part(every, numbers(chosen if name == "test" else ~chosen))
         if not directory.is_dir():
-            inside = (entry.name for entry in self._root.iterdir() if entry.is_dir())
-            raise unknown(f"split of {self._root}", name, inside)
+            raise unknown(f"split of {self._root}", name, directories(self._root))
         source = Folder(directory)
         train, here = set(self.facts.class_names), set(source.class_names)
         sides = ((directory, train - here), (self._root / self.facts.splits[0], here - train))

@@ -3,7 +3,6 @@
 import abc
 import dataclasses
 import warnings
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, UInt8
@@ -14,6 +13,7 @@ from jaxclf.data.order import held_out
 from jaxclf.data.sources import UNREADABLE, Part, Report, Source
 from jaxclf.data.transforms import Preprocessing, pil_filter, resize_images, resize_side
 from jaxclf.errors import UsageError
+from jaxclf.storage import Location
 
 
 class Dataset(abc.ABC):
@@ -21,7 +21,7 @@ class Dataset(abc.ABC):
 
     facts: Facts
     """Facts of the whole set, whatever the config keeps of it."""
-    location: Path | None = None
+    location: Location | None = None
     """Place of a set that needs no preparation."""
 
     def __init__(self, config: DataConfig) -> None:

@@ -8,19 +8,18 @@ from typing import Any
 
 from jaxclf.data.facts import RESIDENT, STREAMED, TEST_NAMES, Facts
 from jaxclf.errors import UsageError, one_line
+from jaxclf.storage import location, names
 
 
 def open_builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """Return TFDS's builder of a set over `data_dir`, from the files there or from TFDS's code.
 
-    Raises `UsageError` for a name that neither knows, a directory that is not on a file system of this machine, and
-    metadata that does not parse.
+    Raises `UsageError` for a name that neither knows, a directory that cannot be reached, and metadata that does not
+    parse.
     """
     import tensorflow_datasets as tfds
 
-    if data_dir is not None and "://" in str(data_dir):
-        raise UsageError(f"data_dir {data_dir} is no path; mount the bucket (gcsfuse, mountpoint-s3) and give its path")
-    directory = None if data_dir is None else Path(data_dir).expanduser()
+    directory = None if data_dir is None else location(Path(data_dir).expanduser())
     build = tfds.builder  # TFDS logs a failed import of its own and goes on without its names: no fault of the set
     try:
         return build(name, data_dir=directory)
@@ -77,7 +76,7 @@ def require_whole(name: str, builder: Any, row: Facts | None) -> None:
 
     Raises one `UsageError` that lists every difference, or says how to prepare a set that is not there.
     """
-    if not Path(builder.data_dir).exists():
+    if not location(builder.data_dir).exists():
         raise missing(name, builder)
     if not builder.is_prepared():
         raise unreadable(name, builder.data_dir, "dataset_info.json is missing")
@@ -92,8 +91,9 @@ def require_whole(name: str, builder: Any, row: Facts | None) -> None:
     ]
     if row and not row.streamed and tuple(builder.info.features["label"].names) != row.class_names:
         faults.append("the class names differ")
-    files = [file for part in builder.info.splits.values() for file in part.filepaths]
-    faults += [f"{Path(file).name} is missing" for file in files if not Path(file).exists()]
+    files = [Path(file).name for part in builder.info.splits.values() for file in part.filepaths]
+    there = set(names(location(builder.data_dir)))
+    faults += [f"{file} is missing" for file in files if file not in there]
     if faults:
         raise unreadable(name, builder.data_dir, ", ".join(faults))
 

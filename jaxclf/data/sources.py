@@ -5,17 +5,18 @@ its files where it is read. Nothing here decodes an image.
 """
 
 import hashlib
+import io
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
 
 from jaxclf.errors import UsageError, one_line, unknown
+from jaxclf.storage import Location, directories, files_below, location, read, write_whole
 
 Labels = Int32[np.ndarray, " n"]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -65,13 +66,14 @@ class Source(Protocol):
 class Folder:
     """A directory with a directory of images for each class, as torchvision's ImageFolder reads it, in its order."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Location) -> None:
         """List the images; `UsageError` for a directory without classes and for classes without images."""
         self.directory = str(directory)
         self.class_names = class_directories(directory)
         files, labels, empty, hidden = [], [], [], _hidden(directory)
+        below = _images_below(directory, self.class_names)
         for label, name in enumerate(self.class_names):
-            found = _images_below(directory / name)
+            found = below[name]
             start = len(str(directory / name))
             own = [file for file in found if f"{os.sep}." not in file[start:]]
             hidden += len(found) - len(own)
@@ -93,8 +95,7 @@ class Folder:
 
     def __getitem__(self, index: int) -> Encoded:
         name = self.name(index)
-        with Path(name).open("rb", buffering=0) as file:
-            return Encoded(file.readall(), int(self._labels[index]), name)
+        return Encoded(read(name), int(self._labels[index]), name)
 
     def name(self, index: int) -> str:
         """Return the file's path."""
@@ -111,7 +112,7 @@ class Folder:
         return hashlib.sha256(names + self._labels.tobytes()).hexdigest()
 
 
-def class_directories(directory: Path) -> tuple[str, ...]:
+def class_directories(directory: Location) -> tuple[str, ...]:
     """Return the sorted names of the directories in a directory, hidden ones left out; `UsageError` without any."""
     names = sorted(name for name in _directories(directory) if not name.startswith("."))
     if not names:
@@ -119,21 +120,19 @@ def class_directories(directory: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def holds_classes(directory: Path) -> bool:
+def holds_classes(directory: Location) -> bool:
     """Tell whether a directory has at least two directories, and images in each of them, not deeper."""
     names = [name for name in _directories(directory) if not name.startswith(".")]
-    return len(names) > 1 and all(
-        any(file.name.lower().endswith(EXTENSIONS) for file in (directory / name).iterdir()) for name in names
-    )
+    return len(names) > 1 and all(_images_below(directory, names, deep=False).values())
 
 
-def _hidden(directory: Path) -> int:
+def _hidden(directory: Location) -> int:
     return sum(name.startswith(".") for name in _directories(directory))
 
 
-def _directories(directory: Path) -> list[str]:
+def _directories(directory: Location) -> list[str]:
     try:
-        return [entry.name for entry in os.scandir(directory) if entry.is_dir()]
+        return directories(directory)
     except OSError as error:
         raise _cannot_read(error) from error
 
@@ -142,16 +141,13 @@ def _cannot_read(error: OSError) -> UsageError:
     return UsageError(f"cannot read {error.filename}: {error.strerror}")
 
 
-def _images_below(directory: Path) -> list[str]:
-    def stop(error: OSError) -> None:
+def _images_below(directory: Location, names: Sequence[str], *, deep: bool = True) -> dict[str, list[str]]:
+    """Return the images in each directory of these names, by name; with `deep` also those further below."""
+    try:
+        found = files_below(directory, names, deep=deep)
+    except OSError as error:
         raise _cannot_read(error) from error
-
-    return [
-        str(Path(root) / file)
-        for root, _, files in sorted(os.walk(directory, onerror=stop, followlinks=True))
-        for file in sorted(files)
-        if file.lower().endswith(EXTENSIONS)
-    ]
+    return {name: [file for file in files if file.lower().endswith(EXTENSIONS)] for name, files in found.items()}
 
 
 class Records:
@@ -208,28 +204,25 @@ class Records:
         """
         if (stored := self.stored_labels()) is not None:
             return stored
-        labels, file = self._read_labels(report or (lambda *_: None)), self._index
-        part = file.with_suffix(f".part{os.getpid()}")
+        labels, file, stream = self._read_labels(report or (lambda *_: None)), self._index, io.BytesIO()
         try:
-            with part.open("wb") as stream:
-                np.save(stream, labels)
-            part.replace(file)
+            np.save(stream, labels)
+            write_whole(file, stream.getvalue(), writer=str(os.getpid()))
         except OSError as error:
-            part.unlink(missing_ok=True)
             warnings.warn(f"{file} could not be written ({error.strerror}); it will be built again", stacklevel=2)
         return labels
 
     def stored_labels(self) -> Labels | None:
         """Return all labels if an index is there that has them."""
         try:
-            labels = np.load(self._index)
+            labels = np.load(io.BytesIO(self._index.read_bytes()))
         except (OSError, ValueError, EOFError):  # there is none, or a machine that went down left half of one
             return None
         return labels.astype(np.int32) if labels.shape == (len(self),) else None
 
     @property
-    def _index(self) -> Path:
-        return Path(self.directory) / f"jaxclf-labels-{_file_name(self.split)}.npy"
+    def _index(self) -> Location:
+        return location(self.directory) / f"jaxclf-labels-{_file_name(self.split)}.npy"
 
     def _read_labels(self, report: Report) -> Labels:
         labels = np.full(len(self), UNREADABLE, np.int32)

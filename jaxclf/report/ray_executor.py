@@ -37,6 +37,7 @@ import numpy as np
 from jaxclf.config import Config
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import RunError, Stopped, UsageError, one_line
+from jaxclf.storage import Location, absolute, location
 from jaxclf.training.loop import train
 from jaxclf.training.run_directory import cores
 from jaxclf.training.setup import set_up
@@ -57,7 +58,7 @@ class Run:
 
     name: str
     config: Config
-    directory: Path
+    directory: Location
     """On the driver."""
 
 
@@ -97,7 +98,7 @@ class Outcome:
     """The finished directory, tar as uint8 [bytes], where the worker did not see the driver's."""
 
 
-def train_on_ray(runs: Sequence[Run], workdir: Path, cluster: RayCluster) -> None:
+def train_on_ray(runs: Sequence[Run], workdir: Location, cluster: RayCluster) -> None:
     """Train the runs, a line for each; their directories are below `workdir`.
 
     Raises `UsageError` without Ray, for a cluster that cannot be reached and for a fault of the first config;
@@ -163,9 +164,9 @@ def _reach(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _token(workdir: Path) -> Iterator[str]:
+def _token(workdir: Location) -> Iterator[str]:
     """Write a file by which a worker knows that it sees this directory; yield its path."""
-    token = workdir.absolute() / f".ray-{uuid.uuid4().hex}"
+    token = absolute(workdir) / f".ray-{uuid.uuid4().hex}"
     workdir.mkdir(parents=True, exist_ok=True)
     token.touch()
     try:
@@ -228,7 +229,7 @@ def _train_all(ray: Any, task: Any, runs: Sequence[Run], limit: int, token: str,
     while waiting or running:
         while waiting and len(running) < limit:
             run = waiting.popleft()
-            directory = str(run.directory.absolute())
+            directory = str(absolute(run.directory))
             running[task.remote(run.config.to_json(), directory, token, _is_begun(run.directory))] = run
         done, _ = ray.wait(list(running), timeout=POLL)
         if requests.reason:  # no exception from inside Ray, whose own code may lose it
@@ -260,7 +261,7 @@ def _train_all(ray: Any, task: Any, runs: Sequence[Run], limit: int, token: str,
     return failed
 
 
-def _is_begun(directory: Path) -> bool:
+def _is_begun(directory: Location) -> bool:
     """Tell whether there is anything of a run in a directory."""
     return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
 
@@ -287,11 +288,11 @@ def _work(config: str, directory: str, token: str, begun: bool) -> Outcome:
     `config` is JSON, `directory` the driver's, `token` a file in it that whoever sees it can see, `begun` whether the
     driver has something of the run: without seeing that, it is not trained anew beside it.
     """
-    start, host, home = time.perf_counter(), platform.node(), Path(directory)
+    start, host, home = time.perf_counter(), platform.node(), location(directory)
     ended: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as caught:
         try:
-            parsed, seen = Config.from_json(config), Path(token).exists()
+            parsed, seen = Config.from_json(config), location(token).exists()
             if begun and not seen:
                 raise UsageError(
                     f"{home} holds a begun run that this machine cannot see; finish it with --executor local"
@@ -324,7 +325,7 @@ def _pack(directory: Path) -> np.ndarray:
     return np.frombuffer(file.getbuffer(), np.uint8)
 
 
-def _unpack(archive: np.ndarray, directory: Path) -> None:
+def _unpack(archive: np.ndarray, directory: Location) -> None:
     """Write a packed run directory, whole or not at all; `OSError` where there is one that is not empty."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as part:

@@ -23,6 +23,7 @@ from jaxclf.report.class_maps import class_maps, pick_examples
 from jaxclf.report.experiment import CountTable, Record, Row, Table, count_markdown, evaluated_on, markdown, summarise
 from jaxclf.report.map_pictures import ClassMaps
 from jaxclf.report.ray_executor import RayCluster, Run, train_on_ray
+from jaxclf.storage import Location, location, write_whole
 from jaxclf.tools.transfer import transfer
 from jaxclf.training import weights
 from jaxclf.training.evaluation import restore
@@ -50,7 +51,7 @@ class Job:
     row: Row
     seed: int
     config: Config
-    directory: Path
+    directory: Location
 
     @property
     def name(self) -> str:
@@ -63,7 +64,7 @@ class Job:
         return (self.directory / "result.json").exists()
 
 
-def jobs(table: Table, workdir: Path, override: Override = lambda config: config) -> list[Job]:
+def jobs(table: Table, workdir: Location, override: Override = lambda config: config) -> list[Job]:
     """List all runs of a table with their directories, DIR/row-label/seedN.
 
     Raises `UsageError` for labels that give one directory.
@@ -71,7 +72,7 @@ def jobs(table: Table, workdir: Path, override: Override = lambda config: config
     slugs = collections.Counter(_slug(row.label) for row in table.rows)
     if same := [row.label for row in table.rows if slugs[_slug(row.label)] > 1]:
         raise UsageError(f"table {table.name}: rows {', '.join(same)} would share directories; label them apart")
-    found = []
+    found, workdir = [], location(workdir)
     for row in table.rows:
         for seed in table.seeds:
             directory, config = workdir / _slug(row.label) / f"seed{seed}", override(table.config(row, seed))
@@ -139,7 +140,7 @@ def _train(wanted: Sequence[Job], request: Request, command: Sequence[str]) -> N
         runs = [Run(job.name, job.config, job.directory) for job in pending]
         cluster = RayCluster(request.address, request.jobs, request.cpus, request.gpus)
         if runs:
-            train_on_ray(runs, request.workdir, cluster)
+            train_on_ray(runs, location(request.workdir), cluster)
     else:
         _complete_here(pending, request, command)
 
@@ -168,7 +169,7 @@ def _complete_here(pending: Sequence[Job], request: Request, command: Sequence[s
         run_missing(pending)
 
 
-def show(files: Sequence[Path]) -> None:
+def show(files: Sequence[Location]) -> None:
     """Print the paths of rendered files, then the Markdown among them."""
     print(*files, sep="\n")
     for file in files:
@@ -189,9 +190,7 @@ def _probe(job: Job, data: DataConfig) -> None:
     file = job.directory / PROBE
     if not file.exists():
         found = transfer(weights.read(job.directory), data, Probing(shots=()))
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(dataclasses.asdict(found), allow_nan=False, indent=2) + "\n")
-        part.replace(file)
+        write_whole(file, f"{json.dumps(dataclasses.asdict(found), allow_nan=False, indent=2)}\n".encode())
 
 
 def _say(job: Job, result: Result, seconds: float) -> None:
@@ -275,7 +274,7 @@ def run_missing_in_parallel(pending: Sequence[Job], workers: int, command: Calla
         raise RunError(f"{len(failed)} of {len(rows)} rows failed: {', '.join(failed)}; their messages are above")
 
 
-def render(table: Table, all_jobs: Sequence[Job], workdir: Path, *, root: Path) -> list[Path]:
+def render(table: Table, all_jobs: Sequence[Job], workdir: Location, *, root: Path) -> list[Location]:
     """Write results.jsonl, table.md and index.html from the complete runs; return their paths.
 
     `root` is the directory of the table's file, where `Table.baseline_results` is looked for.
@@ -299,7 +298,8 @@ def render(table: Table, all_jobs: Sequence[Job], workdir: Path, *, root: Path) 
     return _write(workdir, {"results.jsonl": lines, "table.md": markdown(table, summaries), "index.html": html})
 
 
-def _write(workdir: Path, texts: Mapping[str, str]) -> list[Path]:
+def _write(workdir: Location, texts: Mapping[str, str]) -> list[Location]:
+    workdir = location(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (workdir / name).write_text(text)
@@ -317,7 +317,7 @@ def read_records(file: Path) -> list[Record]:
     return records
 
 
-def render_counts(table: CountTable, workdir: Path) -> list[Path]:
+def render_counts(table: CountTable, workdir: Location) -> list[Location]:
     """Write table.md and index.html of a table of counts; return their paths."""
     return _write(workdir, {"table.md": count_markdown(table), "index.html": page.render_counts(table)})
 
@@ -374,7 +374,7 @@ def _confusions(finished: Sequence[Job]) -> tuple[tuple[str, ...], dict[str, np.
     for job in finished:
         own = datasets.resolve(job.config.data).class_names
         names = max(names, own, key=len)
-        with np.load(job.directory / "predictions.npz") as file:
+        with (job.directory / "predictions.npz").open("rb") as stream, np.load(stream) as file:
             counts = np.zeros((len(own), len(own)), np.int64)
             read = file["labels"] >= 0
             np.add.at(counts, (file["labels"][read], file["predictions"][read]), 1)
@@ -387,7 +387,7 @@ def _class_maps(job: Job, count: int = 6) -> ClassMaps:
     setup = set_up(job.config)
     with RunDirectory(job.directory, job.config, create=False) as directory:
         state = restore(setup, directory)
-    with np.load(job.directory / "predictions.npz") as file:
+    with (job.directory / "predictions.npz").open("rb") as stream, np.load(stream) as file:
         read = np.flatnonzero(file["labels"] >= 0)
         chosen = read[pick_examples(file["labels"][read], file["predictions"][read], count)]
     images, labels = setup.data.examples("test", chosen.astype(np.int32))

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from jaxclf.data.facts import RESIDENT, SPLITS, STREAMED, Facts
 from jaxclf.data.kinds import Dataset, Images, ResidentSet
 from jaxclf.data.sources import Records, Report, Source
 from jaxclf.errors import UsageError
+from jaxclf.storage import location
 from jaxclf.tools import preparation
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ def inspect(
 def unprepared(dataset: Dataset) -> str | None:
     """Return why a set is not there, and the command that prepares it; None where it is, whole or not."""
     dataset = dataset.origin
-    if not isinstance(dataset, TfdsSet) or (directory := Path(dataset.builder.data_dir)).exists():
+    if not isinstance(dataset, TfdsSet) or (directory := location(dataset.builder.data_dir)).exists():
         return None
     name, builder = dataset.config.dataset, dataset.builder
     if (parts := preparation.parts_directory(directory)).exists():

@@ -30,6 +30,7 @@ from jaxclf.data.datasets import TfdsSet, resolve
 from jaxclf.data.facts import Facts
 from jaxclf.data.sources import Report
 from jaxclf.errors import RunError, UsageError, one_line
+from jaxclf.storage import Location, local, location
 from jaxclf.tools import original_files
 
 FORMAT = "array_record"
@@ -43,7 +44,7 @@ def prepare(
     data_dir: str | os.PathLike[str] | None = None,
     downloads: str | os.PathLike[str] | None = None,
     report: Report | None = None,
-) -> Path:
+) -> Location:
     """Prepare a set with TFDS's builder, or go on where an earlier call was stopped; return the directory it lies in.
 
     A set that is already prepared returns at once, and needs neither TensorFlow nor a network. The result is, byte for
@@ -75,16 +76,17 @@ def prepare(
         if dataset.location is None:
             raise UsageError(f"{name} is no set of TFDS: nothing has to be prepared")
         return dataset.location
-    directory = Path(dataset.builder.data_dir)
-    if not directory.exists():
+    place = location(dataset.builder.data_dir)
+    if not place.exists():
+        local(place, "prepare the set in a directory of this machine, and copy it to the bucket")
         _require("tensorflow", "importlib_resources")
         sources = None if downloads is None else Path(downloads).expanduser()
         _carry_out(_Plan.of(dataset.facts, dataset.builder, sources, report))
     # A new builder: TFDS reads the metadata when it opens one.
     prepared.require_whole(name, prepared.open_builder(name, data_dir), dataset.row)
     # Usually gone by now, unless a process was killed between its last two steps.
-    shutil.rmtree(parts_directory(directory), ignore_errors=True)
-    return directory
+    shutil.rmtree(parts_directory(place), ignore_errors=True)
+    return place
 
 
 def _require(*modules: str) -> None:
@@ -172,7 +174,7 @@ def _bars(plan: _Plan) -> bool:
     return plan.report is not None and sys.stderr.isatty()
 
 
-def parts_directory(directory: Path) -> Path:
+def parts_directory(directory: Location) -> Location:
     """Return the directory in which the set that belongs in `directory` comes into being."""
     return directory.with_name(f"{directory.name}.parts")
 

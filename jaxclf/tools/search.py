@@ -18,6 +18,7 @@ from jaxclf.models.backbones.once_for_all import OnceForAll
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.count import count
 from jaxclf.models.elastic import Choices, Setting, variables_of
+from jaxclf.storage import location
 from jaxclf.training.evaluation import evaluate_split, recalibrated, restore
 from jaxclf.training.run_directory import RunDirectory, read_config
 from jaxclf.training.setup import Setup, set_up
@@ -102,7 +103,7 @@ def search(
         raise UsageError("a search takes one budget: macs or parameters")
     if not config.data.validation:
         raise UsageError(
-            f"{workdir} holds no validation images out (data.validation is 0), and test images choose nothing"
+            f"{location(workdir)} holds no validation images out (data.validation is 0), and test images choose nothing"
         )
     with set_up(config) as setup, RunDirectory(workdir, config, create=False, layout=setup.layout) as directory:
         body = elastic(setup.program.model)

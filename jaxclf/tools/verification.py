@@ -1,9 +1,9 @@
 """Reading and decoding every image of a data set once, to name all that is wrong: `jaxclf data verify`."""
 
 import functools
+import os
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +40,7 @@ class Checked(NamedTuple):
 class Shard(NamedTuple):
     """A file of records."""
 
-    file: Path
+    file: str
     start: int
     """Number of its first record in the split."""
     records: int
@@ -110,13 +110,13 @@ def _shards(source: Records) -> list[Shard]:
 
     stored = tfds.builder_from_directory(source.directory).info.splits[source.split]
     starts = np.cumsum([0, *stored.shard_lengths])[:-1].tolist()
-    files = map(Path, stored.filepaths)
+    files = map(os.fspath, stored.filepaths)
     return [Shard(*shard) for shard in zip(files, starts, stored.shard_lengths, strict=True)]
 
 
 def _shard_finding(shard: Shard) -> Finding | None:
     try:
-        reader = ArrayRecordReader(str(shard.file))  # reads the index at the file's end
+        reader = ArrayRecordReader(shard.file)  # reads the index at the file's end
         found = reader.num_records()
         reader.close()
     except Exception as error:  # array_record says RuntimeError

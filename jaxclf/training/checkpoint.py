@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -24,14 +23,15 @@ from jaxclf.devices.cluster import together, warn
 from jaxclf.devices.layout import AXIS
 from jaxclf.errors import RunError, UsageError, one_line
 from jaxclf.models.matrices import digest, is_random, matrix
+from jaxclf.storage import Location, absolute, checksum_name, checksums, retire
 from jaxclf.training.step import TrainState
 
 T = TypeVar("T")
 Which = Literal["last", "best"] | int
 """Which checkpoint of a run: the newest, that with the highest top-1 on the images evaluated, or that of a step."""
 Flat = dict[str, np.ndarray]
-MANIFEST = "sha256.json"
-"""In each checkpoint: the hashes of its files."""
+MANIFESTS = {"SHA-256": "sha256.json", "CRC32C": "crc32c.json"}
+"""In each checkpoint: the checksums of its files, in a bucket those that it keeps itself."""
 ORBAX_TIMES = "_CHECKPOINT_METADATA"
 NOT_EVALUATED = -1.0
 """Stands for the top-1 of a checkpoint inside an epoch: below every real one."""
@@ -88,12 +88,12 @@ class Checkpoints:
     every file is there. So the newest one is whole at any moment; what goes wrong is said by the call after.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+    def __init__(self, directory: Location, *, read_only: bool = False) -> None:
         """Open the directory. A run creates it, if need be, and removes half-written checkpoints of a killed run.
 
         With `read_only` nothing in it changes, whatever is damaged, and a run may train there meanwhile.
         """
-        self.directory, self._read_only = directory.absolute(), read_only
+        self.directory, self._read_only = absolute(directory), read_only
         self._writing: int | None = None
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
@@ -153,10 +153,15 @@ class Checkpoints:
         self._writing = None
 
     def _seal(self) -> None:
-        """Write the hashes of a checkpoint that is about to get its name; runs in Orbax's thread."""
+        """Write the checksums of a checkpoint that is about to be whole; runs in Orbax's thread.
+
+        It gets its name then. In a bucket, where nothing can be renamed, it has it and gets a marker.
+        """
         if _first():
-            for unnamed in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
-                _write_manifest(unnamed)
+            named = self.directory / str(self._writing)
+            unnamed = self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*")
+            for checkpoint in [*unnamed, *([named] if named.exists() else [])]:
+                _write_manifest(checkpoint)
 
     @contextlib.contextmanager
     def _or_say_what_is_kept(self) -> Iterator[None]:
@@ -165,9 +170,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many types for a full or broken disk
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                 raise  # another process is gone
-            whole = [
-                int(file.parent.name) for file in self.directory.glob(f"*/{MANIFEST}") if file.parent.name.isdigit()
-            ]
+            manifests = self.directory.glob(f"*/{_manifest(self.directory)}")
+            whole = [int(file.parent.name) for file in manifests if file.parent.name.isdigit()]
             kept = f"the last good one is of step {max(whole)}" if whole else "there is none before it"
             raise RunError(
                 f"step {self._writing}: the checkpoint could not be written to {self.directory} "
@@ -260,13 +264,13 @@ class Checkpoints:
             target = self.directory.parent / "damaged_checkpoints"
             target.mkdir(exist_ok=True)
             number = len(list(target.glob(f"{step}.*")))
-            (self.directory / str(step)).rename(target / f"{step}.{number}")
+            retire(self.directory / str(step), target / f"{step}.{number}")
 
         together(move if _first() else lambda: None)
         self._manager.reload()
 
 
-def saved(run: Path) -> Checkpoints:
+def saved(run: Location) -> Checkpoints:
     """Open the checkpoints of a run directory to read them; `UsageError` where it has none."""
     if not (directory := run / "checkpoints").is_dir() or not any(path.name.isdigit() for path in directory.iterdir()):
         raise UsageError(f"{run} has no checkpoint; train into it first")
@@ -286,39 +290,44 @@ def _shared(value: np.ndarray) -> np.ndarray | jax.Array:
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), value)
 
 
-def _write_manifest(checkpoint: Path) -> None:
-    """Write the SHA-256 of every file of a checkpoint into it.
+def _manifest(directory: Location) -> str:
+    return MANIFESTS[checksum_name(directory)]
+
+
+def _write_manifest(checkpoint: Location) -> None:
+    """Write the checksum of every file of a checkpoint into it.
 
     TensorStore meets a damaged file in the middle of many concurrent reads and prints a traceback for each of the
     others, so files are compared before it sees them. Orbax writes the time into its own file afterwards.
     """
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != ORBAX_TIMES)
-    hashes = {str(path.relative_to(checkpoint)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    (checkpoint / MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n")
+    found = checksums(checkpoint)
+    kept = {name: found[name] for name in found if name.rpartition("/")[2] != ORBAX_TIMES}
+    (checkpoint / _manifest(checkpoint)).write_text(json.dumps(kept, indent=2) + "\n")
 
 
-def _check_files(checkpoint: Path) -> None:
+def _check_files(checkpoint: Location) -> None:
     """Compare a checkpoint's files with its manifest; raises `Damaged`."""
-    if not (checkpoint / MANIFEST).exists():
+    manifest = checkpoint / _manifest(checkpoint)
+    if not manifest.exists():
         return
-    for name, expected in json.loads((checkpoint / MANIFEST).read_text()).items():
-        file = checkpoint / name
-        if not file.is_file():
+    found = checksums(checkpoint)
+    for name, expected in json.loads(manifest.read_text()).items():
+        if name not in found:
             raise Damaged(f"{name} is missing")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            raise Damaged(f"{name} does not have the SHA-256 that was recorded")
+        if found[name] != expected:
+            raise Damaged(f"{name} does not have the {checksum_name(checkpoint)} that was recorded")
 
 
-def _hide_unreadable_metrics(directory: Path) -> None:
+def _hide_unreadable_metrics(directory: Location) -> None:
     """Rename metrics that are no JSON: Orbax would fail on opening the directory, while it can do without them."""
     for file in directory.glob("*/metrics/metrics"):
         try:
             json.loads(file.read_text())
         except ValueError:
-            file.rename(file.with_name("metrics.damaged"))
+            retire(file, file.with_name("metrics.damaged"))
 
 
-def _metrics(checkpoint: Path) -> dict[str, Any]:
+def _metrics(checkpoint: Location) -> dict[str, Any]:
     """Return the metrics of a checkpoint; empty where they are damaged, which costs no more than being the best."""
     try:
         return json.loads((checkpoint / "metrics" / "metrics").read_text())

@@ -6,7 +6,6 @@ import itertools
 import operator
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,7 +41,7 @@ def evaluate(
     Raises `UsageError` for a directory without checkpoints and for one of another config, and `RunError` where the
     checkpoint or the loss is not finite.
     """
-    config = together(lambda: with_preprocessing(config, Path(workdir)))
+    config = together(lambda: with_preprocessing(config, workdir))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, create=False, layout=setup.layout)) as directory,

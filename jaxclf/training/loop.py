@@ -4,7 +4,6 @@ import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NoReturn, Protocol, runtime_checkable
 
 import jax
@@ -62,7 +61,7 @@ def train(
     together(lambda: require_sinks(watching))
     fields = [(f"{section}.{name}", value) for section, own in config.to_dict().items() for name, value in own.items()]
     require_same("fields of the config", dict(fields))
-    config = together(lambda: with_preprocessing(config, Path(workdir)))
+    config = together(lambda: with_preprocessing(config, workdir))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
         together(lambda: RunDirectory(workdir, config, layout=setup.layout, extend=extend)) as directory,

@@ -15,7 +15,6 @@ metrics.* hold only what is determined by config, data and software; times are i
 
 import csv
 import dataclasses
-import fcntl
 import importlib.metadata
 import io
 import json
@@ -34,6 +33,7 @@ import numpy as np
 from jaxclf.config import Config
 from jaxclf.devices.layout import Layout
 from jaxclf.errors import RunError, UsageError, one_line
+from jaxclf.storage import Claim, Location, absolute, claim, location, retire, write_whole
 
 PATTERNS = "*?[]\\"
 REMOVE = "remove it, and the same command goes on from the last checkpoint"
@@ -89,17 +89,18 @@ def per_class(labels: np.ndarray, predictions: np.ndarray, classes: int) -> tupl
 
 def read_config(workdir: str | os.PathLike[str]) -> Config:
     """Return the config of a run directory; `UsageError` if it has none or one that cannot be read."""
-    file = Path(workdir) / "config.json"
+    path = location(workdir)
+    file = path / "config.json"
     if not file.exists():
-        hint = "; a weight file goes to --weights" if Path(workdir).is_file() else ""
-        raise UsageError(f"{workdir} is not a run directory: it has no config.json{hint}")
+        hint = "; a weight file goes to --weights" if path.is_file() else ""
+        raise UsageError(f"{path} is not a run directory: it has no config.json{hint}")
     try:
         return Config.from_json(file.read_text())
     except (UsageError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: {error}") from error
 
 
-def read_json(file: Path, needed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_json(file: Location, needed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read a JSON file of a run directory; `RunError` where it is damaged or lacks one of the keys `needed`."""
     try:
         found = json.loads(file.read_text())
@@ -133,33 +134,19 @@ class RunDirectory:
         Raises `UsageError` if it cannot be written, is not there, or holds another config; `RunError` if another
         process has it.
         """
-        self.path = Path(workdir)
-        if create and (odd := sorted(set(PATTERNS) & set(str(self.path.absolute())))):
+        self.path = location(workdir)
+        if create and (odd := sorted(set(PATTERNS) & set(str(absolute(self.path))))):
             raise UsageError(f"--workdir {self.path} contains {' '.join(odd)}, which Orbax would take for a pattern")
         self._layout, self._writes = layout, layout is None or layout.rank == 0
-        self._stacked, self._lock = stacked, None
+        self._stacked = stacked
+        self._claim: Claim | None = None
         if not create:
             self._writes = False
             self._require_same(read_config(self.path), config)
             return
         if not self._writes:
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("w")
-        except OSError as error:
-            raise UsageError(f"cannot write to the run directory {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise RunError(f"another process is running in {self.path}") from error
-        except OSError as error:  # of file systems without locks, as Lustre may be
-            warnings.warn(
-                f"{self.path}/lock cannot be locked ({error.strerror}): nothing keeps a second run out of this "
-                "directory; start only one, or take a --workdir on another file system",
-                stacklevel=4,
-            )
+        self._claim = claim(self.path)
         try:
             self._check_config(config, extend=extend)
         except BaseException:
@@ -168,8 +155,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
+        if self._claim is not None:
+            self._claim.close()
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -209,7 +196,7 @@ class RunDirectory:
         if row not in rows:
             self.write("segments.jsonl", "".join(json.dumps(one) + "\n" for one in [*rows, row]))
         if (result := self.path / "result.json").exists():
-            result.rename(self.path / f"result-{there.run.epochs}.json")
+            retire(result, self.path / f"result-{there.run.epochs}.json")
         self.write("config.json", config.to_json())
 
     def _require_same(self, there: Config, config: Config) -> None:
@@ -237,15 +224,11 @@ class RunDirectory:
         """Replace a file of the directory as a whole; raises `RunError` when the disk refuses."""
         if not self._writes:
             return
-        part, data = self.path / f".{name}.part", text.encode() if isinstance(text, str) else text
+        if self._claim is not None:
+            self._claim.require()
         try:
-            with part.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(self.path / name)
+            write_whole(self.path / name, text.encode() if isinstance(text, str) else text)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise RunError(f"{self.path / name} could not be written: {error.strerror}") from error
 
     def result(self) -> Result | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxclf.config import Config, Watching, validate
 from jaxclf.errors import UsageError
+from jaxclf.storage import Location, replace_file
 
 Values = Mapping[str, float]
 
@@ -82,8 +83,11 @@ class WeightsAndBiases:
     and a directory that moves is still the same. Steps that were sent before a kill are not sent again.
     """
 
-    def __init__(self, project: str, directory: Path, config: Config) -> None:
-        """Start or resume the run; raises `UsageError` if nobody is logged in, and what wandb raises."""
+    def __init__(self, project: str, config: Config, *, directory: Location, own: Path) -> None:
+        """Start or resume the run, with its id in a run directory and wandb's own files in the local one `own`.
+
+        Raises `UsageError` if nobody is logged in, and what wandb raises.
+        """
         wandb = importlib.import_module("wandb")
         self._file = directory / "wandb.json"
         if not self._file.exists():
@@ -93,7 +97,7 @@ class WeightsAndBiases:
         self._last = self._sent
         # By default it waits without end for an upload at the end of a run, and takes over stdout and stderr.
         settings = wandb.Settings(console="off", silent=True, finish_timeout=60)
-        names = {"project": project, "id": self._id, "name": config.run_id(), "dir": str(directory)}
+        names = {"project": project, "id": self._id, "name": config.run_id(), "dir": str(own)}
         try:
             self._run = wandb.init(**names, resume="allow", config=config.to_dict(), settings=settings)
         except wandb.errors.UsageError as error:
@@ -118,10 +122,3 @@ class WeightsAndBiases:
 
     def _remember(self, id: str, step: int) -> None:
         replace_file(self._file, json.dumps({"id": id, "step": step}) + "\n")
-
-
-def replace_file(file: Path, text: str) -> None:
-    """Replace a file whole; unlike a result it need not survive a power cut, and nothing waits for the disk."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
-    part.replace(file)

@@ -11,7 +11,6 @@ import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from jaxclf.data.kinds import ResidentSet, StreamedSet
 from jaxclf.data.order import Batch
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import UsageError
+from jaxclf.storage import Location, location
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.loop import A_HEARTBEAT, Loop
 from jaxclf.training.parallel import stacked_steps, train_steps
@@ -87,7 +87,7 @@ def train_stacked(configs: Sequence[Config], workdirs: Sequence[str | os.PathLik
     directories that stand at different steps; otherwise as `loop.train`.
     """
     dataset = check_stack(configs)
-    wanted = [(config, Path(path)) for config, path in zip(configs, workdirs, strict=True)]
+    wanted = [(config, location(path)) for config, path in zip(configs, workdirs, strict=True)]
     pending = [(config, path) for config, path in wanted if not (path / "result.json").exists()]
     with _one_device(configs[0], dataset) as setup:
         together = _train(setup, pending, quiet=quiet) if pending else 0.0
@@ -95,7 +95,7 @@ def train_stacked(configs: Sequence[Config], workdirs: Sequence[str | os.PathLik
     return Stacked([_result(config, path) for config, path in wanted], together, alone)
 
 
-def _result(config: Config, path: Path) -> Result:
+def _result(config: Config, path: Location) -> Result:
     """Return the result of a complete run."""
     with RunDirectory(path, config, create=False) as directory:
         result = directory.result()
@@ -190,7 +190,7 @@ def slices(state: TrainState, count: int) -> Iterator[TrainState]:
     return (jax.tree.map(operator.itemgetter(number), state) for number in range(count))
 
 
-def _train(setup: Setup, pending: Sequence[tuple[Config, Path]], *, quiet: bool) -> float:
+def _train(setup: Setup, pending: Sequence[tuple[Config, Location]], *, quiet: bool) -> float:
     """Train to the end, and return training images/s of all runs."""
     with contextlib.ExitStack() as stack:
         directories = [

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import jax
 
+from jaxclf.storage import Location
+
 
 class Trace:
     """`jax.profiler`'s trace of a range of steps, taken once."""
 
-    def __init__(self, steps: range, total: int, directory: Path, say: Callable[[str], None]) -> None:
-        """Plan it for a run of `total` steps; an empty range is none."""
-        self._steps, self._total, self._directory, self._say = steps, total, directory, say
+    def __init__(self, steps: range, total: int, directory: Path, place: Location, say: Callable[[str], None]) -> None:
+        """Plan it for a run of `total` steps, written to a directory that is to be found in `place` later.
+
+        An empty range is none.
+        """
+        self._steps, self._total, self._directory, self._place, self._say = steps, total, directory, place, say
         self._first: int | None = None
         self._over = False
 
@@ -41,6 +46,6 @@ class Trace:
         short = f", where the run ended, of {self._steps.start:,}:{self._steps.stop:,}"
         self._say(
             f"profile: steps {self._first:,} to {step:,}{short if step < self._steps.stop - 1 else ''}, in "
-            f"{self._directory}; `xprof --logdir {self._directory}` (pip install xprof) shows it, and ui.perfetto.dev "
+            f"{self._place}; `xprof --logdir {self._place}` (pip install xprof) shows it, and ui.perfetto.dev "
             "opens the *.trace.json.gz in it"
         )

@@ -12,20 +12,21 @@ import contextlib
 import datetime
 import itertools
 import json
+import math
 import os
 import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxclf.config import Config, Watching, profiled_steps
 from jaxclf.errors import UsageError, one_line
-from jaxclf.training.sinks import TensorBoard, Values, WeightsAndBiases, replace_file
+from jaxclf.storage import Location, Outbox, least_seconds, replace_file
+from jaxclf.training.sinks import TensorBoard, Values, WeightsAndBiases
 from jaxclf.training.trace import Trace
 
 KEPT = 2**16
@@ -73,7 +74,7 @@ class Watch:
     def __init__(
         self,
         watching: Watching,
-        directory: Path,
+        directory: Location,
         *,
         config: Config,
         step: int,
@@ -94,13 +95,16 @@ class Watch:
         self._watching = watching if active else Watching(heartbeat=0)
         self._directory, self._config, self._say, self._clock, self._now = directory, config, say, clock, now
         self._step, self._steps = step, steps
-        self._trace = Trace(profiled if active else range(0), steps, directory / "profile", say)
+        self._outbox = Outbox(directory)
+        place = directory / "profile"
+        self._trace = Trace(profiled if active else range(0), steps, self._outbox.path / "profile", place, say)
         self._sinks: dict[str, TensorBoard | WeightsAndBiases] = {}
         self._faults: set[str] = set()
         self._window, self._values = Window(), {}
         self._doing, self._waiting, self._waited = "starting", False, 0.0
         self._mark: float | None = None  # when the steps now under way began; None while the clock stands
         self._beaten: float | None = None  # the last heartbeat, or the first step that was timed
+        self._written = -math.inf  # when heartbeat.json was
         self._sign = clock()  # of life: the last step that finished or the last change of what is done
         self._finished: float | None = None
         self._ended = threading.Event()
@@ -112,11 +116,12 @@ class Watch:
             self._say(f"profile: no trace of {self._watching.profile}, the run goes on from step {self._step:,}")
         if self._watching.wandb is not None:
             with self._survive("wandb"):
-                self._sinks["wandb"] = sink = WeightsAndBiases(self._watching.wandb, self._directory, self._config)
+                place = {"directory": self._directory, "own": self._outbox.path}
+                self._sinks["wandb"] = sink = WeightsAndBiases(self._watching.wandb, self._config, **place)
                 self._say(f"wandb: {sink.url or 'offline, `wandb sync` sends it'}")
         if self._watching.tensorboard:
             with self._survive("tensorboard"):
-                self._sinks["tensorboard"] = TensorBoard(self._directory / "tensorboard", self._step)
+                self._sinks["tensorboard"] = TensorBoard(self._outbox.path / "tensorboard", self._step)
         if self._watching.heartbeat:
             self._write_heartbeat()
             self._thread.start()
@@ -132,6 +137,8 @@ class Watch:
         for name, sink in self._sinks.items():
             with self._survive(name):
                 sink.close(failed=kind is not None)
+        self._send()
+        self._outbox.close()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -197,6 +204,7 @@ class Watch:
         """Write an epoch's metrics; those that are None are left out."""
         values = {_tag(name): float(value) for name, value in row.items() if value is not None and name != "step"}
         self._write(row["step"], values)
+        self._send()
 
     def _beat(self, now: float) -> None:
         self._beaten, self._values, self._window = now, self._window.values(), Window()
@@ -216,6 +224,10 @@ class Watch:
             self._write_heartbeat()
 
     def _write_heartbeat(self) -> None:
+        now = self._clock()
+        if now - self._written < least_seconds(self._directory) and not self._ended.is_set():
+            return
+        self._written = now
         record = {
             "time": utc(self._now()),
             "doing": self._doing,
@@ -249,6 +261,11 @@ class Watch:
 
     def _write(self, step: int, values: Values) -> None:
         self._tell(lambda sink: sink.write(step, values))
+
+    def _send(self) -> None:
+        """Send what is new of profile, TensorBoard and wandb to the run directory, where they are not written in it."""
+        with self._survive("upload", "tried again after the next epoch"):
+            self._outbox.send()
 
     def _tell(self, what: Callable[[TensorBoard | WeightsAndBiases], None]) -> None:
         for name, sink in self._sinks.items():

@@ -10,6 +10,7 @@ written under another name and renamed at the end, so an interrupted write is ne
 
 import dataclasses
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from jaxclf.errors import UsageError, one_line
 from jaxclf.models.backbones import create_backbone
 from jaxclf.models.classifier import Classifier, create_model
 from jaxclf.models.torch_weights import auxiliary_keys, head_name, load_torch, not_finite, to_torch
+from jaxclf.storage import Location, absolute, fetched, location, written
 from jaxclf.training.checkpoint import Which, fixed_record, is_exact, regenerate, saved
 from jaxclf.training.run_directory import read_config, read_json
 from jaxclf.training.weight_files import (
@@ -42,7 +44,7 @@ from jaxclf.training.weight_files import (
     torch_module,
 )
 
-PathLike = str | Path
+PathLike = str | os.PathLike[str]
 WRITTEN = {".safetensors": "safetensors", ".pth": "torch", ".pt": "torch", "": "orbax", ".orbax": "orbax"}
 READ = WRITTEN | dict.fromkeys(TORCH, "torch") | {".npz": "bit"}
 """Formats by the ending of a file's name."""
@@ -124,7 +126,8 @@ def convert(
     exists, files that cannot be read, and weights that are not the model's.
     """
     _format(target, WRITTEN)
-    if Path(target).exists():
+    source, target = location(source), location(target)
+    if target.exists():
         raise UsageError(f"{target} exists already; remove it or choose another name")
     given = {"model": model, "num_classes": num_classes, "head": head}
     given |= {
@@ -151,13 +154,13 @@ def read(
     **options: Any,
 ) -> Weights:
     """Read a weight file of any format; the arguments are those of `convert`."""
+    source = location(source)
     kind = _source_format(source)
     given = {"model": model, "num_classes": num_classes, "head": head, "options": options or None}
     given |= {"preprocessing": preprocessing, "class_names": class_names}
     given = {name: value for name, value in given.items() if value is not None}
     if kind in ("run", "orbax"):
-        path = Path(source)
-        found, variables = _read_run(path, checkpoint) if kind == "run" else _read_orbax(path)
+        found, variables = _read_run(source, checkpoint) if kind == "run" else _read_orbax(source)
         if bad := not_finite(traverse_util.flatten_dict(variables, sep=".")):
             raise UsageError(f"{source}: {bad}")
         record = _merge(found, given, source)
@@ -194,7 +197,7 @@ def with_preprocessing(config: Config, workdir: PathLike) -> Config:
     data, file = config.data, config.model.weights
     if file is None:
         return config
-    if (Path(workdir) / "config.json").exists():
+    if (location(workdir) / "config.json").exists():
         begun = read_config(workdir).data
         wanted = {name: getattr(begun, name) for name in ("mean", "std", "interpolation", "resize")}
     else:
@@ -208,7 +211,7 @@ def with_preprocessing(config: Config, workdir: PathLike) -> Config:
 def _wanted(file: str, config: Config) -> dict[str, Any]:
     """Return the fields of `DataConfig` that say how weights want a data set's images; none where they do not say."""
     data, facts = config.data, datasets.resolve(config.data).facts
-    kept = _preprocessing(file, config.model.backbone) if Path(file).exists() else None
+    kept = _preprocessing(file, config.model.backbone) if location(file).exists() else None
     if kept is None or len(kept.mean) != facts.image_shape[2]:
         return {}
     wanted: dict[str, Any] = {"mean": kept.mean, "std": kept.std}
@@ -228,7 +231,8 @@ def _wanted(file: str, config: Config) -> dict[str, Any]:
 
 
 def _preprocessing(source: PathLike, backbone: str) -> Preprocessing | None:
-    kind, path, record = _source_format(source), Path(source), None
+    path, record = location(source), None
+    kind = _source_format(path)
     if kind == "run":
         record = _run_record(path)
     elif kind == "orbax":
@@ -240,6 +244,7 @@ def _preprocessing(source: PathLike, backbone: str) -> Preprocessing | None:
 
 def read_state_dict(source: PathLike, *, weights_key: str | None = None) -> StateDict:
     """Read the PyTorch state dict of a weight file of any format, whatever model it is of."""
+    source = location(source)
     kind = _source_format(source)
     if kind in ("run", "orbax"):
         weights = read(source)
@@ -247,8 +252,12 @@ def read_state_dict(source: PathLike, *, weights_key: str | None = None) -> Stat
     return _read_file(source, kind, weights_key)[0]
 
 
-def _read_file(source: PathLike, kind: str, weights_key: str | None) -> tuple[StateDict, WeightRecord | None]:
-    path = Path(source)
+def _read_file(source: Location, kind: str, weights_key: str | None) -> tuple[StateDict, WeightRecord | None]:
+    with fetched(source) as path:
+        return _read_local(path, kind, weights_key)
+
+
+def _read_local(path: Path, kind: str, weights_key: str | None) -> tuple[StateDict, WeightRecord | None]:
     if kind == "torch":
         if weights_key is None and (others := averages(path)):
             warnings.warn(f"{path} also holds {', '.join(others)}, which --weights-key takes instead", stacklevel=3)
@@ -266,19 +275,19 @@ def _read_file(source: PathLike, kind: str, weights_key: str | None) -> tuple[St
 
 def write(target: PathLike, weights: Weights) -> None:
     """Write a weight file in the format of its suffix. Raises `UsageError` for unknown suffixes and full disks."""
-    kind, path = _format(target, WRITTEN), Path(target)
+    kind, path = _format(target, WRITTEN), location(target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "orbax":
             _write_orbax(path, weights)
             return
-        state_dict, part = to_torch(weights.model, weights.variables), path.with_name(path.name + ".part")
-        if kind == "safetensors":
-            save_file(state_dict, part, metadata={"format": "pt", RECORD: weights.record.to_json()})
-        else:
-            torch = torch_module()
-            torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, part)
-        part.replace(path)
+        state_dict = to_torch(weights.model, weights.variables)
+        with written(path) as part:
+            if kind == "safetensors":
+                save_file(state_dict, part, metadata={"format": "pt", RECORD: weights.record.to_json()})
+            else:
+                torch = torch_module()
+                torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, part)
     except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch have errors of their own
         raise UsageError(f"cannot write {target}: {getattr(error, 'strerror', None) or one_line(error)}") from error
 
@@ -299,11 +308,11 @@ def _format(path: PathLike, known: Mapping[str, str]) -> str:
     return known[ending]
 
 
-def _source_format(path: PathLike) -> str:
-    if (Path(path) / "config.json").exists():
+def _source_format(path: Location) -> str:
+    if (path / "config.json").exists():
         return "run"
     kind = _format(path, READ)
-    if not Path(path).exists():
+    if not path.exists():
         raise UsageError(f"there is no file {path}")
     return kind
 
@@ -349,7 +358,7 @@ def _merge(found: WeightRecord, given: dict[str, Any], source: PathLike) -> Weig
     return dataclasses.replace(found, **given)
 
 
-def _write_orbax(path: Path, weights: Weights) -> None:
+def _write_orbax(path: Location, weights: Weights) -> None:
     """Write variables and record; exact matrices are left out but for shape and hash, as in checkpoint.py."""
     nested = traverse_util.flatten_dict(jax.device_get(weights.variables), sep=".")
     flat = {name: np.asarray(value) for name, value in nested.items()}
@@ -357,25 +366,25 @@ def _write_orbax(path: Path, weights: Weights) -> None:
     metadata = {"record": weights.record.to_json(), "fixed": json.dumps(fixed_record(flat))}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         items = ocp.args.Composite(variables=ocp.args.StandardSave(stored), metadata=ocp.args.JsonSave(metadata))
-        checkpointer.save(path.absolute(), args=items)
+        checkpointer.save(absolute(path), args=items)
 
 
-def _orbax_metadata(path: Path) -> dict[str, str]:
+def _orbax_metadata(path: Location) -> dict[str, str]:
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             items = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-            return checkpointer.restore(path.absolute(), items)["metadata"]
+            return checkpointer.restore(absolute(path), items)["metadata"]
     except Exception as error:  # Orbax raises many types for directories that are none of its
         raise UsageError(f"{path} is no weight directory of ours: {one_line(error)}") from error
 
 
-def _read_orbax(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
+def _read_orbax(path: Location) -> tuple[WeightRecord, dict[str, Any]]:
     """Return record and variables of a directory that `_write_orbax` wrote; exact matrices are regenerated."""
     metadata = _orbax_metadata(path)
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             args = ocp.args.Composite(variables=ocp.args.StandardRestore())
-            stored = checkpointer.restore(path.absolute(), args)["variables"]
+            stored = checkpointer.restore(absolute(path), args)["variables"]
     except Exception as error:  # Orbax and TensorStore raise many types for damaged files
         raise UsageError(f"{path} is damaged: {one_line(error)}") from error
     flat = {name: np.asarray(value) for name, value in stored.items()}
@@ -383,7 +392,7 @@ def _read_orbax(path: Path) -> tuple[WeightRecord, dict[str, Any]]:
     return WeightRecord.from_json(metadata["record"]), traverse_util.unflatten_dict(flat, sep=".")
 
 
-def _run_record(path: Path) -> WeightRecord:
+def _run_record(path: Location) -> WeightRecord:
     """Return what a run directory trained, with its data set's class names and preprocessing."""
     config, known = read_config(path), path / "data.json"
     dataset = datasets.resolve(config.data)
@@ -401,6 +410,6 @@ def _run_record(path: Path) -> WeightRecord:
     )
 
 
-def _read_run(path: Path, checkpoint: Which) -> tuple[WeightRecord, dict[str, Any]]:
+def _read_run(path: Location, checkpoint: Which) -> tuple[WeightRecord, dict[str, Any]]:
     with saved(path) as checkpoints:
         return _run_record(path), checkpoints.variables(checkpoint)

@@ -1,0 +1,204 @@
+"""One interface over local directories and buckets: places, claims, checksums, other names."""
+
+import http.server
+import importlib.util
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxclf import storage
+from jaxclf.cli.main import main
+from jaxclf.config import Config
+from jaxclf.errors import RunError, UsageError
+from jaxclf.storage import claim, location
+from jaxclf.training.run_directory import RunDirectory, read_config
+
+RECIPE = Path(__file__).parent / "tiny.py"
+
+# Places
+
+
+@pytest.mark.parametrize("given", ["runs/one", "/tmp/one", "C", Path("runs"), "a:b/c"])
+def test_a_local_path_is_pathlibs(given: str | Path) -> None:
+    assert location(given) == Path(given)
+    assert isinstance(location(given), Path)
+
+
+@pytest.mark.parametrize("given", ["foo://bucket/run", Path("foo://bucket/run")])
+def test_another_scheme_is_refused_by_name(given: str | Path) -> None:
+    with pytest.raises(UsageError, match=r"^unknown scheme foo:// in foo://bucket/run\. Valid: .*, gs://BUCKET/PATH$"):
+        location(given)
+
+
+def test_s3_is_refused_with_the_reason_but_for_folders_of_images() -> None:
+    with pytest.raises(UsageError, match=r"^s3://b/run can only be a folder of images: Orbax .* by renaming .* Valid"):
+        location("s3://b/run")
+
+
+def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"^gs://b/run needs a package .*: pip install 'jaxclf\[gcs\]'$"):
+        location("gs://b/run")
+    with pytest.raises(UsageError, match=r"^s3://b/run needs a package .*: pip install 'jaxclf\[s3\]'$"):
+        location("s3://b/run", storage.IMAGES)
+
+
+def test_a_url_keeps_its_slashes_through_pathlib(bucket: str) -> None:
+    assert str(location(Path(f"{bucket}/runs") / "one")) == f"{bucket}/runs/one"
+
+
+@pytest.mark.usefixtures("gcs")
+def test_a_bucket_that_is_not_there_is_said() -> None:
+    with pytest.raises(UsageError, match=r"^there is no bucket gs://no-such-bucket$"):
+        location("gs://no-such-bucket/run")
+
+
+@pytest.fixture
+def closed_server(gcs: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Google Cloud Storage that knows nobody."""
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b'{"error": {"message": "Anonymous caller does not have storage.objects.list access"}}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    import gcsfs
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+        storage._files.cache_clear()
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield
+        server.shutdown()
+    storage._files.cache_clear()
+    gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@pytest.mark.usefixtures("closed_server")
+def test_credentials_that_are_missing_are_one_line() -> None:
+    said = r"^gs://private cannot be reached \(HttpError: Anonymous caller does not have .*\); credentials come from `g"
+    with pytest.raises(UsageError, match=said):
+        location("gs://private/run")
+
+
+def test_credentials_of_s3_that_are_missing_are_one_line(s3: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage._files.cache_clear()
+    type(s3).clear_instance_cache()
+    said = r"^s3://private cannot be reached \(NoCredentialsError: Unable to locate credentials\); credentials come fr"
+    with pytest.raises(UsageError, match=said):
+        location("s3://private/photos", storage.IMAGES)
+    storage._files.cache_clear()
+    type(s3).clear_instance_cache()
+
+
+@pytest.mark.parametrize("workdir", ["foo://bucket/run", "s3://bucket/run"])
+def test_a_run_in_another_place_is_one_line_before_anything_is_written(
+    workdir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(RECIPE), "--workdir", workdir]) == 2
+    assert capsys.readouterr().err.startswith(f"jaxclf: {'unknown scheme foo://' if 'foo' in workdir else workdir}")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Claims
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life ten a second, and stale after one."""
+    monkeypatch.setattr(storage, "BEAT", 0.1)
+    monkeypatch.setattr(storage, "STALE", 1.0)
+
+
+@pytest.fixture
+def left(bucket: str) -> Callable[[float], str]:
+    """Leave the lock of a process of another machine, whose last sign of life is so many seconds old."""
+
+    def leave(age: float) -> str:
+        who = {"host": "elsewhere", "process": "7", "since": "2026-01-01T00:00:00Z", "token": "x"}
+        lock = location(f"{bucket}/run/lock")
+        metadata = who | {"beat": str(time.time() - age)}
+        storage._of(lock).pipe_file(str(lock), b"{}", metadata=metadata)
+        return f"{bucket}/run"
+
+    return leave
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_bucket_has_one_writer_and_says_which(bucket: str) -> None:
+    url = f"{bucket}/run"
+    with RunDirectory(url, Config()):
+        who = json.loads((location(url) / "lock").read_text())
+        assert (who["host"], who["process"]) == (socket.gethostname(), str(os.getpid()))
+        said = f"another process is running in {url}: process {os.getpid()} of {who['host']}, since {who['since']}"
+        with pytest.raises(RunError) as refused:
+            RunDirectory(url, Config())
+        assert str(refused.value) == said
+        assert read_config(url) == Config()
+    assert not (location(url) / "lock").exists()
+    RunDirectory(url, Config()).close()
+
+
+def test_a_stale_lock_is_taken_over_with_a_warning(left: Callable[[float], str]) -> None:
+    url, start = left(61.0), time.monotonic()
+    said = r"process 7 of elsewhere, since 2026-01-01T00:00:00Z gave no sign of life for 60 s: its lock is taken over"
+    with pytest.warns(UserWarning, match=said):
+        RunDirectory(url, Config()).close()
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.usefixtures("soon")
+def test_the_lock_of_a_run_just_killed_is_waited_for(left: Callable[[float], str]) -> None:
+    start = time.time()
+    with pytest.warns(UserWarning, match="is taken over"):
+        claim(location(left(0.0))).close()
+    assert time.time() - start >= 1.0
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_run_whose_lock_was_taken_over_writes_nothing_more(left: Callable[[float], str], bucket: str) -> None:
+    with RunDirectory(f"{bucket}/run", Config()) as directory:
+        left(0.0)
+        time.sleep(0.5)
+        with pytest.raises(RunError, match="another process has taken over gs://"):
+            directory.write("metrics.csv", "")
+    assert (location(bucket) / "run" / "lock").read_text() == "{}"  # it is the other's
+
+
+# Files
+
+
+def test_a_directory_of_objects_is_given_another_name(bucket: str) -> None:
+    place = location(bucket) / "run"
+    for name in ("5/a", "5/deep/b", "55/c"):
+        (place / name).write_bytes(name.encode())
+    storage.retire(place / "5", place / "damaged" / "5.0")
+    assert storage.names(place) == ["55", "damaged"]
+    assert sorted(storage.checksums(place)) == ["55/c", "damaged/5.0/a", "damaged/5.0/deep/b"]
+    assert (place / "damaged" / "5.0" / "deep" / "b").read_bytes() == b"5/deep/b"
+
+
+def test_checksums_of_objects_are_their_crc32c_and_of_files_their_sha256(bucket: str, tmp_path: Path) -> None:
+    """RFC 3720, B.4: of 32 bytes of zeros it is 8a9136aa; FIPS 180-2, B.1: of "abc" SHA-256 is ba7816bf..."""
+    place = location(bucket) / "sums"
+    (place / "zeros").write_bytes(bytes(32))
+    assert storage.checksums(place) == {"zeros": "ipE2qg=="}
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "abc").write_bytes(b"abc")
+    found = storage.checksums(tmp_path)
+    assert found == {"deep/abc": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
