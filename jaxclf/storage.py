@@ -200,6 +200,15 @@ def retire(source: Location, target: Location) -> None:
         files.rm(found)
 
 
+def remove(directory: Location) -> None:
+    """Delete a directory and what is in it; one that is not there is left so."""
+    if _is_local(directory):
+        shutil.rmtree(directory, ignore_errors=True)
+    elif directory.exists():
+        with _as_os_errors():
+            _of(directory).rm(_key(directory), recursive=True)
+
+
 def checksums(directory: Location) -> dict[str, str]:
     """Return the checksum of every file below a directory, by its path there; of objects no byte is read for it."""
     if not _is_local(directory):

@@ -26,7 +26,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxclf.config import Cluster
 from jaxclf.devices import launchers
 from jaxclf.devices.layout import AXIS, Layout, lengthen_waits
+from jaxclf.devices.preemption import Requests
 from jaxclf.errors import RunError, UsageError
+from jaxclf.storage import Location
 
 T = TypeVar("T")
 TOKEN = ".shared"
@@ -198,7 +200,7 @@ def require_same(what: str, own: Mapping[str, Any]) -> None:
         raise UsageError(f"the processes have other {what} than process 0 on {host}: {'; '.join(wrong)}")
 
 
-def require_shared(directory: Path) -> None:
+def require_shared(directory: Location) -> None:
     """Raise `UsageError` on all processes where one does not see in a directory what process 0 writes there.
 
     Without this they would wait for each other's part of the first checkpoint. A network file system may show a new
@@ -219,11 +221,11 @@ def require_shared(directory: Path) -> None:
     if blind := [f"process {rank} on {host}" for rank, (host, one) in enumerate(hosts) if not one]:
         raise UsageError(
             f"{', '.join(blind)} cannot see what process 0 on {hosts[0][0]} writes to {directory}: the processes of a "
-            "run need a --workdir on a file system that all of them share"
+            "run need a --workdir on a file system that all of them share, or gs://BUCKET/PATH"
         )
 
 
-def _reads(file: Path, token: str) -> bool:
+def _reads(file: Location, token: str) -> bool:
     try:
         return file.read_text() == token
     except OSError:
@@ -234,6 +236,23 @@ def warn(text: str) -> None:
     """Warn the user, once for all processes."""
     if jax.process_index() == 0:
         warnings.warn(text, stacklevel=3)
+
+
+class Stops:
+    """The requests to stop that any process of a run has heard."""
+
+    def __init__(self, requests: Requests, layout: Layout) -> None:
+        """Ask `requests` on each process of a layout."""
+        self._requests, self._votes = requests, Votes(layout)
+
+    def asked(self) -> bool:
+        """Tell whether there is one; all processes ask at the same places, and hear the same at each."""
+        return self._votes.stop(self._requests.reason is not None)
+
+    @property
+    def by(self) -> str:
+        """Who asked, in words."""
+        return self._requests.reason or "another process of the run"
 
 
 class Votes:

@@ -77,6 +77,10 @@ def state_digest(state: TrainState) -> str:
     return _digest(_flatten(state))
 
 
+class NoCheckpoint(RunError):
+    """A directory without a checkpoint that can be read."""
+
+
 class Damaged(RunError):
     """A checkpoint whose files or arrays are not what was written."""
 
@@ -209,7 +213,7 @@ class Checkpoints:
                         self._set_aside(step)
                     warn(f"the checkpoint of step {step} is damaged ({damaged[step]}); taking the one before")
         tried = "; ".join(f"step {step} ({reason})" for step, reason in damaged.items())
-        raise RunError(f"no readable checkpoint in {self.directory}: {tried or 'it is empty'}")
+        raise NoCheckpoint(f"no readable checkpoint in {self.directory}: {tried or 'it is empty'}")
 
     def _chosen(self, which: Which) -> list[int]:
         """Return the steps to try, the first choice last; `UsageError` where none is there."""

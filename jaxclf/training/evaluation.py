@@ -1,5 +1,6 @@
 """Evaluate states of a run: every image of a split is counted once."""
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -25,6 +26,19 @@ from jaxclf.training.run_directory import Result, RunDirectory, per_class
 from jaxclf.training.setup import IN_THREADS, Setup, set_up
 from jaxclf.training.step import TrainState, eval_step, feature_step
 from jaxclf.training.weights import with_preprocessing
+
+
+class Interrupted(Exception):
+    """An evaluation that ended early, because its `stop` was true."""
+
+
+Stop = Callable[[], bool]
+"""Tells before each batch whether an evaluation is to end early."""
+
+
+def never() -> bool:
+    """Return False."""
+    return False
 
 
 def evaluate(
@@ -60,14 +74,18 @@ def restore(setup: Setup, directory: RunDirectory, *, checkpoint: Which = "last"
     return setup.layout.whole(state, training=True)
 
 
-def recalibrated(setup: Setup, state: TrainState, wanted: int, read: Callable[[int], Iterator[Batch]]) -> TrainState:
+def recalibrated(
+    setup: Setup, state: TrainState, wanted: int, read: Callable[[int], Iterator[Batch]], stop: Stop = never
+) -> TrainState:
     """Average BatchNorm's statistics over `wanted` training batches from behind the last step.
 
-    `read` yields the batches of an epoch from a step on.
+    `read` yields the batches of an epoch from a step on. Raises `Interrupted`.
     """
     number = 0
     while number < wanted:  # an epoch of batches at a time
         for batch in itertools.islice(read(setup.total_steps + number), wanted - number):
+            if stop():
+                raise Interrupted
             number += 1
             given = (batch.images, batch.labels, batch.rows, number, batch.examples)
             state = recalibrate_step(setup.program, state, *given)
@@ -88,13 +106,16 @@ class Evaluation:
     faults: tuple[Fault, ...]
 
 
-def evaluate_split(setup: Setup, state: TrainState, split: str) -> Evaluation:
-    """Evaluate a state on a split; `RunError` where an image cannot be read, or none can, or numbers are not finite."""
+def evaluate_split(setup: Setup, state: TrainState, split: str, stop: Stop = never) -> Evaluation:
+    """Evaluate a state on a split.
+
+    Raises `RunError` where an image cannot be read, or none can, or numbers are not finite, and `Interrupted`.
+    """
     # Looked for before the loss, too: on a CPU, XLA's maximum of NaN and 0 may be 0.
     if bad := not_finite(traverse_util.flatten_dict(jax.device_get(state.evaluated), sep=".")):
         raise RunError(f"step {int(state.step)}: {bad}")
     count, parts, faults = setup.data.sizes[split], [], []
-    for part, batch in _stepped(setup, state, split, eval_step):
+    for part, batch in _stepped(setup, state, split, eval_step, stop):
         parts.append(part)
         faults += batch.faults
     sums, answers = zip(*jax.device_get(parts), strict=True)
@@ -107,44 +128,56 @@ def evaluate_split(setup: Setup, state: TrainState, split: str) -> Evaluation:
     return Evaluation(losses.means(total), labels, predictions, tuple(faults))
 
 
-def measure_collapse(setup: Setup, state: TrainState, split: str) -> dict[str, float]:
+def measure_collapse(setup: Setup, state: TrainState, split: str, stop: Stop = never) -> dict[str, float]:
     """Return the measures of neural collapse that are defined for a split's features, by name (collapse.py).
 
     One pass over the images gives the class means, a second one the share of images whose prediction is the class with
     the nearest mean, nc4. No batch's features are kept. Raises `RunError` as `evaluate_split` does.
     """
     head, variables = setup.program.model.head, jax.device_get(state.evaluated)
-    batches = (Moments.of(features, labels, head.num_classes) for labels, _, features in _features(setup, state, split))
+    given = (setup, state, split, stop)
+    batches = (Moments.of(features, labels, head.num_classes) for labels, _, features in _features(*given))
     moments = functools.reduce(operator.add, batches)
     if not np.isfinite(moments.squares).all():
         raise RunError(f"step {int(state.step)}: a feature of the {split} images is not finite")
     own = {name: tree["head"] for name, tree in variables.items() if "head" in tree}
     found = measures(moments, head_weight(head, own, len(moments.largest)))
     agreeing, count = 0, 0
-    for _, predictions, features in _features(setup, state, split):
+    for _, predictions, features in _features(*given):
         agreeing += int((nearest_classes(moments, features) == predictions).sum())
         count += len(predictions)
     return found | {"nc4": agreeing / count}
 
 
-def _features(setup: Setup, state: TrainState, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _features(
+    setup: Setup, state: TrainState, split: str, stop: Stop
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield labels int32 [n], predictions int32 [n] and features float32 [n d], of the images of a batch that count."""
-    for part, _ in _stepped(setup, state, split, feature_step):
+    for part, _ in _stepped(setup, state, split, feature_step, stop):
         answers, features = jax.device_get(part)
         counted = answers.labels >= 0
         yield answers.labels[counted], answers.predictions[counted], features[counted]
 
 
-def _stepped(setup: Setup, state: TrainState, split: str, step: Callable[..., Any]) -> Iterator[tuple[Any, Batch]]:
-    """Yield what a step of evaluation returns for each batch of a split, and the batch."""
+def _stepped(
+    setup: Setup, state: TrainState, split: str, step: Callable[..., Any], stop: Stop
+) -> Iterator[tuple[Any, Batch]]:
+    """Yield what a step of evaluation returns for each batch of a split, and the batch.
+
+    The host is as few steps ahead as in training, so that a request to stop is met soon.
+    """
     size = min(setup.config.data.eval_batch_size, setup.data.sizes[split])
     program = dataclasses.replace(setup.program, spread=setup.layout.spread())
     if setup.layout.training_mesh is not setup.layout.mesh:
         state = setup.layout.whole(state)
+    under_way = collections.deque[Any]()
     for batch in setup.data.eval_batches(split, size + -size % setup.layout.devices):
+        if stop():
+            raise Interrupted
         part = step(program, state, batch.images, batch.labels, batch.rows, batch.mask)
-        if not setup.layout.ahead:
-            jax.block_until_ready(part)
+        under_way.append(part)
+        while len(under_way) > setup.layout.ahead:
+            jax.block_until_ready(under_way.popleft())
         yield part, batch
 
 

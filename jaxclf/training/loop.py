@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxclf.config import Config, Loader, Watching
 from jaxclf.data.order import Batch
-from jaxclf.devices.cluster import Votes, require_same, require_shared, together
+from jaxclf.devices.cluster import Stops, require_same, require_shared, together
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import Stopped, one_line
 from jaxclf.training.assignment import assigned
@@ -73,16 +73,16 @@ def train(
             with (
                 Checkpoints(directory.path / "checkpoints") as checkpoints,
                 Requests() as requests,
-                opened(setup, directory, checkpoints, watching, quiet=quiet) as (run, state),
+                opened(setup, directory, checkpoints, watching, quiet=quiet, requests=requests) as (run, state),
             ):
-                return run.finish(_train_run(run, state, requests))
+                return run.finish(_train_run(run, state))
         except jax.errors.JaxRuntimeError as error:
             if setup.layout.hosts == 1:
                 raise
             raise Stopped(f"lost another process of the run ({one_line(error)}); start all of them again") from error
 
 
-def _train_run(run: Run, state: TrainState, requests: Requests) -> TrainState:
+def _train_run(run: Run, state: TrainState) -> TrainState:
     """Return the state after the last step; after divergence the run goes back as often as it may."""
 
     def advance(program: Program, state: TrainState, batch: Batch) -> TrainState:
@@ -90,7 +90,8 @@ def _train_run(run: Run, state: TrainState, requests: Requests) -> TrainState:
 
     if not run.setup.total_steps:
         return run.untrained(state)
-    loop = Loop(run, advance, requests)
+    assert run.stops is not None
+    loop = Loop(run, advance, run.stops)
     while True:
         seed = int(state.seed)  # steps consume the state
         try:
@@ -111,20 +112,21 @@ class _Training(Protocol):
     def dispatched(self, steps: int, images: int) -> None: ...
     def check(self, bad_step: jax.Array) -> None: ...
     def save(self, state: TrainState) -> None: ...
+    def catch_up(self, state: TrainState) -> TrainState: ...
     def finish_epoch(self, state: TrainState) -> TrainState: ...
 
 
 class Loop:
     """Takes the steps of a run, with the host a few dispatches ahead of the devices."""
 
-    def __init__(self, run: _Training, advance: Advance, requests: Requests) -> None:
-        """Train what `run` reads by `advance`, and stop when `requests` or another process asks for it."""
-        self._run, self._advance, self._requests = run, advance, requests
-        self._votes = Votes(run.setup.layout)
+    def __init__(self, run: _Training, advance: Advance, stops: Stops) -> None:
+        """Train what `run` reads by `advance`, and stop when it is asked for."""
+        self._run, self._advance, self._stops = run, advance, stops
         self._compiled: set[tuple[Program, int, int]] = set()  # programs, steps and images of dispatches
 
     def train(self, state: TrainState) -> TrainState:
         """Return the state after the last step; raises `Diverged`, and `Stopped` when asked to stop."""
+        state = self._run.catch_up(state)
         while (step := steps_done(state)) < self._run.setup.total_steps:
             state = sorted_for(self._run.setup, assigned(self._run.setup, state, step), step)
             state = self._run.finish_epoch(self._train_epoch(state, step))
@@ -147,8 +149,8 @@ class Loop:
             step += batch.steps
             if ahead.diverged:
                 run.check(state.bad_step)
-            inside = step % per_epoch  # the end of an epoch is saved behind its evaluation, and a stop waits for that
-            stop = self._votes.stop(self._requests.reason is not None) and inside
+            inside = step % per_epoch  # the end of an epoch is saved behind its evaluation, which a stop ends, too
+            stop = self._stops.asked() and inside
             if stop or (every and inside and step // every > (step - batch.steps) // every):
                 with ahead.clocks_stopped("saving"):
                     run.check(state.bad_step)
@@ -163,8 +165,7 @@ class Loop:
     def _stop(self, state: TrainState, step: int) -> NoReturn:
         """End a run that was asked to stop, when its checkpoint is whole."""
         self._run.check(state.bad_step)
-        asked = self._requests.reason or "another process of the run"
-        raise Stopped(f"stopped at step {step} by {asked}; the same command goes on from there")
+        raise Stopped(f"stopped at step {step} by {self._stops.by}; the same command goes on from there")
 
 
 class Ahead:

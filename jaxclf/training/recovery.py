@@ -1,12 +1,16 @@
 """Divergence, and the way back from it: to the newest good checkpoint, with other draws from there on."""
 
+import contextlib
+
+import jax
 import jax.numpy as jnp
 
 from jaxclf.config import RunConfig
 from jaxclf.data.order import reseeded
-from jaxclf.devices.cluster import warn
+from jaxclf.devices.cluster import together, warn
 from jaxclf.errors import RunError
-from jaxclf.training.checkpoint import Checkpoints
+from jaxclf.storage import remove
+from jaxclf.training.checkpoint import Checkpoints, NoCheckpoint
 from jaxclf.training.run_directory import Rows, RunDirectory
 from jaxclf.training.setup import Setup
 from jaxclf.training.step import TrainState
@@ -21,10 +25,41 @@ class Diverged(RunError):
         self.step = step
 
 
-def newest(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[TrainState, Rows]:
-    """Return the state of the newest checkpoint that can be read, and the metric rows until there."""
+UNEVALUATED = "unevaluated"
+"""Directory of the checkpoint of a run that was stopped in the evaluation behind an epoch."""
+
+
+def newest(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[TrainState, Rows] | None:
+    """Return the state of the newest checkpoint that can be read, and the metric rows until there; None: there is none.
+
+    It may be one that still waits for its evaluation.
+    """
+    last = max(checkpoints.steps(), default=0)
+    if together(lambda: (directory.path / UNEVALUATED).exists()):
+        with Checkpoints(directory.path / UNEVALUATED) as waiting, contextlib.suppress(NoCheckpoint):
+            if max(waiting.steps(), default=0) > last:
+                return _restored(setup, directory, waiting)
+        forget_unevaluated(directory)  # it is evaluated, or damaged and set aside
+    return _restored(setup, directory, checkpoints) if last else None
+
+
+def _restored(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[TrainState, Rows]:
     state, count = checkpoints.restore(setup.init_state())
     return setup.layout.whole(state, training=True), directory.rows(count)
+
+
+def keep_unevaluated(directory: RunDirectory, state: TrainState, *, rows: int) -> None:
+    """Write the checkpoint of an epoch whose evaluation was stopped, beside the others; it is whole on return.
+
+    Among them it would keep out the one of the same step that is evaluated.
+    """
+    with Checkpoints(directory.path / UNEVALUATED) as waiting:
+        waiting.save(state, rows=rows, top1=None)
+
+
+def forget_unevaluated(directory: RunDirectory) -> None:
+    """Delete what `keep_unevaluated` wrote."""
+    together(lambda: remove(directory.path / UNEVALUATED) if jax.process_index() == 0 else None)
 
 
 def go_back(
@@ -39,7 +74,7 @@ def go_back(
     if number > run.rollbacks:
         raise RunError(str(error)) from error
     checkpoints.settle()
-    state, rows = newest(setup, directory, checkpoints) if checkpoints.steps() else (setup.init_state(), [])
+    state, rows = newest(setup, directory, checkpoints) or (setup.init_state(), [])
     other, step = reseeded(run.seed, number), int(state.step)
     directory.write_rollback({"number": number, "diverged": error.step, "back_to": step, "seed": other})
     warn(f"{error}; going back to step {step}, with other draws from there on ({number} of at most {run.rollbacks})")

@@ -17,13 +17,21 @@ from jaxclf.data import pipeline
 from jaxclf.data.order import Batch, Fault
 from jaxclf.data.stream import Stream
 from jaxclf.data.transforms import pil_filter, resize_side
-from jaxclf.devices.cluster import gather, require_same, together, warn
-from jaxclf.errors import RunError
+from jaxclf.devices.cluster import Stops, gather, require_same, together, warn
+from jaxclf.devices.preemption import Requests
+from jaxclf.errors import RunError, Stopped
 from jaxclf.models.torch_weights import transfer_torch
 from jaxclf.training import losses, recovery
 from jaxclf.training.checkpoint import COLLECTIONS, Checkpoints
 from jaxclf.training.collapse import MEASURES
-from jaxclf.training.evaluation import Evaluation, evaluate_split, measure_collapse, recalibrated, result_of
+from jaxclf.training.evaluation import (
+    Evaluation,
+    Interrupted,
+    evaluate_split,
+    measure_collapse,
+    recalibrated,
+    result_of,
+)
 from jaxclf.training.progress import Progress
 from jaxclf.training.recovery import Diverged
 from jaxclf.training.run_directory import Result, Rows, RunDirectory
@@ -45,6 +53,8 @@ class Run:
     watch: Watch
     rows: Rows
     """Rows of metrics.jsonl so far."""
+    stops: Stops | None = None
+    """Requests that end an evaluation early; None: it goes on to its end."""
     began: float | None = None
     """Clock at the start of a run that has no step behind it."""
     faults: Rows = dataclasses.field(default_factory=list)
@@ -98,7 +108,32 @@ class Run:
         """Begin to write a checkpoint."""
         self.checkpoints.save(state, rows=len(self.rows), top1=top1)
 
+    def catch_up(self, state: TrainState) -> TrainState:
+        """Finish the epoch of a state that a run was stopped in the evaluation of."""
+        per_epoch = self.setup.program.timeline.steps_per_epoch
+        epoch, inside = divmod(int(state.step), per_epoch)
+        if inside or len(self.rows) >= epoch:
+            return state
+        state = self.finish_epoch(state)
+        self.checkpoints.settle()
+        recovery.forget_unevaluated(self.directory)
+        return state
+
     def finish_epoch(self, state: TrainState) -> TrainState:
+        """Complete an epoch; where a request to stop comes meanwhile, keep the state as it is and raise `Stopped`."""
+        whole = jax.tree.map(jnp.copy, state) if self.setup.layout.replicas else state  # pmap consumes what it is given
+        try:
+            return self._complete(state)
+        except Interrupted as error:
+            self.checkpoints.settle()
+            recovery.keep_unevaluated(self.directory, whole, rows=len(self.rows))
+            raise self._stopped(int(whole.step)) from error
+
+    def _stopped(self, step: int) -> Stopped:
+        assert self.stops is not None
+        return Stopped(f"stopped in the evaluation behind step {step} by {self.stops.by}; the same command goes on")
+
+    def _complete(self, state: TrainState) -> TrainState:
         """Evaluate if it is due, write the epoch's metric row, then the checkpoint that counts it.
 
         In this order: a kill between the two means that the row is computed and written once more, never that it is
@@ -139,13 +174,16 @@ class Run:
     def finish(self, state: TrainState) -> Result:
         """Evaluate the last state on the test images, and complete the run directory."""
         self.checkpoints.settle()
-        test = self._evaluated(state, "test")
+        try:
+            test = self._evaluated(state, "test")
+        except Interrupted as error:
+            raise self._stopped(int(state.step)) from error
         self._report()
         self.directory.write_predictions(test.labels, test.predictions)
         result = result_of(self.setup, self.directory, state, test, self.progress.images_per_second)
         if state.average:
             trained = state.replace(average={name: getattr(state, name) for name in state.average})
-            plain = self._evaluated(trained, "test").metrics["top1"]
+            plain = evaluate_split(self.setup, trained, "test").metrics["top1"]
             result = dataclasses.replace(result, plain_top1=plain)
         seconds = None if self.began is None else time.perf_counter() - self.began
         result = dataclasses.replace(result, finished=utc(time.time()), seconds=seconds)
@@ -161,19 +199,22 @@ class Run:
 
     def _evaluated(self, state: TrainState, split: str) -> Evaluation:
         with self._saying_what_is_kept():
-            evaluation = evaluate_split(self.setup, state, split)
+            evaluation = evaluate_split(self.setup, state, split, self._stop)
         self._note(split, evaluation.faults)
         return evaluation
 
     def _measured(self, state: TrainState, split: str) -> dict[str, float]:
         with self._saying_what_is_kept():
-            return measure_collapse(self.setup, state, split)
+            return measure_collapse(self.setup, state, split, self._stop)
 
     def _recalibrated(self, state: TrainState) -> TrainState:
         """Average BatchNorm's statistics over `run.recalibrate` batches from behind the last step."""
         seed = int(state.seed)
         wanted = self.setup.config.run.recalibrate
-        return recalibrated(self.setup, state, wanted, lambda step: self._read(seed, step, 1))
+        return recalibrated(self.setup, state, wanted, lambda step: self._read(seed, step, 1), self._stop)
+
+    def _stop(self) -> bool:
+        return self.stops is not None and self.stops.asked()
 
     def _note(self, split: str, faults: tuple[Fault, ...]) -> None:
         """Remember images that were skipped; a process that is alone also says so at once."""
@@ -212,15 +253,25 @@ class Run:
 
 @contextlib.contextmanager
 def opened(
-    setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, watching: Watching, *, quiet: bool
+    setup: Setup,
+    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    watching: Watching,
+    *,
+    quiet: bool,
+    requests: Requests | None = None,
 ) -> Iterator[tuple[Run, TrainState]]:
-    """Begin a run in its directory, or go on with it there: yield it, watched, and the state to go on from."""
+    """Begin a run in its directory, or go on with it there: yield it, watched, and the state to go on from.
+
+    `requests` end its evaluations early, too.
+    """
+    stops = None if requests is None else Stops(requests, setup.layout)
     images = together(setup.images)
     require_same("data", _told_apart(images))
     together(lambda: directory.write_data(images))
     config, state, rows = setup.config, setup.init_state(), []
-    if checkpoints.steps():
-        state, rows = recovery.newest(setup, directory, checkpoints)
+    if (found := recovery.newest(setup, directory, checkpoints)) is not None:
+        state, rows = found
     elif config.model.weights is not None:
         state = _from_weights(setup, state, config.model.weights, quiet=quiet)
     if not rows and (directory.path / "damaged_checkpoints").exists() and not checkpoints.steps():
@@ -234,7 +285,7 @@ def opened(
         going_on = f", going on from step {place['step']:,} of {place['steps']:,}" if place["step"] else ""
         progress.say(f"{title}: {setup.header()}{going_on}")
         began = None if place["step"] else time.perf_counter()
-        yield Run(setup, directory, checkpoints, progress, watch, rows, began), state
+        yield Run(setup, directory, checkpoints, progress, watch, rows, stops, began), state
 
 
 def _told_apart(images: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     config.json        the resolved config          environment.json   versions, device, git commit
     metrics.jsonl      one row per epoch            metrics.csv        the same rows
     checkpoints/       Orbax                        predictions.npz    labels and predicted classes of the test set
+    unevaluated/       the checkpoint of a run that was stopped in an evaluation, until that is done
     data.json          class names; number and hash of the images: on others the run does not go on
     skipped.jsonl      images that could not be read and were skipped, where there are any
     rollbacks.jsonl    where the run diverged and went back, if it did
@@ -187,7 +188,8 @@ class RunDirectory:
         """Tell whether a checkpoint or a result was written here."""
         checkpoints = self.path / "checkpoints"
         saved = checkpoints.is_dir() and any(entry.name.isdigit() for entry in checkpoints.iterdir())
-        return saved or any((self.path / name).exists() for name in ("result.json", "damaged_checkpoints"))
+        others = ("result.json", "damaged_checkpoints", "unevaluated")
+        return saved or any((self.path / name).exists() for name in others)
 
     def _extend(self, there: Config, config: Config) -> None:
         """Begin a segment of more epochs; the same again after a kill in between."""

@@ -21,6 +21,7 @@ from jaxclf.config import Config, validate
 from jaxclf.data import datasets
 from jaxclf.data.kinds import ResidentSet, StreamedSet
 from jaxclf.data.order import Batch
+from jaxclf.devices.cluster import Stops
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import UsageError
 from jaxclf.storage import Location, location
@@ -163,8 +164,12 @@ class Stack:
         for run, own in self._each(state):
             run.save(own)
 
+    def catch_up(self, state: TrainState) -> TrainState:
+        """Complete the epoch of every run that was stopped, by itself, in the evaluation of it."""
+        return stacked([run.catch_up(own) for run, own in self._each(state)])
+
     def finish_epoch(self, state: TrainState) -> TrainState:
-        """Complete an epoch of every run."""
+        """Complete an epoch of every run; a request to stop waits for it."""
         return stacked([run.finish_epoch(own) for run, own in self._each(state)])
 
     def finish(self, state: TrainState) -> None:
@@ -208,7 +213,7 @@ def _train(setup: Setup, pending: Sequence[tuple[Config, Location]], *, quiet: b
         if len(steps := sorted({int(state.step) for state in states})) > 1:
             raise UsageError(f"damaged checkpoints left the runs at steps {steps}; the same command goes on")
         one = Stack(runs)
-        one.finish(Loop(one, one.advance, requests).train(stacked(states)))
+        one.finish(Loop(one, one.advance, Stops(requests, setup.layout)).train(stacked(states)))
         return sum(run.progress.images_per_second for run in runs)
 
 

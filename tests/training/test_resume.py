@@ -1,7 +1,9 @@
 """A run that is stopped, at any moment and by any means, ends with the bits of one that was never stopped."""
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -13,14 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from jaxclf.cli.main import main
-from jaxclf.config import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig
-from jaxclf.errors import UsageError
-from jaxclf.training import loop
+from jaxclf.config import AugmentConfig, Config, DataConfig, LossConfig, ModelConfig, OptimConfig
+from jaxclf.devices.cluster import Stops
+from jaxclf.errors import Stopped, UsageError
+from jaxclf.training import loop, recovery
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.run_directory import RunDirectory, read_config
 from tests.tiers import quick
@@ -134,6 +138,73 @@ def test_run_stopped_between_two_files_equals_the_uninterrupted_one(
         with pytest.raises(Stop):
             loop.train(CONFIGS[name], tmp_path, quiet=True)
     check_end(name, tmp_path, uninterrupted)
+
+
+# What asks whether to stop: 21 training steps an epoch, 7 batches of test images; to measure collapse 22 batches of
+# training images and 7 of test images, twice each; 4 batches to recalibrate.
+STOPS = {
+    "evaluation": ({}, 21 + 3, 21),
+    "measures": ({"collapse": True}, 21 + 7 + 30, 21),
+    "recalibration": ({"recalibrate": 4}, 21 + 7 + 21 + 2, 42),
+    "last evaluation": ({}, 2 * (21 + 7) + 3, 42),
+}
+"""Fields of run, at which question it is to stop, and behind which step that is."""
+
+
+def stopped_at(number: int, given: Config, workdir: Path) -> str:
+    """Train until a question whether to stop, which is answered by yes; return what is said."""
+    count = itertools.count(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stops, "asked", lambda _: next(count) == number)
+        with pytest.raises(Stopped) as stopping:
+            loop.train(given, workdir, quiet=True)
+    return str(stopping.value)
+
+
+def evaluated_in_batches(**run: Any) -> Config:
+    given = config(epochs=2, **run)
+    return dataclasses.replace(given, data=dataclasses.replace(given.data, eval_batch_size=64))
+
+
+@pytest.mark.parametrize("where", quick(STOPS, "evaluation"))
+def test_a_run_stopped_in_an_evaluation_keeps_the_epoch_and_ends_with_the_same_bits(where: str, tmp_path: Path) -> None:
+    fields, number, step = STOPS[where]
+    given, stopped = evaluated_in_batches(**fields), tmp_path / "stopped"
+    loop.train(given, tmp_path / "whole", quiet=True)
+    assert f"stopped in the evaluation behind step {step} by " in stopped_at(number, given, stopped)
+    waits = where != "last evaluation"
+    assert complete_steps(stopped) == list(range(21, step + (not waits), 21))
+    assert (stopped / "unevaluated" / str(step)).exists() == waits
+    loop.train(given, stopped, quiet=True)
+    assert ended(stopped) == ended(tmp_path / "whole")
+    assert not (stopped / "unevaluated").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_checkpoint_that_waited_for_its_evaluation_is_not_gone_back_to(damaged: bool, tmp_path: Path) -> None:
+    """It is left behind by a kill after the evaluation; or its file is damaged, and the run begins anew."""
+    given, stopped = evaluated_in_batches(), tmp_path / "stopped"
+    loop.train(given, tmp_path / "whole", quiet=True)
+    stopped_at(STOPS["evaluation"][1], given, stopped)
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        if damaged:
+            (stopped / "unevaluated" / "21" / "state" / "manifest.ocdbt").write_bytes(b"damaged")
+            for said in ("the checkpoint of step 21 is damaged", "set aside; starting again from step 0"):
+                stack.enter_context(pytest.warns(UserWarning, match=said))
+        else:
+            patch.setattr(recovery, "forget_unevaluated", stop_here)
+            with pytest.raises(Stop):
+                loop.train(given, stopped, quiet=True)
+            patch.undo()
+            assert complete_steps(stopped) == [21]
+        loop.train(given, stopped, quiet=True)
+    assert ended(stopped) == ended(tmp_path / "whole")
+    assert not (stopped / "unevaluated").exists()
+
+
+def stop_here(*_: object) -> None:
+    raise Stop
 
 
 @SLOW
