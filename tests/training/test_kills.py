@@ -7,6 +7,7 @@ restart is one process with two devices instead of two processes with one.
 
 import dataclasses
 import itertools
+import json
 import os
 import random
 import signal
@@ -101,3 +102,39 @@ def test_kills_of_one_and_of_all_processes_change_no_bit(tmp_path: Path, launch:
     assert all(later.step >= hit.step for hit, later in itertools.pairwise(hits)), hits
     asked = [hit for hit in hits if hit.signal == "SIGTERM" and 0 not in hit.codes and min(hit.codes) > 0]
     assert any(set(hit.codes) == {75} for hit in asked), hits
+
+
+def test_a_request_in_an_evaluation_stops_both_processes_and_changes_no_bit(
+    tmp_path: Path, launch: Callable[..., Any]
+) -> None:
+    """Process 1 hears it, when process 0 says that it evaluates: 223 batches of test images."""
+    given = config(epochs=2)
+    given = dataclasses.replace(given, data=dataclasses.replace(given.data, eval_batch_size=2))
+    command = ("train", str(recipe_of(given, tmp_path / "recipes")), "--heartbeat", "0.05")
+
+    def finish(workdir: Path) -> None:
+        for one in launch(*command, workdir=workdir, processes=2):
+            _, errors = one.communicate(timeout=300)
+            assert one.returncode == 0, errors
+
+    finish(tmp_path / "undisturbed")
+    stopped = tmp_path / "stopped"
+    started, deadline = launch(*command, workdir=stopped, processes=2), time.monotonic() + 120
+    while doing(stopped) != "evaluation" and all(one.poll() is None for one in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    started[1].send_signal(signal.SIGTERM)
+    ended_by = [one.communicate(timeout=60)[1] for one in started]
+    assert [one.returncode for one in started] == [75, 75], ended_by
+    assert "stopped in the evaluation behind step 21 by another process of the run" in ended_by[0]
+    assert "stopped in the evaluation behind step 21 by SIGTERM" in ended_by[1]
+    assert (stopped / "unevaluated" / "21").is_dir()
+    finish(stopped)
+    assert ended(stopped) == ended(tmp_path / "undisturbed")
+    assert not (stopped / "unevaluated").exists()
+
+
+def doing(workdir: Path) -> str | None:
+    """Return what the heartbeat says that a run does; None before it says anything."""
+    file = workdir / "heartbeat.json"
+    return json.loads(file.read_text())["doing"] if file.exists() else None
