@@ -213,3 +213,22 @@ def test_a_network_that_gives_classes_by_birth_starts_one_with_others(backbone: 
         f"{last}.bias",
     }
     assert any("left at their initial values, because maps rebuilds them" in line for line in text)
+
+
+@pytest.mark.parametrize(("name", "side"), quick(SMALLEST.items(), ("resnet8", 1)))
+def test_class_maps_average_to_the_logits_at_three_sizes(name: str, side: int) -> None:
+    """1e-5 of the logits' spread; a square, a wide and a high image."""
+    model = create_model(name, num_classes=10)
+    side = max(side, 32)
+    variables = drawn(model, side, side, 3)
+
+    def answers(images: jax.Array) -> tuple[Any, Any]:
+        return model.apply(variables, images), model.apply(variables, images, method="class_maps")
+
+    positions = []
+    for height, width in ((side, side), (side + 8, side + 64), (side + 96, side)):
+        images = np.random.default_rng(0).normal(size=(1, height, width, 3)).astype(np.float32)
+        logits, maps = jax.jit(answers)(images)
+        positions.append(maps.shape[1] * maps.shape[2])
+        assert np.abs(maps.mean((1, 2)) - logits).max() < 1e-5 * logits.std()
+    assert positions[0] < max(positions)
