@@ -68,9 +68,9 @@ def join(cluster: Cluster) -> None:
     elif cluster.launcher == "kubernetes" or (cluster.launcher == "auto" and _asks_kubernetes()):
         _connect(cluster, "kubernetes")
     elif cluster.launcher != "none" and (found := launchers.place(os.environ, cluster.launcher)) is not None:
-        known = {"cluster_detection_method": "deactivate" if found.coordinator else found.launcher}
-        known["local_device_ids"] = [] if found.devices is None else list(found.devices)
-        _connect(cluster, found.launcher, found.coordinator, found.processes, found.process, **known)
+        own: dict[str, Any] = {"local_device_ids": list(found.devices or ())}
+        own["cluster_detection_method"] = "deactivate" if found.coordinator else found.launcher
+        _connect(cluster, found.launcher, found.coordinator, found.processes, found.process, **own)
 
 
 def _let_all_cache() -> None:

@@ -86,7 +86,7 @@ def test_nothing_is_traced_or_compiled_after_the_first_epoch(tmp_path: Path, mon
         after.append(len(events))
         return state
 
-    def listen(event: str, _: float, **__: object) -> None:
+    def listen(event: str, duration_secs: float, **_: object) -> None:
         events.extend([event] if event.startswith("/jax/core/compile/") else [])
 
     monkeypatch.setattr(run.Run, "finish_epoch", counted)
