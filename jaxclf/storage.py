@@ -107,9 +107,10 @@ def _require_bucket(scheme: str, bucket: str) -> None:
 def _files(scheme: str) -> Any:
     """Return fsspec's file system of a scheme, which etils and TFDS take, too."""
     import fsspec
+    from fsspec.config import conf
 
     # Another process, and TensorStore in this one, write behind its back: what it remembers of a listing would be old.
-    given = fsspec.config.conf.setdefault(scheme, {})
+    given = conf.setdefault(scheme, {})
     given.setdefault("use_listings_cache", False)
     if scheme == "s3":
         given.setdefault("max_concurrency", 1)  # else it asks for an image's size first, to read it in parts
@@ -201,7 +202,11 @@ def retire(source: Location, target: Location) -> None:
 
 
 def checksums(directory: Location) -> dict[str, str]:
-    """Return the checksum of every file below a directory, by its path there; of objects no byte is read for it."""
+    """Return the checksum of every file below a directory, by its path there; of objects no byte is read for it.
+
+    OCDBT's files, in which Orbax keeps arrays, end in a CRC-32C of their own, so that the CRC32C of every whole one is
+    the same number, 48674bc7: a flipped bit changes it, but one file in the place of another does not.
+    """
     if not _is_local(directory):
         start = len(_key(directory)) + 1
         return {name[start:]: one["crc32c"] for name, one in _of(directory).find(_key(directory), detail=True).items()}
@@ -238,8 +243,8 @@ class Claim(Protocol):
 def claim(directory: Location) -> Claim:
     """Make a directory this process's own until it ends or closes the claim.
 
-    A bucket's is held by an object with a sign of life every `BEAT` seconds. Whoever finds one without any for `STALE`
-    seconds, as a killed process leaves it, takes it over; one younger is waited for.
+    A bucket's is held by an object with a sign of life every `BEAT` seconds. Whoever finds one waits for the next sign,
+    until there was none for `STALE` seconds, and then takes over what a killed process has left.
 
     Raises `UsageError` for a directory that cannot be written to and `RunError` for one that another process has.
     """
@@ -316,13 +321,18 @@ class _ObjectLock:
             if held["token"] == self._own["token"]:
                 return held["generation"]
             self._await_silence(held)
-            text = f"{self._holder(held)} gave no sign of life for {STALE:g} s: its lock is taken over"
+            text = f"{self._holder(held)}, gives no sign of life any more: its lock is taken over"
             warnings.warn(f"{self._file.parent}: {text}", stacklevel=6)
             self._delete(held["generation"])
 
     def _await_silence(self, held: Mapping[str, str]) -> None:
-        """Return when a lock is stale; `RunError` as soon as its holder gives a sign of life, or another has it."""
-        while time.time() - float(held["beat"]) < STALE:
+        """Return when a lock is stale; `RunError` as soon as its holder gives a sign of life, or another has it.
+
+        Machines' clocks may differ: whatever they say, two signs are waited for, and no longer than `STALE` seconds.
+        """
+        age = time.time() - float(held["beat"])
+        end = time.monotonic() + min(max(STALE - age, 2 * BEAT), STALE)
+        while time.monotonic() < end:
             time.sleep(BEAT / 4)
             now = self._read()
             if now is None:

@@ -15,6 +15,7 @@ from jaxclf.data.order import Batch
 from jaxclf.devices.cluster import Votes, together
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import Stopped, one_line
+from jaxclf.storage import location
 from jaxclf.training.assignment import assigned
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.parallel import train_steps
@@ -59,10 +60,11 @@ def train(
     after SIGTERM, SIGINT or a maintenance notice, when a checkpoint of that moment is written.
     """
     together(lambda: require_sinks(watching))
-    config = together(lambda: with_preprocessing(config, workdir))
+    place = together(lambda: location(workdir))
+    config = together(lambda: with_preprocessing(config, place))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
-        together(lambda: RunDirectory(workdir, config, layout=setup.layout, extend=extend)) as directory,
+        together(lambda: RunDirectory(place, config, layout=setup.layout, extend=extend)) as directory,
     ):
         if (done := together(directory.result)) is not None:
             return done
