@@ -17,7 +17,7 @@ from jaxclf import storage
 from jaxclf.cli.main import main
 from jaxclf.config import Config
 from jaxclf.errors import RunError, UsageError
-from jaxclf.storage import claim, location
+from jaxclf.storage import claim, claims, location, places
 from jaxclf.training.run_directory import RunDirectory, read_config
 
 RECIPE = Path(__file__).parent / "tiny.py"
@@ -78,11 +78,11 @@ def closed_server(gcs: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-        storage._files.cache_clear()
+        places.filesystem.cache_clear()
         gcsfs.GCSFileSystem.clear_instance_cache()
         yield
         server.shutdown()
-    storage._files.cache_clear()
+    places.filesystem.cache_clear()
     gcsfs.GCSFileSystem.clear_instance_cache()
 
 
@@ -97,12 +97,12 @@ def test_credentials_of_s3_that_are_missing_are_one_line(s3: Any, monkeypatch: p
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    storage._files.cache_clear()
+    places.filesystem.cache_clear()
     type(s3).clear_instance_cache()
     said = r"^s3://private cannot be reached \(NoCredentialsError: Unable to locate credentials\); credentials come fr"
     with pytest.raises(UsageError, match=said):
         location("s3://private/photos", storage.IMAGES)
-    storage._files.cache_clear()
+    places.filesystem.cache_clear()
     type(s3).clear_instance_cache()
 
 
@@ -122,8 +122,8 @@ def test_a_run_in_another_place_is_one_line_before_anything_is_written(
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signs of life ten a second, and stale after one."""
-    monkeypatch.setattr(storage, "BEAT", 0.1)
-    monkeypatch.setattr(storage, "STALE", 1.0)
+    monkeypatch.setattr(claims, "BEAT", 0.1)
+    monkeypatch.setattr(claims, "STALE", 1.0)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def left(bucket: str) -> Callable[[float], str]:
         who = {"host": "elsewhere", "process": "7", "since": "2026-01-01T00:00:00Z", "token": "x"}
         lock = location(f"{bucket}/run/lock")
         metadata = who | {"beat": str(time.time() - age)}
-        storage._of(lock).pipe_file(str(lock), b"{}", metadata=metadata)
+        places.filesystem_of(lock).pipe_file(str(lock), b"{}", metadata=metadata)
         return f"{bucket}/run"
 
     return leave
@@ -147,7 +147,7 @@ def test_a_bucket_has_one_writer_and_says_which(bucket: str, monkeypatch: pytest
         who = json.loads((location(url) / "lock").read_text())
         assert (who["host"], who["process"]) == (socket.gethostname(), str(os.getpid()))
         said = f"another process is running in {url}: process {os.getpid()} of {who['host']}, since {who['since']}"
-        monkeypatch.setattr(storage, "STALE", 60.0)
+        monkeypatch.setattr(claims, "STALE", 60.0)
         with pytest.raises(RunError) as refused:
             RunDirectory(url, Config())
         assert str(refused.value) == said
@@ -170,9 +170,9 @@ def test_a_lock_without_signs_of_life_is_taken_over_with_a_warning(
 
 
 def test_a_live_lock_is_refused_though_its_clock_is_wrong(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "BEAT", 1.0)
+    monkeypatch.setattr(claims, "BEAT", 1.0)
     with monkeypatch.context() as patch:
-        patch.setattr(storage.time, "time", lambda: 0.0)  # its first sign of life is of 1970
+        patch.setattr(claims.time, "time", lambda: 0.0)  # its first sign of life is of 1970
         held = claim(location(f"{bucket}/run"))
     with pytest.raises(RunError, match=rf"^another process is running in {bucket}/run: process {os.getpid()} of "):
         claim(location(f"{bucket}/run"))
