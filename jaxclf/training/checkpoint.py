@@ -85,7 +85,8 @@ class Checkpoints:
     """The checkpoints of one run directory, which all processes of the run open together.
 
     A checkpoint is written beside the training that goes on, in a directory of another name that gets its own when
-    every file is there. So the newest one is whole at any moment; what goes wrong is said by the call after.
+    every file is there; in a bucket it gets a marker then. So the newest one is whole at any moment; what goes wrong is
+    said by the call after.
     """
 
     def __init__(self, directory: Location, *, read_only: bool = False) -> None:
