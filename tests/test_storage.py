@@ -116,6 +116,16 @@ def test_a_run_in_another_place_is_one_line_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["heads --out", "maps x.png --weights w --out", "strongest --weights w --out", "activations x --weights w --out"],
+)
+def test_pages_of_pictures_are_refused_in_a_bucket(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "gs://b/page"]) == 2
+    said = "gs://b/page must be a local path; what is written there can be copied"
+    assert capsys.readouterr().err == f"jaxclf: {said}\n"
+
+
 # Claims
 
 

@@ -8,6 +8,7 @@ import tyro
 
 from jaxclf.cli.weights import OfWeights
 from jaxclf.errors import UsageError
+from jaxclf.storage import require_local
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Activations(OfWeights):
         from jaxclf.tools.activations import activations, filters
         from jaxclf.tools.inversion import invert_images
 
+        require_local(self.out)
         if self.invert is not None and self.invert < 1:
             raise UsageError(f"--invert is {self.invert} but must be at least 1")
         loaded, preprocessing = self.prepared(self.weights)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jaxclf.errors import UsageError, one_line
+from jaxclf.storage import require_local
 
 if TYPE_CHECKING:
     from jaxclf.report.head_table import HeadRow
@@ -37,6 +38,8 @@ class Heads:
         from jaxclf.models.heads import HeadWarning, list_heads
         from jaxclf.report.head_table import COLUMNS, cells, head_rows
 
+        if self.out is not None:
+            require_local(self.out)
         if self.features < 1:
             raise UsageError(f"--features is {self.features} but must be at least 1")
         with warnings.catch_warnings():

@@ -10,6 +10,7 @@ import tyro
 
 from jaxclf.cli.weights import OfWeights
 from jaxclf.errors import UsageError, one_line
+from jaxclf.storage import require_local
 
 if TYPE_CHECKING:
     from jaxclf.tools.seeing import Asked, Seen
@@ -50,6 +51,7 @@ class Maps(OfWeights):
         from jaxclf.training import weights
         from jaxclf.training.progress import Lines
 
+        require_local(self.out)
         if not self.images:
             raise UsageError("there is no image to look at: give files")
         if AUTO in self.classes and len(self.classes) > 1:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from jaxclf.cli.weights import OWN, OfWeights
 from jaxclf.config import DataConfig
+from jaxclf.storage import require_local
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Strongest(OfWeights):
         from jaxclf.training import weights
         from jaxclf.training.progress import Lines
 
+        require_local(self.out)
         data = self.data_of(self.weights, self.data)
         loaded = weights.read(self.weights, **self.given(self.weights))
         given = {"split": self.split, "top": self.top, "deconvolved": self.deconvolve, "report": Lines()}

@@ -21,7 +21,7 @@ from jaxclf.storage.files import (
     retire,
     write_whole,
 )
-from jaxclf.storage.places import IMAGES, Location, absolute, local, location
+from jaxclf.storage.places import IMAGES, Location, absolute, location, require_local
 
 __all__ = [
     "IMAGES",
@@ -36,11 +36,11 @@ __all__ = [
     "fetched",
     "files_below",
     "least_seconds",
-    "local",
     "location",
     "names",
     "read",
     "replace_file",
+    "require_local",
     "retire",
     "write_whole",
     "written",

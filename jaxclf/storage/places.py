@@ -98,11 +98,10 @@ def filesystem_of(path: Location) -> Any:
     return filesystem(str(path).partition("://")[0])
 
 
-def local(path: Location, way: str) -> Path:
-    """Return a path that must be local; `UsageError` for others, which says the `way` to do without."""
-    if not isinstance(path, Path):
-        raise UsageError(f"{path} must be a local path: {way}")
-    return path
+def require_local(given: str | os.PathLike[str]) -> None:
+    """Raise `UsageError` for a URL where files can only be written to this machine's disks."""
+    if url := URL.fullmatch(os.fspath(given)):
+        raise UsageError(f"{'://'.join(url.groups())} must be a local path; what is written there can be copied")
 
 
 def is_local(path: Location) -> bool:

@@ -116,5 +116,5 @@ def test_a_set_of_tfds_in_a_google_bucket(own_imagenet: Path, bucket: str) -> No
 
 
 def test_a_set_is_prepared_in_a_local_directory_alone(bucket: str) -> None:
-    with pytest.raises(UsageError, match=rf"^{bucket}/mnist/3\.0\.1 must be a local path: prepare the set in a direct"):
+    with pytest.raises(UsageError, match=rf"^{bucket}/mnist/3\.0\.1 must be a local path; what is written there"):
         preparation.prepare("mnist", data_dir=bucket)
