@@ -159,9 +159,8 @@ class Checkpoints:
         It gets its name then. In a bucket, where nothing can be renamed, it has it and gets a marker.
         """
         if _first():
-            named = self.directory / str(self._writing)
-            unnamed = self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*")
-            for checkpoint in [*unnamed, *([named] if named.exists() else [])]:
+            unnamed = list(self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"))
+            for checkpoint in unnamed or [self.directory / str(self._writing)]:
                 _write_manifest(checkpoint)
 
     @contextlib.contextmanager
