@@ -155,7 +155,9 @@ class _ObjectLock:
             found = self._call("GET")
         except FileNotFoundError:
             return None
-        return {**found["metadata"], "generation": found["generation"]}
+        # A file named so may have been copied here with a run directory from a disk.
+        unknown = dict.fromkeys(("host", "process", "since", "token"), "unknown") | {"beat": "0"}
+        return {**unknown, **found.get("metadata", {}), "generation": found["generation"]}
 
     def _delete(self, generation: str) -> None:
         """Delete the object unless it is a newer one, or gone."""

@@ -93,9 +93,12 @@ class Checkpoints:
         """Open the directory. A run creates it, if need be, and removes half-written checkpoints of a killed run.
 
         With `read_only` nothing in it changes, whatever is damaged, and a run may train there meanwhile.
+
+        Raises `UsageError` for checkpoints that were copied from a disk to a bucket.
         """
         self.directory, self._read_only = absolute(directory), read_only
         self._writing: int | None = None
+        together(lambda: _require_marked(self.directory))
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -316,6 +319,16 @@ def _check_files(checkpoint: Location) -> None:
             raise Damaged(f"{name} is missing")
         if found[name] != expected:
             raise Damaged(f"{name} does not have the {checksum_name(checkpoint)} that was recorded")
+
+
+def _require_marked(directory: Location) -> None:
+    """Raise `UsageError` for checkpoints of a disk in a bucket: without a marker Orbax would delete them."""
+    written = MANIFESTS["SHA-256"]
+    if _manifest(directory) != written and any(directory.glob(f"*/{written}")):
+        raise UsageError(
+            f"{directory} holds checkpoints that were written on a disk, and Orbax takes what it has not marked in a "
+            "bucket for half-written; go on where they were written, or take the weights by `jaxclf convert`"
+        )
 
 
 def _hide_unreadable_metrics(directory: Location) -> None:

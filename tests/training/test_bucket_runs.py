@@ -21,6 +21,7 @@ from jaxclf.config import AugmentConfig, DataConfig, Loader, Watching
 from jaxclf.errors import UsageError
 from jaxclf.storage import claims, location, places
 from jaxclf.training import loop, weights
+from jaxclf.training.evaluation import evaluate
 from jaxclf.training.watch import Watch
 from tests.training.runs import TINY, config, ended, recipe_of, stop_before_step
 
@@ -114,6 +115,24 @@ def test_a_checkpoint_without_its_marker_or_an_object_is_none(bucket: str, local
     (location(url) / "checkpoints" / "25" / "record" / "metadata").unlink()
     with pytest.warns(UserWarning, match="the checkpoint of step 25 is damaged .Damaged: record/metadata is missing"):
         require_same_end(url, local, tmp_path / "copy")
+
+
+@pytest.mark.slow
+def test_checkpoints_copied_from_a_disk_are_refused_and_not_deleted(
+    bucket: str, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, said = location(bucket) / "run", r"run/checkpoints holds checkpoints that were written on a disk"
+    for file in local.rglob("*"):
+        if file.is_file() and file.name != "result.json":
+            (place / str(file.relative_to(local))).write_bytes(file.read_bytes())
+    before = storage.checksums(place / "checkpoints")
+    monkeypatch.setattr(claims, "BEAT", 0.1)
+    with pytest.warns(UserWarning, match="process unknown of unknown"), pytest.raises(UsageError, match=said):
+        loop.train(CONFIG, place, quiet=True)
+    with pytest.raises(UsageError, match=said):
+        evaluate(CONFIG, place)
+    assert storage.checksums(place / "checkpoints") == before
+    assert len(before) > 20
 
 
 @pytest.mark.slow
