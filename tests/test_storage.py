@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from etils import epath
+from etils.epath import gpath
 
 from jaxclf import storage
 from jaxclf.cli.main import main
@@ -52,6 +54,18 @@ def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch: pytest
 
 def test_a_url_keeps_its_slashes_through_pathlib(bucket: str) -> None:
     assert str(location(Path(f"{bucket}/runs") / "one")) == f"{bucket}/runs/one"
+
+
+def test_a_process_that_has_used_etils_before_reads_without_tensorflow(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EPATH_USE_TF", raising=False)
+    gpath._is_tf_installed.cache_clear()
+    assert epath.Path(tmp_path).exists()
+    places.filesystem.cache_clear()
+    places._require_bucket.cache_clear()  # another test may have asked for this bucket
+    (location(bucket) / "a").write_bytes(b"1")
+    assert (location(bucket) / "a").read_bytes() == b"1"
 
 
 @pytest.mark.usefixtures("gcs")

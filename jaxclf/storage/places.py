@@ -81,6 +81,7 @@ def _require_bucket(scheme: str, bucket: str) -> None:
 def filesystem(scheme: str) -> Any:
     """Return fsspec's file system of a scheme, which etils and TFDS take, too."""
     import fsspec
+    from etils.epath import gpath
     from fsspec.config import conf
 
     # Another process, and TensorStore in this one, write behind its back: what it remembers of a listing would be old.
@@ -88,8 +89,9 @@ def filesystem(scheme: str) -> Any:
     given.setdefault("use_listings_cache", False)
     if scheme == "s3":
         given.setdefault("max_concurrency", 1)  # else it asks for an image's size first, to read it in parts
-    # Else etils imports TensorFlow, where it is installed, to read and write.
+    # Else etils imports TensorFlow, where it is installed, to read and write. It looks once: Orbax may have used it.
     os.environ.setdefault("EPATH_USE_TF", "0")
+    gpath._is_tf_installed.cache_clear()
     return fsspec.filesystem(scheme)
 
 

@@ -296,7 +296,7 @@ def test_the_compilation_cache_may_lie_in_a_bucket(bucket: str) -> None:
     """A process finds what the one before has compiled."""
     cache = f"{bucket}/cache"
     script = "import jax; jax.jit(lambda x: (x @ x).sum() * 3)(jax.numpy.ones((7, 7))).block_until_ready()"
-    own = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    own = {"EPATH_USE_TF": "0", "JAX_COMPILATION_CACHE_DIR": cache, "JAX_ENABLE_COMPILATION_CACHE": "true"}
     found = []
     for _ in range(2):
         command = [sys.executable, "-W", "error", "-c", script]
