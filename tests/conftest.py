@@ -154,7 +154,7 @@ def gcs() -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     flags = f"-scheme http -backend memory -host 127.0.0.1 -port {port} -external-url {address} -log-level error"
     clients = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
-    given = dict.fromkeys(clients, address) | {"EPATH_USE_TF": "0", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    given = dict.fromkeys(clients, address) | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
     with pytest.MonkeyPatch.context() as patch, subprocess.Popen([str(program), *flags.split()]) as server:
         for name, value in given.items():
             patch.setenv(name, value)

@@ -36,7 +36,10 @@ class Heads:
 
         from jaxclf.models.heads import HeadWarning, list_heads
         from jaxclf.report.head_table import COLUMNS, cells, head_rows
+        from jaxclf.report.page import make_directory
 
+        if self.out is not None:
+            make_directory(self.out)
         if self.features < 1:
             raise UsageError(f"--features is {self.features} but must be at least 1")
         with warnings.catch_warnings():
@@ -57,9 +60,8 @@ class Heads:
 
     def _write(self, rows: "list[HeadRow]", out: Path) -> None:
         from jaxclf.report.head_pictures import draw_head
-        from jaxclf.report.page import make_directory, render_heads, write_page
+        from jaxclf.report.page import render_heads, write_page
 
-        make_directory(out)
         title = f"Heads for {self.num_classes} classes on {self.features} features"
         write_page(out, render_heads(title, rows), ((row.name, draw_head(row)) for row in rows if row.facts))
         print(out / "index.html")

@@ -20,7 +20,7 @@ class Train:
     recipe: RecipeFile
     """A file with get_config() -> Config, as in configs/."""
     workdir: Path
-    """The run directory."""
+    """The run directory, a path or gs://BUCKET/PATH (extra `gcs`)."""
     extend: bool = False
     """Give a finished or stopped run in the directory more epochs, by a larger --run.epochs."""
     stop_code: int = STOPPED

@@ -113,7 +113,7 @@ class Request:
     """A request to run a table: its rows, the means, the place."""
 
     workdir: Path
-    """Directory of the runs and the rendered table."""
+    """Directory of the runs and the rendered table, a path or gs://BUCKET/PATH (extra `gcs`)."""
     jobs: int | None = None
     """Runs that train at the same time; None is one, or what an existing Ray cluster has room for. local: by row, each
     process on its share of the cores."""

@@ -59,12 +59,12 @@ class DataConfig:
     """The images and their batches."""
 
     dataset: str = "digits"
-    """Name of a data set (`jaxclf data list`), of any image classification set of TFDS, folder:PATH, or
-    package.module:Name of a class of yours."""
+    """Name of a data set (`jaxclf data list`), of any image classification set of TFDS, folder:PATH (which may be
+    gs://BUCKET/PATH or s3://BUCKET/PATH, extras `gcs` and `s3`), or package.module:Name of a class of yours."""
     classes: Annotated[int, at_least(2)] | None = None
     """Keep only the first N classes (and their images); None keeps all."""
     data_dir: str | None = None
-    """TFDS directory; None is TFDS's own default (~/tensorflow_datasets, or TFDS_DATA_DIR)."""
+    """TFDS directory, also gs://BUCKET/PATH; None is TFDS's own default (~/tensorflow_datasets, or TFDS_DATA_DIR)."""
     batch_size: Count = 128
     """Training images per step, over all devices."""
     eval_batch_size: Count = 500

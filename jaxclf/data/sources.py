@@ -134,11 +134,11 @@ def _directories(directory: Location) -> list[str]:
     try:
         return directories(directory)
     except OSError as error:
-        raise _cannot_read(error) from error
+        raise _cannot_read(directory, error) from error
 
 
-def _cannot_read(error: OSError) -> UsageError:
-    return UsageError(f"cannot read {error.filename}: {error.strerror}")
+def _cannot_read(directory: Location, error: OSError) -> UsageError:
+    return UsageError(f"cannot read {error.filename or directory}: {error.strerror}")
 
 
 def _images_below(directory: Location, names: Sequence[str], *, deep: bool = True) -> dict[str, list[str]]:
@@ -146,7 +146,7 @@ def _images_below(directory: Location, names: Sequence[str], *, deep: bool = Tru
     try:
         found = files_below(directory, names, deep=deep)
     except OSError as error:
-        raise _cannot_read(error) from error
+        raise _cannot_read(directory, error) from error
     return {name: [file for file in files if file.lower().endswith(EXTENSIONS)] for name, files in found.items()}
 
 

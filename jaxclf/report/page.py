@@ -21,6 +21,7 @@ from jaxclf.report.head_pictures import draw_head
 from jaxclf.report.head_table import COLUMNS, HeadRow, cells
 from jaxclf.report.map_pictures import ClassMaps
 from jaxclf.report.scatter import Point, draw_scatter, rank_correlation
+from jaxclf.storage import require_local
 from jaxclf.training.collapse import MEASURES
 
 
@@ -308,7 +309,11 @@ def _environment_note(facts: Mapping[str, Sequence[str]]) -> str:
 
 
 def make_directory(out: Path) -> None:
-    """Make the directory of a page, before the work that fills it. Raises `UsageError` where that fails."""
+    """Make the directory of a page, before the work that fills it.
+
+    Raises `UsageError` for a URL, and where that fails.
+    """
+    require_local(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -30,7 +30,7 @@ from jaxclf.data.datasets import TfdsSet, resolve
 from jaxclf.data.facts import Facts
 from jaxclf.data.sources import Report
 from jaxclf.errors import RunError, UsageError, one_line
-from jaxclf.storage import Location, local, location
+from jaxclf.storage import Location, location, require_local
 from jaxclf.tools import original_files
 
 FORMAT = "array_record"
@@ -78,7 +78,7 @@ def prepare(
         return dataset.location
     place = location(dataset.builder.data_dir)
     if not place.exists():
-        local(place, "prepare the set in a directory of this machine, and copy it to the bucket")
+        require_local(place)
         _require("tensorflow", "importlib_resources")
         sources = None if downloads is None else Path(downloads).expanduser()
         _carry_out(_Plan.of(dataset.facts, dataset.builder, sources, report))

@@ -89,16 +89,20 @@ class Checkpoints:
     """The checkpoints of one run directory, which all processes of the run open together.
 
     A checkpoint is written beside the training that goes on, in a directory of another name that gets its own when
-    every file is there. So the newest one is whole at any moment; what goes wrong is said by the call after.
+    every file is there; in a bucket it gets a marker then. So the newest one is whole at any moment; what goes wrong is
+    said by the call after.
     """
 
     def __init__(self, directory: Location, *, read_only: bool = False) -> None:
         """Open the directory. A run creates it, if need be, and removes half-written checkpoints of a killed run.
 
         With `read_only` nothing in it changes, whatever is damaged, and a run may train there meanwhile.
+
+        Raises `UsageError` for checkpoints that were copied from a disk to a bucket.
         """
         self.directory, self._read_only = absolute(directory), read_only
         self._writing: int | None = None
+        together(lambda: _require_marked(self.directory))
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False)
             self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -162,9 +166,8 @@ class Checkpoints:
         It gets its name then. In a bucket, where nothing can be renamed, it has it and gets a marker.
         """
         if _first():
-            named = self.directory / str(self._writing)
-            unnamed = self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*")
-            for checkpoint in [*unnamed, *([named] if named.exists() else [])]:
+            unnamed = list(self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"))
+            for checkpoint in unnamed or [self.directory / str(self._writing)]:
                 _write_manifest(checkpoint)
 
     @contextlib.contextmanager
@@ -320,6 +323,16 @@ def _check_files(checkpoint: Location) -> None:
             raise Damaged(f"{name} is missing")
         if found[name] != expected:
             raise Damaged(f"{name} does not have the {checksum_name(checkpoint)} that was recorded")
+
+
+def _require_marked(directory: Location) -> None:
+    """Raise `UsageError` for checkpoints of a disk in a bucket: without a marker Orbax would delete them."""
+    written = MANIFESTS["SHA-256"]
+    if _manifest(directory) != written and any(directory.glob(f"*/{written}")):
+        raise UsageError(
+            f"{directory} holds checkpoints that were written on a disk, and Orbax takes what it has not marked in a "
+            "bucket for half-written; go on where they were written, or take the weights by `jaxclf convert`"
+        )
 
 
 def _hide_unreadable_metrics(directory: Location) -> None:

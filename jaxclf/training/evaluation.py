@@ -18,6 +18,7 @@ from jaxclf.data.order import Batch, Fault
 from jaxclf.devices.cluster import together, warn
 from jaxclf.errors import RunError
 from jaxclf.models.torch_weights import not_finite
+from jaxclf.storage import location
 from jaxclf.training import losses
 from jaxclf.training.checkpoint import Which, saved, state_digest
 from jaxclf.training.collapse import Moments, head_weight, measures, nearest_classes
@@ -55,10 +56,11 @@ def evaluate(
     Raises `UsageError` for a directory without checkpoints and for one of another config, and `RunError` where the
     checkpoint or the loss is not finite.
     """
-    config = together(lambda: with_preprocessing(config, workdir))
+    place = together(lambda: location(workdir))
+    config = together(lambda: with_preprocessing(config, place))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
-        together(lambda: RunDirectory(workdir, config, create=False, layout=setup.layout)) as directory,
+        together(lambda: RunDirectory(place, config, create=False, layout=setup.layout)) as directory,
     ):
         state = restore(setup, directory, checkpoint=checkpoint)
         test = evaluate_split(setup, state, "test")

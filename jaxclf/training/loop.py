@@ -15,6 +15,7 @@ from jaxclf.data.order import Batch
 from jaxclf.devices.cluster import Stops, require_same, require_shared, together
 from jaxclf.devices.preemption import Requests
 from jaxclf.errors import Stopped, one_line
+from jaxclf.storage import location
 from jaxclf.training.assignment import assigned
 from jaxclf.training.checkpoint import Checkpoints
 from jaxclf.training.parallel import train_steps
@@ -61,10 +62,11 @@ def train(
     together(lambda: require_sinks(watching))
     fields = [(f"{section}.{name}", value) for section, own in config.to_dict().items() for name, value in own.items()]
     require_same("fields of the config", dict(fields))
-    config = together(lambda: with_preprocessing(config, workdir))
+    place = together(lambda: location(workdir))
+    config = together(lambda: with_preprocessing(config, place))
     with (
         together(lambda: set_up(config, loader, devices)) as setup,
-        together(lambda: RunDirectory(workdir, config, layout=setup.layout, extend=extend)) as directory,
+        together(lambda: RunDirectory(place, config, layout=setup.layout, extend=extend)) as directory,
     ):
         require_shared(directory.path)
         if (done := together(directory.result)) is not None:

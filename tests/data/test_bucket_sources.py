@@ -11,7 +11,7 @@ from jaxclf import storage
 from jaxclf.config import DataConfig
 from jaxclf.data.decoding import decode
 from jaxclf.errors import UsageError
-from jaxclf.storage import location
+from jaxclf.storage import location, places
 from jaxclf.tools import inspection, preparation, verification
 from tests.data.streamed import inside, streamed
 
@@ -75,13 +75,13 @@ def test_a_tree_is_listed_by_one_find_and_an_image_is_one_request(
 ) -> None:
     url = uploaded(photo_folder, f"{bucket}/photos")
     dataset, calls = streamed(DataConfig(f"folder:{url}")), []
-    real = type(storage._files("gs"))._call
+    real = type(places.filesystem("gs"))._call
 
     def counted(self: Any, method: str, path: str, *args: Any, **given: Any) -> Any:
         calls.append(method)
         return real(self, method, path, *args, **given)
 
-    monkeypatch.setattr(type(storage._files("gs")), "_call", counted)
+    monkeypatch.setattr(type(places.filesystem("gs")), "_call", counted)
     train = dataset.open_split("train")
     assert len(calls) <= 6  # of 32 images in 4 classes: is it there, which classes has it, all below it
     calls.clear()
@@ -116,5 +116,5 @@ def test_a_set_of_tfds_in_a_google_bucket(own_imagenet: Path, bucket: str) -> No
 
 
 def test_a_set_is_prepared_in_a_local_directory_alone(bucket: str) -> None:
-    with pytest.raises(UsageError, match=rf"^{bucket}/mnist/3\.0\.1 must be a local path: prepare the set in a direct"):
+    with pytest.raises(UsageError, match=rf"^{bucket}/mnist/3\.0\.1 must be a local path; what is written there"):
         preparation.prepare("mnist", data_dir=bucket)
