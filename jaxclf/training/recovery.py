@@ -34,13 +34,13 @@ def newest(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> t
 
     It may be one that still waits for its evaluation.
     """
-    last = max(checkpoints.steps(), default=0)
+    last = max(checkpoints.steps(), default=-1)
     if together(lambda: (directory.path / UNEVALUATED).exists()):
         with Checkpoints(directory.path / UNEVALUATED) as waiting, contextlib.suppress(NoCheckpoint):
-            if max(waiting.steps(), default=0) > last:
+            if max(waiting.steps(), default=-1) > last:
                 return _restored(setup, directory, waiting)
         forget_unevaluated(directory)  # it is evaluated, or damaged and set aside
-    return _restored(setup, directory, checkpoints) if last else None
+    return _restored(setup, directory, checkpoints) if last >= 0 else None
 
 
 def _restored(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[TrainState, Rows]:
