@@ -45,6 +45,14 @@ def test_an_hour_is_sixty_epochs_and_sixty_minutes(bench: Any) -> None:
     ]
 
 
+def test_the_page_has_the_committed_numbers(bench: Any) -> None:
+    found = json.loads((BENCHMARKS / "results" / "checkpoints_cpu.json").read_text())
+    page = (BENCHMARKS.parent / "docs" / "running.md").read_text()
+    rows = [line for row in found["rows"] for line in bench.table_rows(row)]
+    assert len(rows) == 4
+    assert all(line in page for line in [*bench.head(), *rows, *bench.requests_of(found)])
+
+
 def test_what_cannot_be_measured_is_refused(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--rounds", "0"]) == 2
     assert capsys.readouterr().err == "checkpoints: rounds is 0, idle 60.0; they must be 1 or more, and above 0\n"

@@ -234,7 +234,7 @@ SHOWN = SMALLEST.keys() - {
 @pytest.mark.parametrize("name", quick(sorted(SHOWN), "resnet8"))
 def test_class_maps_average_to_the_logits_at_three_sizes(name: str) -> None:
     """1e-5 of the logits' spread; a square, a wide and a high image."""
-    options = {"auxiliary": False} if name == "inception_v3" else {}  # its other classifier asks for 299 pixels
+    options: dict[str, Any] = {"auxiliary": False} if name == "inception_v3" else {}  # that asks for 299 pixels
     model, side = create_model(name, num_classes=10, **options), max(SMALLEST[name], 32)
     variables = drawn(model, side, side, 3)
 
