@@ -12,7 +12,7 @@ import scipy.linalg
 
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import create_model
-from jaxclf.models.heads import OWN, HeadWarning, create_head, head_matrix, list_heads
+from jaxclf.models.heads import OWN, HeadWarning, create_head, head_matrix, head_obstacle, list_heads
 from jaxclf.models.matrices import MATRICES, distinct_rows, matrix
 from tests.models.drawn import drawn
 from tests.tiers import quick
@@ -140,16 +140,18 @@ def test_class_maps_average_to_the_logits(name: str, bias: bool) -> None:
     assert np.allclose(answer.mean((1, 2)), head.apply(variables, maps.mean((1, 2))), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", quick(["learned", "orthogonal", "hadamard", "identity", "kasarla"], "identity"))
-@pytest.mark.parametrize(("height", "width"), [(8, 6), (16, 20), (33, 17)])
-def test_a_models_class_maps_average_to_its_logits(name: str, height: int, width: int) -> None:
+@pytest.mark.parametrize("name", quick([name for name in OWN if not head_obstacle(name, 8, 8)], "identity", "learned"))
+def test_a_models_class_maps_average_to_its_logits(name: str) -> None:
+    """Every head that eight features have for eight classes; of the others, maps of one size: below."""
     model: Any = create_model("tests.tiny:Tiny", num_classes=8, head=name)
     variables = jax.tree.map(jnp.asarray, drawn(model, 8, 6, 1))
-    images = jnp.asarray(features(2, height, width, 1))
-    maps = model.apply(variables, images, method="class_maps")
-    assert maps.shape == (2, -(-height // 2), -(-width // 2), 8)
-    logits = np.asarray(model.apply(variables, images))
-    assert np.abs(maps.mean((1, 2)) - logits).max() < 1e-5 * logits.std()
+    for height, width in ((8, 6), (16, 20), (33, 17)):
+        images = jnp.asarray(features(2, height, width, 1))
+        maps = model.apply(variables, images, method="class_maps")
+        cut = 2 * (name == "conv3x3")  # it has no position at the border
+        assert maps.shape == (2, -(-height // 2) - cut, -(-width // 2) - cut, 8)
+        logits = np.asarray(model.apply(variables, images))
+        assert np.abs(maps.mean((1, 2)) - logits).max() < 1e-5 * logits.std()
 
 
 def test_hadamard_past_its_width_warns_how_many_classes_can_be_predicted() -> None:
