@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxclf.config import RunConfig
 from jaxclf.data.order import reseeded
-from jaxclf.devices.cluster import together, warn
+from jaxclf.devices.cluster import gather, together, warn
 from jaxclf.errors import RunError
 from jaxclf.storage import remove
 from jaxclf.training.checkpoint import Checkpoints, NoCheckpoint
@@ -35,7 +35,8 @@ def newest(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> t
     It may be one that still waits for its evaluation.
     """
     last = max(checkpoints.steps(), default=-1)
-    if together(lambda: (directory.path / UNEVALUATED).exists()):
+    there = together(lambda: (directory.path / UNEVALUATED).exists())
+    if gather("there" if there else "")[0]:  # as process 0 sees it: a file system may tell another later
         with Checkpoints(directory.path / UNEVALUATED) as waiting, contextlib.suppress(NoCheckpoint):
             if max(waiting.steps(), default=-1) > last:
                 return _restored(setup, directory, waiting)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,34 @@ def test_a_run_in_a_bucket_that_was_stopped_ends_as_the_local_one(bucket: str, l
     require_same_end(url, local, tmp_path / "copy")
     result = loop.train(CONFIG, url, quiet=True)
     assert (result.workdir, result.sha256) == (url, json.loads((local / "result.json").read_text())["sha256"])
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_only_a_bucket_are_stopped_and_end_as_two_on_a_disk(
+    bucket: str, launch: Callable[..., Any], tmp_path: Path
+) -> None:
+    """SIGTERM comes to process 1 when there is a checkpoint."""
+    command = ("train", str(recipe_of(config(checkpoint_every=5, epochs=5), tmp_path / "recipes")))
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+
+    def finish(workdir: str | Path) -> None:
+        for one in launch(*command, workdir=workdir, processes=2, places=places):
+            _, errors = one.communicate(timeout=300)
+            assert one.returncode == 0, errors
+
+    finish(tmp_path / "disk")
+    url = f"{bucket}/run"
+    started, deadline = launch(*command, workdir=url, processes=2, places=places), time.monotonic() + 120
+    while not (location(f"{url}/checkpoints").exists() and steps(url)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    said = [one.communicate(timeout=60)[1] for one in started]
+    assert [one.returncode for one in started] == [75, 75], said
+    finish(url)
+    assert ended(downloaded(url, tmp_path / "copy")) == ended(tmp_path / "disk")
 
 
 @pytest.mark.slow
