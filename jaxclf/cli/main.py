@@ -107,7 +107,7 @@ def _run(args: Sequence[str]) -> int:
             raise UsageError(f"--stop-code is {stop_code} but must be from 1 to 255")
         import absl.logging  # noqa: F401  # makes its logger, whose level would otherwise be set anew
 
-        for name in ("absl", "asyncio"):  # Orbax logs the traceback of what it raises, once per array, as well
+        for name in ("absl", "asyncio", "gcsfs"):  # they log tracebacks of what they raise as well, Orbax once an array
             logging.getLogger(name).setLevel(logging.CRITICAL)
         command.run()
     except Stopped as error:
