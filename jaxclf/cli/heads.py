@@ -36,9 +36,10 @@ class Heads:
 
         from jaxclf.models.heads import HeadWarning, list_heads
         from jaxclf.report.head_table import COLUMNS, cells, head_rows
-        from jaxclf.report.page import make_directory
 
         if self.out is not None:
+            from jaxclf.report.page import make_directory
+
             make_directory(self.out)
         if self.features < 1:
             raise UsageError(f"--features is {self.features} but must be at least 1")

@@ -23,7 +23,7 @@ from jaxclf.cli.maps import Maps
 from jaxclf.cli.models import Models
 from jaxclf.cli.predict import Predict
 from jaxclf.cli.probe import Probe
-from jaxclf.cli.recipe import STOPPED, read_flags, with_recipe
+from jaxclf.cli.recipe import STOPPED, Stoppable, read_flags, with_recipe
 from jaxclf.cli.search import Search
 from jaxclf.cli.strongest import Strongest
 from jaxclf.cli.summary import Outline, Summary
@@ -103,7 +103,7 @@ def _run(args: Sequence[str]) -> int:
     stop_code = STOPPED
     try:
         command = parse(args)
-        if not 1 <= (stop_code := getattr(command, "stop_code", STOPPED)) <= 255:
+        if not 1 <= (stop_code := command.stop_code if isinstance(command, Stoppable) else STOPPED) <= 255:
             raise UsageError(f"--stop-code is {stop_code} but must be from 1 to 255")
         import absl.logging  # noqa: F401  # makes its logger, whose level would otherwise be set anew
 

@@ -25,6 +25,15 @@ STOPPED = 75
 """Exit code of a run that ended early and goes on by the same command: EX_TEMPFAIL of sysexits.h, try again."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stoppable:
+    """The flag of commands that train."""
+
+    stop_code: int = STOPPED
+    """Exit code of a run that was asked to stop and goes on by the same command. Some launchers start it again only on
+    certain ones, as xpk on 42 and on 127 to 255."""
+
+
 def load(file: Path, function: str) -> Callable[..., Any]:
     """Return a function of a recipe or experiment file; what such a file imports is found beside its directory.
 

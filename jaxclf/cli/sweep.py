@@ -2,12 +2,12 @@
 
 import dataclasses
 
-from jaxclf.cli.recipe import COMMAND, STOPPED, Overrides, RecipeFile, config_of, override
+from jaxclf.cli.recipe import COMMAND, Overrides, RecipeFile, Stoppable, config_of, override
 from jaxclf.cli.table import Runs
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
+class Sweep(Stoppable):
     """Run a grid over a recipe's fields, then write table.md, index.html and results.jsonl into the directory.
 
     Complete runs are not run again. Other fields (--run.epochs 1 ...) override those of the recipe.
@@ -20,9 +20,6 @@ class Sweep:
     """Axes, as in optim.lr=0.1,0.01 model.head=learned,identity; values are JSON, words need no quotes."""
     seeds: str = "0,1,2"
     """Seeds of every point."""
-    stop_code: int = STOPPED
-    """Exit code of a run that was asked to stop and goes on by the same command. Some launchers start it again only on
-    certain ones, as xpk on 42 and on 127 to 255."""
     overrides: Overrides = ()
 
     def run(self) -> None:

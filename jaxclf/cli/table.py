@@ -5,14 +5,14 @@ from typing import Annotated
 
 import tyro
 
-from jaxclf.cli.recipe import COMMAND, STOPPED, Overrides, RecipeFile, load, override
+from jaxclf.cli.recipe import COMMAND, Overrides, RecipeFile, Stoppable, load, override
 from jaxclf.config import Config, Request
 
 Runs = Annotated[Request, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
-class RunTable:
+class RunTable(Stoppable):
     """Run what a table lacks, then write table.md, index.html and results.jsonl into the directory.
 
     Fields of the config (--run.epochs 1 ...) override those of every run.
@@ -21,9 +21,6 @@ class RunTable:
     experiment: RecipeFile
     """A file with get_table() -> Table, as in experiments/."""
     request: Runs
-    stop_code: int = STOPPED
-    """Exit code of a run that was asked to stop and goes on by the same command. Some launchers start it again only on
-    certain ones, as xpk on 42 and on 127 to 255."""
     overrides: Overrides = ()
 
     def run(self) -> None:

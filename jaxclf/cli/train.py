@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxclf.cli.recipe import STOPPED, Fields, RecipeFile, must_be_python
+from jaxclf.cli.recipe import Fields, RecipeFile, Stoppable, must_be_python
 from jaxclf.config import Cluster, Config, Loader, Watching
 
 Machines = Annotated[Cluster, tyro.conf.arg(name="")]
@@ -14,7 +14,7 @@ Watched = Annotated[Watching, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(Stoppable):
     """Train one config, or go on where a run of the same config stopped in the same directory."""
 
     recipe: RecipeFile
@@ -23,9 +23,6 @@ class Train:
     """The run directory, a path or gs://BUCKET/PATH (extra `gcs`)."""
     extend: bool = False
     """Give a finished or stopped run in the directory more epochs, by a larger --run.epochs."""
-    stop_code: int = STOPPED
-    """Exit code of a run that was asked to stop and goes on by the same command. Some launchers start it again only on
-    certain ones, as xpk on 42 and on 127 to 255."""
     loader: Loader = dataclasses.field(default_factory=Loader)
     cluster: Machines = dataclasses.field(default_factory=Cluster)
     watching: Watched = dataclasses.field(default_factory=Watching)

@@ -54,23 +54,22 @@ def join(cluster: Cluster) -> None:
     if cluster.peer_timeout < 1:
         raise UsageError(f"--peer-timeout is {cluster.peer_timeout} but must be at least 1 second")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself (preemption.py)
-    _let_all_cache()
     if cluster.deterministic:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
     if cluster.devices is not None:
         _make_devices(cluster.devices)
     if jax.distributed.is_initialized():
-        return
-    if (cluster.coordinator, cluster.processes, cluster.process) != (None, None, None):
+        _let_all_cache()
+    elif (cluster.coordinator, cluster.processes, cluster.process) != (None, None, None):
         _join_stated(cluster)
     elif cluster.launcher == "tpu" or (cluster.launcher == "auto" and _has_tpu()):
         _connect(cluster, "tpu")
     elif cluster.launcher == "kubernetes" or (cluster.launcher == "auto" and _asks_kubernetes()):
         _connect(cluster, "kubernetes")
-    elif cluster.launcher != "none" and (found := launchers.place(os.environ, cluster.launcher)) is not None:
-        own: dict[str, Any] = {"local_device_ids": list(found.devices or ())}
-        own["cluster_detection_method"] = "deactivate" if found.coordinator else found.launcher
-        _connect(cluster, found.launcher, found.coordinator, found.processes, found.process, **own)
+    elif cluster.launcher != "none" and (place := launchers.place(os.environ, cluster.launcher)) is not None:
+        own: dict[str, Any] = {"local_device_ids": list(place.devices or ())}
+        own["cluster_detection_method"] = "deactivate" if place.coordinator else place.launcher
+        _connect(cluster, place.launcher, place.coordinator, place.processes, place.process, **own)
 
 
 def _let_all_cache() -> None:
@@ -127,6 +126,7 @@ def _join_stated(cluster: Cluster) -> None:
 
 
 def _connect(cluster: Cluster, what: str, *place: Any, **detection: Any) -> None:
+    _let_all_cache()
     try:
         jax.distributed.initialize(*place, **detection, heartbeat_timeout_seconds=cluster.peer_timeout)
     except RuntimeError as error:
@@ -140,9 +140,9 @@ def _has_tpu() -> bool:
 
 
 def _asks_kubernetes() -> bool:
-    """Tell whether JAX can ask Kubernetes for the other pods of a Job, where the manifest does not name them."""
-    named = "JAX_COORDINATOR_ADDRESS" in os.environ or "NNODES" in os.environ
-    return launchers.indexed_pod(os.environ) and not named and importlib.util.find_spec("kubernetes") is not None
+    """Tell whether JAX can ask Kubernetes for the other pods of a Job, where nothing else names them."""
+    unnamed = launchers.indexed_pod(os.environ) and launchers.found(os.environ) == "none"
+    return unnamed and importlib.util.find_spec("kubernetes") is not None
 
 
 def joined() -> bool:

@@ -46,20 +46,23 @@ def place(environment: Environment, launcher: str = "auto") -> Place | None:
     one left no place, and under auto where something says that this is one of several processes and nothing says where
     process 0 is: such a process would train alone, and so would each of the others.
     """
-    if launcher == "auto":
-        launcher = next((name for name, one in LAUNCHERS.items() if one.sign(environment)), "")
-        if not launcher:
-            _require_alone(environment)
-            return None
+    if launcher == "auto" and (launcher := found(environment)) == "none":
+        _require_alone(environment)
+        return None
     program, needed, _, read = LAUNCHERS[launcher]
     if missing := [name for name in needed if not environment.get(name)]:
         raise UsageError(f"this process was not started by {program}: {', '.join(missing)} is not set; {WAYS}")
-    found = read(environment)
-    if found.processes == 1:
+    own = read(environment)
+    if own.processes == 1:
         return None
-    if not 0 <= found.process < found.processes:
-        raise UsageError(f"{program} says process {found.process} of {found.processes}, which count from 0; {WAYS}")
-    return found
+    if not 0 <= own.process < own.processes:
+        raise UsageError(f"{program} says process {own.process} of {own.processes}, which count from 0; {WAYS}")
+    return own
+
+
+def found(environment: Environment) -> str:
+    """Return the first of `LAUNCHERS` whose sign is there, or none."""
+    return next((name for name, one in LAUNCHERS.items() if one.sign(environment)), "none")
 
 
 WAYS = "say where the processes are by --coordinator, --processes and --process, or --launcher none for one alone"
@@ -145,7 +148,7 @@ def _share(environment: Environment, local: int, here: int) -> tuple[int, ...] |
     if here == 1 or count < here:
         return None
     if count % here:
-        raise UsageError(f"{here} processes share {count} visible devices ({visible}), which no equal parts; {WAYS}")
+        raise UsageError(f"{here} processes share {count} visible devices ({visible}), no equal parts; {WAYS}")
     part = count // here
     return tuple(range(local * part, (local + 1) * part))
 

@@ -11,7 +11,7 @@ from jaxclf.devices.cluster import gather, together, warn
 from jaxclf.errors import RunError
 from jaxclf.storage import remove
 from jaxclf.training.checkpoint import Checkpoints, NoCheckpoint
-from jaxclf.training.run_directory import Rows, RunDirectory
+from jaxclf.training.run_directory import UNEVALUATED, Rows, RunDirectory
 from jaxclf.training.setup import Setup
 from jaxclf.training.step import TrainState
 
@@ -23,10 +23,6 @@ class Diverged(RunError):
         """Keep the step (from 1) beside the text."""
         super().__init__(text)
         self.step = step
-
-
-UNEVALUATED = "unevaluated"
-"""Directory of the checkpoint of a run that was stopped in the evaluation behind an epoch."""
 
 
 def newest(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints) -> tuple[TrainState, Rows] | None:

@@ -108,11 +108,14 @@ class Run:
         """Begin to write a checkpoint."""
         self.checkpoints.save(state, rows=len(self.rows), top1=top1)
 
+    def is_unevaluated(self, step: int) -> bool:
+        """Tell whether the run was stopped in the evaluation behind a step."""
+        epoch, inside = divmod(step, self.setup.program.timeline.steps_per_epoch)
+        return not inside and len(self.rows) < epoch
+
     def catch_up(self, state: TrainState) -> TrainState:
         """Finish the epoch of a state that a run was stopped in the evaluation of."""
-        per_epoch = self.setup.program.timeline.steps_per_epoch
-        epoch, inside = divmod(int(state.step), per_epoch)
-        if inside or len(self.rows) >= epoch:
+        if not self.is_unevaluated(int(state.step)):
             return state
         state = self.finish_epoch(state)
         self.checkpoints.settle()
@@ -121,13 +124,12 @@ class Run:
 
     def finish_epoch(self, state: TrainState) -> TrainState:
         """Complete an epoch; where a request to stop comes meanwhile, keep the state as it is and raise `Stopped`."""
-        whole = jax.tree.map(jnp.copy, state) if self.setup.layout.replicas else state  # pmap consumes what it is given
         try:
             return self._complete(state)
         except Interrupted as error:
             self.checkpoints.settle()
-            recovery.keep_unevaluated(self.directory, whole, rows=len(self.rows))
-            raise self._stopped(int(whole.step)) from error
+            recovery.keep_unevaluated(self.directory, state, rows=len(self.rows))
+            raise self._stopped(int(state.step)) from error
 
     def _stopped(self, step: int) -> Stopped:
         assert self.stops is not None
@@ -174,19 +176,19 @@ class Run:
     def finish(self, state: TrainState) -> Result:
         """Evaluate the last state on the test images, and complete the run directory."""
         self.checkpoints.settle()
+        plain = None
         try:
             test = self._evaluated(state, "test")
+            if state.average:
+                trained = state.replace(average={name: getattr(state, name) for name in state.average})
+                plain = self._evaluated(trained, "test").metrics["top1"]
         except Interrupted as error:
             raise self._stopped(int(state.step)) from error
         self._report()
         self.directory.write_predictions(test.labels, test.predictions)
         result = result_of(self.setup, self.directory, state, test, self.progress.images_per_second)
-        if state.average:
-            trained = state.replace(average={name: getattr(state, name) for name in state.average})
-            plain = evaluate_split(self.setup, trained, "test").metrics["top1"]
-            result = dataclasses.replace(result, plain_top1=plain)
         seconds = None if self.began is None else time.perf_counter() - self.began
-        result = dataclasses.replace(result, finished=utc(time.time()), seconds=seconds)
+        result = dataclasses.replace(result, finished=utc(time.time()), seconds=seconds, plain_top1=plain)
         self.directory.write("result.json", result.to_json())
         return result
 
@@ -211,6 +213,8 @@ class Run:
         """Average BatchNorm's statistics over `run.recalibrate` batches from behind the last step."""
         seed = int(state.seed)
         wanted = self.setup.config.run.recalibrate
+        if self.setup.layout.replicas and wanted:  # pmap consumes what it is given, which a stop would have to keep
+            state = jax.tree.map(jnp.copy, state)
         return recalibrated(self.setup, state, wanted, lambda step: self._read(seed, step, 1), self._stop)
 
     def _stop(self) -> bool:

@@ -36,6 +36,8 @@ from jaxclf.devices.layout import Layout
 from jaxclf.errors import RunError, UsageError, one_line
 from jaxclf.storage import Claim, Location, absolute, claim, location, retire, write_whole
 
+UNEVALUATED = "unevaluated"
+"""Directory of the checkpoint of a run that was stopped in the evaluation behind an epoch."""
 PATTERNS = "*?[]\\"
 REMOVE = "remove it, and the same command goes on from the last checkpoint"
 Rows = list[dict[str, Any]]
@@ -188,7 +190,7 @@ class RunDirectory:
         """Tell whether a checkpoint or a result was written here."""
         checkpoints = self.path / "checkpoints"
         saved = checkpoints.is_dir() and any(entry.name.isdigit() for entry in checkpoints.iterdir())
-        others = ("result.json", "damaged_checkpoints", "unevaluated")
+        others = ("result.json", "damaged_checkpoints", UNEVALUATED)
         return saved or any((self.path / name).exists() for name in others)
 
     def _extend(self, there: Config, config: Config) -> None:
@@ -343,8 +345,19 @@ def _drivers() -> dict[str, str]:
     packages = {dist.name: dist.version for dist in importlib.metadata.distributions() if dist.name}
     found = {name: version for name, version in packages.items() if re.match(r"nvidia-cud(nn|a-runtime)", name)}
     file = Path("/proc/driver/nvidia/version")
-    driver = re.search(r"Kernel Module[^\d]*([\d.]+)", file.read_text()) if file.exists() else None
-    return {"driver": driver[1] if driver else "unknown", **dict(sorted(found.items()))}
+    return {"driver": driver_version(file.read_text() if file.exists() else ""), **dict(sorted(found.items()))}
+
+
+def driver_version(text: str) -> str:
+    """Return the version that /proc/driver/nvidia/version states.
+
+    >>> driver_version("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23")
+    '570.86.15'
+    >>> driver_version("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build")
+    '580.65.06'
+    """
+    found = re.search(r"\d+(\.\d+)+", text)
+    return found[0] if found else "unknown"
 
 
 def cores() -> int:

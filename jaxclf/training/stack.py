@@ -26,7 +26,7 @@ from jaxclf.devices.preemption import Requests
 from jaxclf.errors import UsageError
 from jaxclf.storage import Location, location
 from jaxclf.training.checkpoint import Checkpoints
-from jaxclf.training.loop import A_HEARTBEAT, Loop
+from jaxclf.training.loop import A_HEARTBEAT, Loop, steps_done
 from jaxclf.training.parallel import stacked_steps, train_steps
 from jaxclf.training.run import Run, opened
 from jaxclf.training.run_directory import Result, RunDirectory
@@ -166,6 +166,8 @@ class Stack:
 
     def catch_up(self, state: TrainState) -> TrainState:
         """Complete the epoch of every run that was stopped, by itself, in the evaluation of it."""
+        if not any(run.is_unevaluated(steps_done(state)) for run in self.runs):
+            return state
         return stacked([run.catch_up(own) for run, own in self._each(state)])
 
     def finish_epoch(self, state: TrainState) -> TrainState:

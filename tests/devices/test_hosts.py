@@ -6,7 +6,6 @@ Working directories stand for hosts: what a relative path leads to is another fi
 import dataclasses
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,9 @@ def hosts(tmp_path: Path, photo_folder: Path) -> list[Path]:
 
 def refusal(launch: Callable[..., Any], hosts: list[Path], *flags: str, workdir: Path) -> str:
     """Return the line with which all processes end, which is the same one."""
-    began = time.monotonic()
     started = launch("train", "recipe.py", *flags, workdir=workdir, processes=2, places=hosts)
-    ended = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
+    ended = [(process.communicate(timeout=60)[1], process.returncode) for process in started]
     assert [code for _, code in ended] == [2, 2], ended
-    assert time.monotonic() - began < 30
     first, second = ([line for line in said.splitlines() if line.startswith("jaxclf: ")] for said, _ in ended)
     assert len(first) == 1
     assert first == second

@@ -146,6 +146,7 @@ STOPS = {
     "evaluation": ({}, 21 + 3, 21),
     "measures": ({"collapse": True}, 21 + 7 + 30, 21),
     "recalibration": ({"recalibrate": 4}, 21 + 7 + 21 + 2, 42),
+    "recalibration of replicas": ({"recalibrate": 4, "parallel": "pmap"}, 21 + 7 + 21 + 2, 42),
     "last evaluation": ({}, 2 * (21 + 7) + 3, 42),
 }
 """Fields of run, at which question it is to stop, and behind which step that is."""
