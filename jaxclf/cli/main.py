@@ -103,7 +103,7 @@ def _run(args: Sequence[str]) -> int:
     stop_code = STOPPED
     try:
         command = parse(args)
-        if not 1 <= (stop_code := command.stop_code if isinstance(command, Stoppable) else STOPPED) <= 255:
+        if not 1 <= (stop_code := _stop_code(command)) <= 255:
             raise UsageError(f"--stop-code is {stop_code} but must be from 1 to 255")
         import absl.logging  # noqa: F401  # makes its logger, whose level would otherwise be set anew
 
@@ -120,6 +120,10 @@ def _run(args: Sequence[str]) -> int:
         print("jaxclf: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _stop_code(command: object) -> int:
+    return command.stop_code if isinstance(command, Stoppable) else STOPPED
 
 
 def parse(args: Sequence[str]) -> Any:
