@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,19 @@ def script(name: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses and tyro look a class's module up
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def ray_secret() -> Iterator[None]:
+    """Let the Ray clusters of these tests, and them alone, know each other by a token; Ray would write one into HOME.
+
+    For every test with Ray, and for as long as the process lives: Ray reads the variables once, its servers anew.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        pytest.importorskip("ray", reason="needs Ray (the extra ray)")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -61,17 +60,7 @@ class Started:
 
 
 @pytest.fixture(scope="module")
-def secret() -> Iterator[None]:
-    """Let the clusters of these tests, and them alone, know each other by a token; Ray would write one into HOME."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        pytest.importorskip("ray", reason="needs the extra ray")  # which reads them once
-        yield
-
-
-@pytest.fixture(scope="module")
-def cluster(secret: None) -> Iterator[Started]:
+def cluster(ray_secret: None) -> Iterator[Started]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -213,7 +202,7 @@ def test_a_signal_ends_the_workers_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_complete(
-    tmp_path: Path, secret: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, ray_secret: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """On a cluster of its own; a run that diverges is not tried again."""
     monkeypatch.chdir(ROOT)

@@ -293,9 +293,8 @@ def test_images_and_run_in_a_bucket_read_by_other_processes_end_as_local_ones(
 
 @pytest.mark.slow
 def test_a_sweep_on_ray_in_a_bucket_ends_as_the_local_one(
-    bucket: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ray_secret: None, bucket: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("ray", reason="needs Ray (the extra ray)")
     recipe = recipe_of(CONFIG, tmp_path / "recipes")
     command = ["sweep", str(recipe), "--grid", "optim.lr=0.1", "--seeds", "0", "--executor", "ray", "--no-render"]
     lines([*command, "--workdir", f"{bucket}/sweep"], capsys)
