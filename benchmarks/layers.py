@@ -2,9 +2,10 @@
 
 Run:  python benchmarks/layers.py [--layers batch_norm ...] [--batch 16] [--rounds 7] [--seconds 0.5] [--json FILE]
 
-Each layer of `jaxclf.models.fast_layers` that this platform compiles in a form of its own, at a size of ResNet-50 or
-MobileNetV2 on 224x224 images: the forward pass, and that with the backward pass of one random gradient to all of its
-inputs but images. Arrays are float32 on a CPU and bfloat16 elsewhere, and are on the device.
+Each layer of `jaxclf.models.fast_layers` that this platform compiles in a form of its own, at a size of ResNet-18,
+ResNet-50 or MobileNetV2 on 224x224 images: the forward pass, and that with the backward pass of one random gradient to
+all of its inputs but images. jaxclf's form is compiled with the options of `jaxclf.devices.compiler`. Arrays are
+float32 on a CPU and bfloat16 elsewhere, and are on the device.
 
 Before anything is timed, answers and gradients of both forms are compared. Both are compiled first and measured in
 turn, round by round, every second round backwards; a measurement makes calls, ten at a time, until its seconds are
@@ -52,6 +53,9 @@ LAYERS = {
     "batch_norm and ReLU, 112x112x64": Layer(((0, 112, 112, 64), (64,), (64,)), ("cpu", "gpu")),
     "max_pool 3x3 / 2, 112x112x64": Layer(((0, 112, 112, 64),), ("cpu", "gpu")),
     "conv 7x7 / 2 of images": convolved((7, 7, 3, 64), (224, 224, 3), "gpu", images=True),
+    "conv 3x3, 56x56x64": convolved((3, 3, 64, 64), (56, 56, 64), "cpu"),
+    "conv 3x3, 14x14x256": convolved((3, 3, 256, 256), (14, 14, 256), "cpu"),
+    "conv 3x3 / 2, 56x56x64 to 128": convolved((3, 3, 64, 128), (56, 56, 64), "cpu"),
     "conv 1x1, 56x56x64 to 256": convolved((1, 1, 64, 256), (56, 56, 64), "cpu"),
     "conv 1x1, 56x56x256 to 64": convolved((1, 1, 256, 64), (56, 56, 256), "cpu"),
     "conv 1x1, 14x14x1024 to 256": convolved((1, 1, 1024, 256), (14, 14, 1024), "cpu"),
@@ -126,6 +130,7 @@ def passes(name: str, batch: int, dtype: str) -> dict[tuple[str, str], Callable[
     import jax
     import jax.numpy as jnp
 
+    from jaxclf.devices import compiler
     from jaxclf.errors import RunError
 
     rng, layer = np.random.default_rng(0), LAYERS[name]
@@ -144,9 +149,10 @@ def passes(name: str, batch: int, dtype: str) -> dict[tuple[str, str], Callable[
         value, pull = jax.vjp(of, *inputs[learned[0] :])
         return value, *pull(gradient)
 
+    compilers: dict[str, Any] = {"XLA": jax.jit, "jaxclf": compiler.jit}
     for form, function in both.items():
-        forward = jax.jit(function)
-        whole = jax.jit(functools.partial(derive, function))
+        forward = compilers[form](function)
+        whole = compilers[form](functools.partial(derive, function))
         answers.append([np.asarray(one, np.float64) for one in whole(gradient, *inputs)])
         forward(*inputs)
         found[form, "forward"] = functools.partial(forward, *inputs)

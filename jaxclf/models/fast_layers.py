@@ -37,7 +37,7 @@ def convolution(
     For CPUs, 1x1 convolutions are compiled as matrix products, and depthwise ones as a sum of k * l shifted products;
     XLA's convolutions take several times as long there. For NVIDIA's GPUs, convolutions of images, c <= 4, with a
     stride are compiled as ones without of what each step holds, for which cuDNN uses its matrix units. All else is
-    compiled as it is.
+    compiled as it is; where it has no groups, its input is `kept`.
     """
 
     def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -53,7 +53,7 @@ def convolution(
     elif groups == 1 and height == width > 1 and x.shape[-1] <= 4 and not dilated:
         platform, form = "cuda", functools.partial(space_to_depth, stride=height, padding=padding, options=options)
     else:
-        return plain(x, kernel)
+        return plain(kept(x, kernel), kernel) if groups == 1 else plain(x, kernel)
     # Computed again in the backward pass, so that it stores what the convolution does: its two arguments.
     form = jax.checkpoint(form, prevent_cse=False)
     return jax.lax.platform_dependent(x, kernel, default=plain, **{platform: form})
@@ -62,7 +62,8 @@ def convolution(
 def product(x: jax.Array, kernel: jax.Array, strides: Sequence[int], precision: Any) -> jax.Array:
     """Return the convolution with a kernel [1 1 c d], as a matrix product."""
     taken = x[:, :: strides[0], :: strides[1]]
-    return jax.lax.dot_general(taken, kernel[0, 0], (((3,), (0,)), ((), ())), precision=precision)
+    rows = taken.reshape(-1, taken.shape[-1])  # XLA takes several times as long for a gradient over three axes
+    return jnp.matmul(rows, kernel[0, 0], precision=precision).reshape(*taken.shape[:3], -1)
 
 
 def shifted(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> jax.Array:
@@ -125,6 +126,22 @@ def stored(x: jax.Array, beside: Float[Array, " c"]) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(beside[0], f"uint{8 * beside.dtype.itemsize}")
     always = jax.lax.population_count(bits) <= 64
     return jax.lax.cond(always, lambda x: x, lambda x: jnp.full_like(x, jnp.nan), x)
+
+
+@jax.custom_jvp
+def kept(x: jax.Array, beside: jax.Array) -> jax.Array:
+    """Return x; on a CPU `stored`, where it is differentiated.
+
+    A convolution's gradient for its kernel reads x transposed, for which XLA computes all that made x again there.
+    """
+    return x
+
+
+@kept.defjvp
+def _kept_tangent(given: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
+    x, beside = given
+    x = jax.lax.platform_dependent(x, beside.reshape(-1), cpu=stored, default=lambda x, _: x)
+    return x, tangents[0]
 
 
 def _channels(values: ArrayLike) -> Float[ArrayLike, "1 1 1 c"]:

@@ -14,6 +14,7 @@ from jaxclf.data.datasets import resolve
 from jaxclf.data.kinds import ResidentSet, StreamedSet
 from jaxclf.data.sources import Report
 from jaxclf.data.transforms import Preprocessing
+from jaxclf.devices import compiler
 from jaxclf.errors import UsageError
 from jaxclf.tools.inputs import BATCH, Inputs, open_inputs
 from jaxclf.training.losses import means, metric_sums, zeros
@@ -42,7 +43,7 @@ def accuracy(weights: Weights, data: DataConfig, *, split: str = "test", report:
     for images that cannot be read, and for answers that are not finite.
     """
     dataset, inputs = open_split(weights, data, split, report)
-    step = jax.jit(functools.partial(_answers, weights.model))
+    step = compiler.jit(functools.partial(_answers, weights.model))
     answers = (
         (own, *step(weights.variables, images, *padded(own, BATCH)))
         for images, own in inputs.batches(split, f"evaluating {split}")

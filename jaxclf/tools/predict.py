@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import numpy as np
 
 from jaxclf.data.decoding import decode, is_turned
 from jaxclf.data.transforms import Preprocessing, preprocess, to_image
+from jaxclf.devices import compiler
 from jaxclf.errors import UsageError
 from jaxclf.models.classifier import Classifier
 from jaxclf.tools.inputs import image_channels
@@ -62,7 +62,7 @@ def predict(
         raise UsageError(f"top is {top} but must be at least 1")
     require_channels(model, variables, preprocessing)
     names = class_names if class_names is not None else [str(index) for index in range(count)]
-    apply, size = jax.jit(model.apply), min(BATCH, len(files))
+    apply, size = compiler.jit(model.apply), min(BATCH, len(files))
     results: list[Prediction] = []
     turned: list[str] = []
     for start in range(0, len(files), BATCH):

@@ -20,6 +20,7 @@ from PIL import Image
 from jaxclf.data.decoding import decode, to_array, upright
 from jaxclf.data.sources import Report
 from jaxclf.data.transforms import Preprocessing, resize, square, standardise, to_image
+from jaxclf.devices import compiler
 from jaxclf.errors import UsageError, unknown
 from jaxclf.models import taps
 from jaxclf.models.attribution import METHODS, attribute, require_layer
@@ -146,7 +147,7 @@ class Eye:
         """Compile nothing yet; `chosen` are the classes, empty: the strongest ones."""
         self._model, self._variables, self._preprocessing = model, variables, preprocessing
         self._asked, self._chosen = asked, np.array(chosen, np.int64)
-        self._apply = jax.jit(model.apply)
+        self._apply = compiler.jit(model.apply)
         self._fine = None if asked.stride is None else finest(model)
         self._backward = any(method != "maps" for method in asked.methods)
 
@@ -258,7 +259,7 @@ def costs(
 
     The median over rounds of ratios within a round, in which all are run once, one after another.
     """
-    apply, classes = jax.jit(model.apply), np.zeros((len(images), 1), np.int64)
+    apply, classes = compiler.jit(model.apply), np.zeros((len(images), 1), np.int64)
 
     def maps(method: str) -> Callable[[], Any]:
         own = layer if method.startswith("grad_cam") else None

@@ -14,6 +14,7 @@ from jaxclf.config import DataConfig, Probing, validate
 from jaxclf.data.datasets import resolve
 from jaxclf.data.sources import UNREADABLE, Report
 from jaxclf.data.transforms import Preprocessing
+from jaxclf.devices import compiler
 from jaxclf.errors import UsageError
 from jaxclf.intervals import student_half_width, wilson
 from jaxclf.models.torch_weights import not_finite
@@ -83,7 +84,7 @@ def transfer(
     images = jax.ShapeDtypeStruct((BATCH, size, size, channels), np.float32)
     width = jax.eval_shape(step, weights.variables, images).shape[1]
     _require_images(inputs.labels("train"), dataset.class_names, probing)
-    step = jax.jit(step)
+    step = compiler.jit(step)
     train, test = (_labelled(step, weights, inputs, split) for split in ("train", "test"))
     linear = probe.linear_probe(train)
     return Transfer(

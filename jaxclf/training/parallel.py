@@ -1,4 +1,7 @@
-"""The compiled steps, one for each meaning: jit over a mesh, jit of vmap for stacked runs, pmap over replicas."""
+"""The compiled steps, one for each meaning: jit over a mesh, jit of vmap for stacked runs, pmap over replicas.
+
+The first is compiled with the options of devices/compiler.py; pmap takes none.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxclf.devices import compiler
 from jaxclf.devices.layout import AXIS, ReplicaSpread
 from jaxclf.training.recalibration import recalibrate
 from jaxclf.training.step import Program, TrainState, take_steps
@@ -40,8 +44,8 @@ def stacked_steps(program: Program, state: TrainState, images: Any, labels: Any,
     return jax.vmap(functools.partial(take_steps, program), in_axes=(0, pool, pool, 0))(*given)
 
 
-_take_steps = jax.jit(take_steps, static_argnums=0, donate_argnums=1)
-_recalibrate = jax.jit(recalibrate, static_argnums=0)
+_take_steps = compiler.jit(take_steps, static_argnums=0, donate_argnums=1)
+_recalibrate = compiler.jit(recalibrate, static_argnums=0)
 
 
 def _call(

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from jaxclf.config import AugmentConfig, ElasticConfig, LossConfig, ModelConfig, OptimConfig
 from jaxclf.data.augment import augment, mix, normalise, views
+from jaxclf.devices import compiler
 from jaxclf.devices.layout import ALONE, Spread
 from jaxclf.models.classifier import Classifier
 from jaxclf.models.initialisation import initialise
@@ -362,7 +363,7 @@ class Answers(NamedTuple):
     predictions: Int[Array, " b"]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(compiler.jit, static_argnums=0)
 def eval_step(
     program: Program,
     state: TrainState,
@@ -377,7 +378,7 @@ def eval_step(
     return program.spread.whole((losses.metric_sums(logits, labels, mask), _answers(logits, labels, mask)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(compiler.jit, static_argnums=0)
 def feature_step(
     program: Program,
     state: TrainState,

@@ -1,6 +1,7 @@
 """Layers in other forms than XLA's: the same functions, with the same gradients, and where each is compiled."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -160,6 +161,46 @@ def test_other_convolutions_are_the_same_everywhere(shape: tuple[int, ...]) -> N
         for platform in ("cpu", "cuda", "tpu")
     }
     assert len(programs) == 1
+
+
+@pytest.mark.parametrize(("platform", "times"), [("cpu", 1), ("cuda", 0), ("tpu", 0)])
+def test_only_a_cpu_stores_what_a_convolution_reads_and_only_to_differentiate_it(platform: str, times: int) -> None:
+    given = jnp.ones((2, 8, 8, 5)), jnp.ones((3, 3, 5, 6))
+    ours, plain = (
+        functools.partial(with_gradients, lambda x, kernel, one=one: one(x, kernel, (1, 1), [(1, 1)] * 2, **FLAX))
+        for one in (convolution, jax.lax.conv_general_dilated)
+    )
+    lines = lowered(ours, platform, *given)
+    assert sum("stablehlo.popcnt" in line for line in lines) == times
+    found, expected = (
+        [operation(line) for line in one if "stablehlo.convolution" in line]
+        for one in (lines, lowered(plain, platform, *given))
+    )
+    assert found == expected
+    assert len(found) == 3
+
+
+def operation(line: str) -> str:
+    """Return a line of a program without the names of values."""
+    return re.sub(r"%\w+", "%", line)
+
+
+def test_a_stored_input_changes_no_derivative() -> None:
+    """Forward, backward, and the second one, in float64."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        given = [jnp.asarray(rng.normal(size=shape)) for shape in ((2, 6, 6, 3), (3, 3, 3, 4))]
+        derivatives = []
+        for convolve in (convolution, jax.lax.conv_general_dilated):
+
+            def total(x: jax.Array, kernel: jax.Array, convolve: Any = convolve) -> jax.Array:
+                return jnp.square(convolve(x, kernel, (2, 2), [(1, 1)] * 2, **FLAX)).sum()
+
+            gradients = jax.jit(jax.grad(total, argnums=(0, 1)))
+            forward = jax.jit(lambda *given, total=total: jax.jvp(total, given, given))
+            second = jax.jit(lambda *given, gradients=gradients: jax.jvp(gradients, given, given)[1])
+            derivatives.append((*gradients(*given), *forward(*given), *second(*given)))
+        assert_equal(*derivatives)
 
 
 def lowered(function: Callable[..., Any], platform: str, *given: jax.Array) -> list[str]:

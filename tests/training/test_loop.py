@@ -242,7 +242,7 @@ def test_environment_names_versions_device_and_commit(finished: tuple[Path, Resu
 def programs() -> list[int]:
     """Count the compiled programs of each step."""
     steps: list[Any] = [parallel._take_steps, eval_step]
-    return [step._cache_size() for step in steps]
+    return [step.jitted._cache_size() for step in steps]
 
 
 def test_runs_that_differ_in_seed_share_compiled_functions_and_nothing_else(
