@@ -25,8 +25,6 @@ class Measured(NamedTuple):
     title: str
     network: str
     file: str
-    run: str = "json"
-    """Name of the run in README's text."""
 
 
 GPU = (
@@ -35,12 +33,12 @@ GPU = (
     Measured("ResNet-50", "resnet50", "train_step_h200_resnet50"),
 )
 CPU = (
-    Measured("ResNet-32", "resnet32", "train_step_cpu_layers", "b"),
-    Measured("DenseNet-BC(100, 12)", "densenet_bc_100_12", "train_step_cpu_layers", "b"),
-    Measured("ResNet-18", "resnet18", "train_step_cpu", "a"),
-    Measured("ResNet-50", "resnet50", "train_step_cpu_layers_resnet50", "c"),
-    Measured("MobileNetV2", "mobilenet_v2", "train_step_cpu_layers_mobilenet_v2", "d"),
-    Measured("ShuffleNetV2 x0.5", "shufflenet_v2_x0_5", "train_step_cpu_depthwise", "e"),
+    Measured("ResNet-32", "resnet32", "train_step_cpu"),
+    Measured("DenseNet-BC(100, 12)", "densenet_bc_100_12", "train_step_cpu"),
+    Measured("ResNet-18", "resnet18", "train_step_cpu"),
+    Measured("ResNet-50", "resnet50", "train_step_cpu"),
+    Measured("MobileNetV2", "mobilenet_v2", "train_step_cpu"),
+    Measured("ShuffleNetV2 x0.5", "shufflenet_v2_x0_5", "train_step_cpu"),
 )
 INPUT = (
     ("110 kB JPEGs, RandomResizedCrop 224: ours", "imagenet", "jaxclf stream, threads"),
@@ -85,7 +83,7 @@ def memory(own: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str
 
 def link(one: Measured) -> str:
     """Return a link to the rounds."""
-    return f"[{one.run}](benchmarks/results/{one.file}.json)"
+    return f"[json](benchmarks/results/{one.file}.json)"
 
 
 def table(titles: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
@@ -118,11 +116,10 @@ def cpu() -> Iterator[str]:
         for one in CPU:
             found = rows_of(one)
             own = found["jaxclf"]
-            cells = (ratio(own), ratio(found.get("jaxclf_cores")), memory(own, found), link(one))
-            yield one.title, str(own["batch"]), *cells
+            rate = f"{own['images_per_second']['median']:,.1f}"
+            yield one.title, str(own["batch"]), rate, ratio(own), memory(own, found)
 
-    titles = ("network", "batch", "ratio to torch's fastest", "with `--devices 2`", "memory, torch's least", "rounds")
-    return table(titles, rows())
+    return table(("network", "batch", "images/s", "ratio to torch's fastest", "memory, torch's least"), rows())
 
 
 def input_pipeline() -> Iterator[str]:

@@ -1,6 +1,7 @@
 """benchmarks/report.py: README's tables of speed are those of the committed results."""
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def test_readmes_tables_are_those_of_the_committed_results(report: Any) -> None:
 
 def test_a_number_that_was_typed_by_hand_is_found_and_mended(report: Any) -> None:
     text = (ROOT / "README.md").read_text()
-    forged = text.replace("| ResNet-32 | 128 | 0.26 (0.25 to 0.28)", "| ResNet-32 | 128 | 0.96 (0.95 to 0.98)")
+    forged = re.sub(r"(<!-- cpu: .*?\| ResNet-32 \| 128 \|) [\d.]+ ", r"\1 9999 ", text, count=1, flags=re.DOTALL)
     assert forged != text
     assert report.rendered(forged) == text
 
