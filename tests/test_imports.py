@@ -98,3 +98,12 @@ def test_training_and_its_page_import_neither_tensorflow_nor_torch_nor_pyplot(tm
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_a_list_of_networks_imports_no_scipy() -> None:
+    """It would take a fifth of the time."""
+    script = "import sys, jaxclf; jaxclf.list_models(); print([name for name in sys.modules if name == 'scipy'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -7,7 +7,6 @@ quadratic forms of J. Conway and J. Seidel's line systems; R. Gold, Optimal bina
 import functools
 
 import numpy as np
-import scipy.linalg
 
 from jaxclf.models.matrices.finite_fields import characters, multiply, prime_power, trace
 
@@ -38,6 +37,13 @@ def _recipe(order: int) -> tuple[str, int] | None:
     return None if found is None else ("kronecker", found)
 
 
+def _sylvester(order: int) -> np.ndarray:
+    """Return Sylvester's matrix of a power of two, int [n n]."""
+    from scipy.linalg import hadamard  # a fifth of the time that a list of networks would take to import
+
+    return hadamard(order)
+
+
 @functools.lru_cache(maxsize=8)
 def hadamard_of(order: int) -> np.ndarray:
     """Return a Hadamard matrix with a first row and a first column of ones, float64 [n n]: W W' = n I.
@@ -49,7 +55,7 @@ def hadamard_of(order: int) -> np.ndarray:
     assert recipe is not None, "ask buildable() first"
     kind, number = recipe
     if kind == "sylvester":
-        return scipy.linalg.hadamard(order).astype(np.float64)
+        return _sylvester(order).astype(np.float64)
     if kind == "kronecker":
         return np.kron(hadamard_of(number), hadamard_of(order // number))
     power = prime_power(number)
@@ -83,7 +89,7 @@ def kerdock(rows: int, columns: int, seed: int) -> np.ndarray:
     r = columns.bit_length() - 2
     z = np.arange(columns)
     x, x0 = z % 2**r, z // 2**r
-    linear = scipy.linalg.hadamard(columns)
+    linear = _sylvester(columns)
     found = []
     for a in range(min(2**r, -(-rows // columns))):
         ax = multiply(np.full_like(x, a), x, r)
