@@ -122,8 +122,10 @@ def emulated() -> Iterator[collections.Counter[str]]:
     with served(port, address):
         make_bucket(address, BUCKET)
         handler.counts.clear()
-        yield handler.counts
-        proxy.shutdown()
+        try:
+            yield handler.counts
+        finally:
+            proxy.shutdown()
 
 
 # 2. What is measured

@@ -32,13 +32,16 @@ GPU = (
     Measured("ResNet-18", "resnet18", "train_step_h200_resnet18"),
     Measured("ResNet-50", "resnet50", "train_step_h200_resnet50"),
 )
-CPU = (
-    Measured("ResNet-32", "resnet32", "train_step_cpu"),
-    Measured("DenseNet-BC(100, 12)", "densenet_bc_100_12", "train_step_cpu"),
-    Measured("ResNet-18", "resnet18", "train_step_cpu"),
-    Measured("ResNet-50", "resnet50", "train_step_cpu"),
-    Measured("MobileNetV2", "mobilenet_v2", "train_step_cpu"),
-    Measured("ShuffleNetV2 x0.5", "shufflenet_v2_x0_5", "train_step_cpu"),
+CPU = tuple(
+    Measured(title, network, "train_step_cpu")
+    for title, network in (
+        ("ResNet-32", "resnet32"),
+        ("DenseNet-BC(100, 12)", "densenet_bc_100_12"),
+        ("ResNet-18", "resnet18"),
+        ("ResNet-50", "resnet50"),
+        ("MobileNetV2", "mobilenet_v2"),
+        ("ShuffleNetV2 x0.5", "shufflenet_v2_x0_5"),
+    )
 )
 INPUT = (
     ("110 kB JPEGs, RandomResizedCrop 224: ours", "imagenet", "jaxclf stream, threads"),

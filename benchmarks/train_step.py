@@ -36,7 +36,8 @@ rounds. Compiling is not timed. What ends, or does not answer within the limit, 
 
 Memory is the peak of a process. On a GPU it is that of the framework's allocator since the process started, so with
 what the choice of algorithms took. On a CPU it is the resident memory while training, less that before the network was
-made, so with what compiling left behind. --huge-pages gives both sides glibc's tunable hugetlb=1; otherwise neither.
+made, so with what compiling left behind. --huge-pages gives both sides glibc's tunable hugetlb=1, as jaxclf's command
+line gives it to itself; otherwise neither has it.
 
 Exit code: 0; 1 where something could not be measured; 2 for arguments that cannot work.
 """

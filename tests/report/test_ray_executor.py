@@ -27,6 +27,7 @@ from jaxclf.devices.preemption import Requests
 from jaxclf.errors import Stopped, UsageError
 from jaxclf.report import ray_executor
 from jaxclf.report.ray_executor import Outcome, RayCluster, Run
+from tests.conftest import script
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "tests" / "tiny.py")
@@ -61,9 +62,7 @@ class Started:
 
 @pytest.fixture(scope="module")
 def cluster(ray_secret: None) -> Iterator[Started]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = script("fake_gcs").free_port()
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as home:  # short: it holds sockets
         (temporary := Path(home) / "tmp").mkdir()
         threads = RayCluster().threads
